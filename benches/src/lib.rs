@@ -1,0 +1,1 @@
+//! What the benchmarks share: stores and WAL of a known shape.

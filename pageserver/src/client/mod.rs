@@ -1,0 +1,1 @@
+//! What tools and tests use to talk to a page server.

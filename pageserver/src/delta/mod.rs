@@ -1,0 +1,1 @@
+//! What a delta holds, and how those that are ours apply.

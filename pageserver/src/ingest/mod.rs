@@ -1,0 +1,1 @@
+//! A decoded record becomes versions.

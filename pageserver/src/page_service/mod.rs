@@ -1,0 +1,1 @@
+//! The libpq server: commands for people, pagestream for computes.

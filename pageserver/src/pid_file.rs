@@ -1,0 +1,1 @@
+//! The locked and validated pid file.

@@ -1,0 +1,1 @@
+//! The client side of PostgreSQL's replication protocol.

@@ -1,0 +1,1 @@
+//! Waits until a number that only grows has reached a value.

@@ -1,0 +1,1 @@
+//! RocksDB and the layers in memory in front of it.

@@ -1,0 +1,1 @@
+//! Reads as of an LSN, through ancestors; the repository of all timelines.

@@ -1,0 +1,1 @@
+//! Segment files of one timeline on disk.

@@ -1,0 +1,1 @@
+//! Streams WAL from a primary, for ever.

@@ -1,0 +1,1 @@
+//! The CheckPoint struct: next xid, oid, multixact as of an LSN.

@@ -1,0 +1,1 @@
+//! `global/pg_control`.

@@ -1,0 +1,1 @@
+//! Pages and tuples as a person reads them.

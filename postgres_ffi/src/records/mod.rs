@@ -1,0 +1,1 @@
+//! What the records of each resource manager say, as far as a page server must know without redo.

@@ -1,0 +1,1 @@
+//! Arithmetic of CLOG, multixact and commit timestamp pages.

@@ -1,0 +1,1 @@
+//! The write-ahead log: pages, records, blocks, images.

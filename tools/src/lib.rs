@@ -1,0 +1,1 @@
+//! The subcommands of `pagectl`, one module each.
