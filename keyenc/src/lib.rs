@@ -176,7 +176,9 @@ mod class {
 }
 
 /// An [`Object`] in its 18 ordered bytes: what maps in memory are keyed by.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
 #[repr(transparent)]
 pub struct Key([u8; KEY_LEN]);
 
@@ -242,8 +244,9 @@ impl Key {
                 empty(&[a, b, c]).and_then(|()| Ok(Object::SlruSegment { kind: slru()?, segment_no: e }))
             }
             class::SLRU_PAGE => empty(&[a, b, c]).and_then(|()| Ok(Object::SlruPage { kind: slru()?, page_no: e })),
-            class::TWO_PHASE => empty(&[c, d.into(), e])
-                .map(|()| Object::TwoPhase { xid: u64::from(a) << 32 | u64::from(b) }),
+            class::TWO_PHASE => {
+                empty(&[c, d.into(), e]).map(|()| Object::TwoPhase { xid: u64::from(a) << 32 | u64::from(b) })
+            }
             class::REPLICATION_ORIGIN => {
                 let origin_id = u16::try_from(e).map_err(|_| KeyError::NotZero { class })?;
                 empty(&[a, b, c, d.into()]).map(|()| Object::ReplicationOrigin { origin_id })
@@ -264,10 +267,7 @@ impl Key {
     /// First and last key of the class that `object` belongs to, whatever its fields.
     pub fn class_of(object: Object) -> (Self, Self) {
         let class = Key::from(object).0[0];
-        (
-            Self::pack(class, 0, 0, 0, 0, 0),
-            Self::pack(class, u32::MAX, u32::MAX, u32::MAX, u8::MAX, u32::MAX),
-        )
+        (Self::pack(class, 0, 0, 0, 0, 0), Self::pack(class, u32::MAX, u32::MAX, u32::MAX, u8::MAX, u32::MAX))
     }
 }
 
@@ -282,7 +282,9 @@ impl From<Object> for Key {
             Object::RelationSize { rel, fork } => {
                 Self::pack(class::RELATION_SIZE, rel.spc_oid, rel.db_oid, rel.rel_number, fork as u8, 0)
             }
-            Object::SlruSegment { kind, segment_no } => Self::pack(class::SLRU_SEGMENT, 0, 0, 0, kind as u8, segment_no),
+            Object::SlruSegment { kind, segment_no } => {
+                Self::pack(class::SLRU_SEGMENT, 0, 0, 0, kind as u8, segment_no)
+            }
             Object::SlruPage { kind, page_no } => Self::pack(class::SLRU_PAGE, 0, 0, 0, kind as u8, page_no),
             Object::TwoPhase { xid } => {
                 Self::pack(class::TWO_PHASE, (xid >> 32) as u32, (xid & 0xFFFF_FFFF) as u32, 0, 0, 0)

@@ -17,26 +17,23 @@ fn golden_bytes_of_a_block_version() {
         lsn: Lsn::new(0x1_6B5A_5050),
         kind: Kind::Image,
     };
-    assert_eq!(hex(&version.encode()), "00000001400000067f0000000500004000020000000700000001\
-         6b5a505003".replace(' ', ""));
+    assert_eq!(
+        hex(&version.encode()),
+        "00000001400000067f0000000500004000020000000700000001\
+         6b5a505003"
+            .replace(' ', "")
+    );
     assert_eq!(VersionKey::decode(&version.encode()), Ok(version));
 }
 
 #[test]
 fn refuses_what_is_not_a_key() {
-    let good = VersionKey {
-        timeline: TimelineNo(1),
-        key: Object::Checkpoint.into(),
-        lsn: Lsn::new(8),
-        kind: Kind::Image,
-    }
-    .encode();
+    let good =
+        VersionKey { timeline: TimelineNo(1), key: Object::Checkpoint.into(), lsn: Lsn::new(8), kind: Kind::Image }
+            .encode();
     assert!(VersionKey::decode(&good).is_ok());
     for length in 0..ENCODED_KEY_LEN {
-        assert_eq!(
-            VersionKey::decode(&good[..length]),
-            Err(KeyError::Length { expected: ENCODED_KEY_LEN, length })
-        );
+        assert_eq!(VersionKey::decode(&good[..length]), Err(KeyError::Length { expected: ENCODED_KEY_LEN, length }));
     }
     let with = |at: usize, byte: u8| {
         let mut bad = good;

@@ -2,17 +2,17 @@
 //!
 //! In stack order; a module uses those above it, never those below. `docs/architecture.md` has the picture.
 
+pub mod client;
 pub mod config;
+pub mod delta;
+pub mod import;
+pub mod ingest;
+pub mod page_service;
 pub mod pid_file;
+pub mod redo;
+pub mod replication;
 pub mod seq_wait;
 pub mod store;
-pub mod delta;
-pub mod redo;
 pub mod timeline;
-pub mod ingest;
 pub mod wal;
-pub mod replication;
 pub mod wal_receiver;
-pub mod import;
-pub mod page_service;
-pub mod client;
