@@ -1,0 +1,1 @@
+//! A stock PostgreSQL as redo engine, in a process of its own.
