@@ -1,0 +1,1 @@
+//! WAL bytes in, whole records out.
