@@ -25,7 +25,7 @@ extension: ## build the redo extension for every version that has headers here
 	  include=/usr/include/postgresql/$$version/server; \
 	  [ -d $$include ] || include=$(PAGESERVER_PG_HOME)/headers/$$version$$include; \
 	  [ -d $$include ] || { echo "no server headers of PostgreSQL $$version: run 'make setup'" >&2; exit 1; }; \
-	  $(MAKE) --no-print-directory -C pageserver/redo_extension INCLUDE=$$include OUTPUT=$(EXTENSION_DIR)/$$version; \
+	  $(MAKE) --no-print-directory -C pageserver/redo_extension INCLUDE=$$include OUT=$(EXTENSION_DIR)/$$version; \
 	done
 
 test: setup build check ## set up, build, run all tests and all checks (what CI runs)
