@@ -14,6 +14,7 @@ pub mod rmgr;
 pub mod image;
 
 pub mod stream;
+mod stream_input;
 
 pub mod find_end;
 
@@ -21,3 +22,4 @@ pub mod trim;
 
 pub use image::{Compression, ImageError};
 pub use record::{BlockImage, DecodeError, DecodedBlock, DecodedRecord, RecordHeader};
+pub use stream::{WalError, WalErrorKind, WalStreamDecoder};

@@ -114,8 +114,8 @@ pub struct BlockImage {
     /// Redo puts the image in place of the page. False: it is only there to compare with.
     pub apply: bool,
     bytes: Part,
-    /// The flags as they stood, for [`super::trim`].
-    pub(super) flags: u8,
+    /// `bimg_info` as it stood; its bits depend on the version.
+    flags: u8,
 }
 
 /// A range of the record's bytes that is known to lie within them.
@@ -375,6 +375,18 @@ impl DecodedRecord {
             place(&mut block.data);
         }
         place(&mut self.main_data);
+    }
+}
+
+impl BlockImage {
+    /// Appends the image's header as it stood in the record, for an image of `len` bytes.
+    pub(super) fn put_header(&self, len: u16, out: &mut Vec<u8>) {
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(&self.hole_offset.to_le_bytes());
+        out.push(self.flags);
+        if self.compression.is_some() && self.flags & IMAGE_HAS_HOLE != 0 {
+            out.extend_from_slice(&self.hole_len.to_le_bytes());
+        }
     }
 }
 
