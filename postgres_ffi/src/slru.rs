@@ -137,6 +137,11 @@ pub fn multi_member(page: &Page, index: u16) -> (TransactionId, u8) {
     (xid, page[flags_at])
 }
 
+/// The transaction id given out before `xid`: special ones are skipped. PG: transam.h, TransactionIdRetreat.
+pub fn previous_xid(xid: TransactionId) -> TransactionId {
+    if xid <= FIRST_NORMAL_XID { TransactionId::MAX } else { xid - 1 }
+}
+
 /// True when transaction `a` is older than `b`, around the wrap. PG: transam.c, TransactionIdPrecedes.
 pub fn xid_precedes(a: TransactionId, b: TransactionId) -> bool {
     if a < FIRST_NORMAL_XID || b < FIRST_NORMAL_XID { a < b } else { wraps_before(a, b) }
@@ -255,6 +260,7 @@ mod tests {
         assert_eq!(next_multi(u32::MAX), 1);
         assert_eq!(previous_multi(1), u32::MAX);
         assert_eq!(multi_offset_place(2_048), (1, 0));
+        assert_eq!((previous_xid(3), previous_xid(0), previous_xid(4)), (u32::MAX, u32::MAX, 3));
         assert!(xid_precedes(2, 3) && xid_precedes(0, u32::MAX));
         assert!(xid_precedes(u32::MAX, 3));
         assert!(!xid_precedes(3, u32::MAX));
