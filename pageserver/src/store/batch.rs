@@ -23,7 +23,7 @@ struct BatchEntry {
 
 /// One version of a batch.
 #[derive(Clone, Copy)]
-pub(super) struct BatchVersion<'a> {
+pub(crate) struct BatchVersion<'a> {
     pub key: Key,
     pub lsn: Lsn,
     pub kind: Kind,
@@ -78,7 +78,7 @@ impl Batch {
     }
 
     /// The versions at `range` of the order they were put in.
-    pub(super) fn versions(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = BatchVersion<'_>> {
+    pub(crate) fn versions(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = BatchVersion<'_>> {
         self.entries[range].iter().map(|entry| BatchVersion {
             key: entry.key,
             lsn: entry.lsn,
