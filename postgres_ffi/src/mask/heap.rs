@@ -6,9 +6,9 @@ use byteorder::{ByteOrder, LittleEndian};
 
 use super::layout::{Item, ItemFlags, items};
 use super::{Rule, mask_unused_space};
-use crate::page::{BLCKSZ, Page};
 use crate::BlockNumber;
 use crate::lsn::MAXALIGN;
+use crate::page::{BLCKSZ, Page};
 
 /// Offsets within a heap tuple header. PG: htup_details.h, HeapTupleHeaderData.
 pub(crate) const T_XMAX: usize = 4;
