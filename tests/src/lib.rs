@@ -19,6 +19,7 @@ pub mod process;
 mod ports;
 
 mod postgres_server;
+pub(crate) use postgres_server::query_text;
 pub use postgres_server::{Auth, Postgres, PostgresBuilder, Stop};
 
 pub mod standby;

@@ -253,7 +253,8 @@ impl Postgres {
 
     /// Where its WAL ends now: the insert position, or on a standby the last replayed record.
     pub fn current_lsn(&self) -> Result<Lsn> {
-        let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
+        let sql =
+            "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
         Ok(self.query_text(sql)?.parse()?)
     }
 

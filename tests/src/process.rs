@@ -120,7 +120,10 @@ impl Process {
 
     /// Pids of its children and theirs, those whose program name is `program` (all: `None`).
     pub fn descendants(&self, program: Option<&str>) -> Vec<i32> {
-        descendants(self.pid()).into_iter().filter(|pid| program.is_none_or(|name| program_name(*pid) == name)).collect()
+        descendants(self.pid())
+            .into_iter()
+            .filter(|pid| program.is_none_or(|name| program_name(*pid) == name))
+            .collect()
     }
 
     /// SIGKILL for it and all that descends from it; returns when all of them are gone.
@@ -132,7 +135,9 @@ impl Process {
         }
         self.child.wait().with_context(|| format!("wait for {}", self.name))?;
         // A zombie holds neither files nor memory: gone enough, and init reaps it.
-        wait_until("killed processes to be gone", Duration::from_secs(30), || Ok(!family.iter().any(|pid| is_running(*pid))))
+        wait_until("killed processes to be gone", Duration::from_secs(30), || {
+            Ok(!family.iter().any(|pid| is_running(*pid)))
+        })
     }
 
     /// The end of its log, with a line that says whose.
@@ -208,7 +213,8 @@ fn descendants(root: i32) -> Vec<i32> {
     let mut found = vec![root];
     let mut next = 0;
     while next < found.len() {
-        found.extend(parents.iter().filter(|(_, parent)| *parent == found[next]).map(|(pid, _)| *pid));
+        let parent = found[next];
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
         next += 1;
     }
     found.split_off(1)
@@ -233,7 +239,8 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "sleep 600 & sleep 600 & wait"]);
         let mut process = Process::start("sh", &mut command, &dir.path().join("log")).unwrap();
-        wait_until("two sleepers", Duration::from_secs(10), || Ok(process.descendants(Some("sleep")).len() == 2)).unwrap();
+        wait_until("two sleepers", Duration::from_secs(10), || Ok(process.descendants(Some("sleep")).len() == 2))
+            .unwrap();
         let sleepers = process.descendants(Some("sleep"));
         process.kill_all().unwrap();
         assert!(sleepers.iter().all(|pid| !is_running(*pid)));

@@ -50,7 +50,9 @@ impl File {
     /// `name:line` of each line that `is_wrong`.
     fn lines_that<'a>(&'a self, is_wrong: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = String> + 'a {
         let numbered = self.text.lines().enumerate();
-        numbered.filter(move |(_, line)| is_wrong(line)).map(|(no, line)| format!("{}:{}: {}", self.name, no + 1, line.trim()))
+        numbered
+            .filter(move |(_, line)| is_wrong(line))
+            .map(|(no, line)| format!("{}:{}: {}", self.name, no + 1, line.trim()))
     }
 }
 
@@ -65,7 +67,8 @@ fn files() -> Vec<File> {
     let output = git.output().expect("run git");
     assert!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
     let names = String::from_utf8(output.stdout).expect("file names are UTF-8");
-    let read = |name: &str| Some(File { name: name.to_owned(), text: std::fs::read_to_string(root().join(name)).ok()? });
+    let read =
+        |name: &str| Some(File { name: name.to_owned(), text: std::fs::read_to_string(root().join(name)).ok()? });
     let files: Vec<File> = names.lines().filter_map(read).collect();
     assert!(files.len() > 20, "git knows only {} files", files.len());
     files
@@ -99,7 +102,10 @@ fn only_the_store_names_rocksdb() {
     let allowed = |name: &str| name.starts_with("pageserver/src/store/") || name.starts_with("benches/");
     let naming = ("rocks", "db::");
     let files = rust_files();
-    let broken = files.iter().filter(|file| !allowed(&file.name)).flat_map(|file| file.lines_that(|line| contains(line, &naming)));
+    let broken = files
+        .iter()
+        .filter(|file| !allowed(&file.name))
+        .flat_map(|file| file.lines_that(|line| contains(line, &naming)));
     assert_none("RocksDB is named in pageserver/src/store/ (and measured in benches/) alone", broken.collect());
 }
 
@@ -130,7 +136,10 @@ fn every_rust_file_says_what_it_is_for() {
 fn nothing_is_left_undone() {
     let files = rust_files();
     let wrong = |line: &str| FORBIDDEN_IN_RUST.iter().any(|text| contains(line, text));
-    assert_none("left undone, switched off, or forbidden", files.iter().flat_map(|file| file.lines_that(wrong)).collect());
+    assert_none(
+        "left undone, switched off, or forbidden",
+        files.iter().flat_map(|file| file.lines_that(wrong)).collect(),
+    );
 }
 
 #[test]
@@ -139,9 +148,14 @@ fn no_file_is_too_long_or_a_drawer() {
     let long = files.iter().filter(|file| file.text.lines().count() > FILE_LINES_MAX);
     let drawers = files.iter().filter(|file| {
         let name = Path::new(&file.name);
-        ["utils", "util", "helpers", "misc", "common"].iter().any(|drawer| name.file_stem().is_some_and(|stem| stem == *drawer))
+        ["utils", "util", "helpers", "misc", "common"]
+            .iter()
+            .any(|drawer| name.file_stem().is_some_and(|stem| stem == *drawer))
     });
-    assert_none("longer than 1000 lines, or named for nothing in particular", long.chain(drawers).map(|file| file.name.clone()).collect());
+    assert_none(
+        "longer than 1000 lines, or named for nothing in particular",
+        long.chain(drawers).map(|file| file.name.clone()).collect(),
+    );
 }
 
 #[test]
@@ -177,7 +191,10 @@ fn unsafe_code_is_forbidden_in_every_member() {
         let lints = manifest(&format!("{member}/Cargo.toml")).get("lints").cloned();
         lints.and_then(|lints| lints.get("workspace")?.as_bool()) == Some(true)
     };
-    assert_none("`[lints] workspace = true` is missing", members().into_iter().filter(|member| !inherits(member)).collect());
+    assert_none(
+        "`[lints] workspace = true` is missing",
+        members().into_iter().filter(|member| !inherits(member)).collect(),
+    );
 }
 
 #[test]
