@@ -100,6 +100,11 @@ impl Layer {
         }
     }
 
+    /// The highest LSN of a version in it; `Lsn::ZERO` for none.
+    pub fn lsn_max(&self) -> Lsn {
+        self.data.read().lsn_max
+    }
+
     /// Memory that the layer takes.
     pub fn allocated_bytes(&self) -> usize {
         self.allocated_bytes.load(Ordering::Relaxed)
