@@ -3,13 +3,14 @@
 //! Fixed seed. Everything read stands in the block cache. The plain loop has the same keys, values, block size and filters,
 //! and also one iterator for each page.
 
+use std::cell::LazyCell;
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use benches::is_full_size;
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use keyenc::{Key, Kind, OBJECT_PREFIX_LEN, TimelineNo, VersionKey};
 use pageserver::store::{Batch, Gathered, Store, StoreConfig, TimelineStore};
 use postgres_ffi::{ForkNumber, Lsn, RelTag};
@@ -64,7 +65,7 @@ fn put_and_flush(dir: &Path, order: Order, sizes: &Sizes) -> Duration {
     let mut random = SmallRng::seed_from_u64(SEED);
     let values: Vec<Vec<u8>> = (0..64).map(|_| value(&mut random, RECORD_BYTES)).collect();
     let mut batch = Batch::new();
-    let started_at = Instant::now();
+    let (started_at, cpu_started_at) = (Instant::now(), cpu_time("thread-self"));
     for n in 0..sizes.put_records {
         let block_no = match order {
             Order::Sorted => (n * u64::from(sizes.put_pages) / sizes.put_records) as u32,
@@ -80,18 +81,39 @@ fn put_and_flush(dir: &Path, order: Order, sizes: &Sizes) -> Duration {
     timeline.flush(true).expect("flush");
     let elapsed = started_at.elapsed();
     if std::env::var_os("STORE_BENCH_STATS").is_some() {
-        let stats = store.stats();
-        eprintln!(
-            "{elapsed:?}: {} flushes, {:.2} s flushing, {:.2} s blocked, {} MB flushed, {} MB compacted, levels {:?}",
-            stats.flushes,
-            stats.flush_nanos as f64 / 1e9,
-            stats.put_blocked_nanos as f64 / 1e9,
-            stats.flushed_bytes >> 20,
-            stats.compaction_written_bytes >> 20,
-            stats.levels,
-        );
+        print_stats(&store, elapsed, cpu_started_at);
     }
     elapsed
+}
+
+/// What the clock does not tell on a busy machine: time on the processor of the thread that puts and of the flusher.
+fn print_stats(store: &Store, elapsed: Duration, cpu_started_at: Duration) {
+    let stats = store.stats();
+    let put_cpu = cpu_time("thread-self") - cpu_started_at;
+    let flusher_cpu: Duration = std::fs::read_dir("/proc/self/task")
+        .expect("threads")
+        .map(|task| format!("self/task/{}", task.expect("a thread").file_name().display()))
+        .filter(|task| {
+            std::fs::read_to_string(format!("/proc/{task}/comm")).is_ok_and(|name| name == "store-flusher\n")
+        })
+        .map(|task| cpu_time(&task))
+        .sum();
+    eprintln!(
+        "{:.2} s; cpu: put {:.2} s, flusher {:.2} s, {:.2} million records/s of both; {} flushes, {:.2} s blocked, {} MB flushed, {} MB compacted",
+        elapsed.as_secs_f64(),
+        put_cpu.as_secs_f64(),
+        flusher_cpu.as_secs_f64(),
+        stats.put_versions as f64 / 1e6 / (put_cpu + flusher_cpu).as_secs_f64(),
+        stats.flushes,
+        stats.put_blocked_nanos as f64 / 1e9,
+        stats.flushed_bytes >> 20,
+        stats.compaction_written_bytes >> 20,
+    );
+}
+
+fn cpu_time(task: &str) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{task}/schedstat")).expect("Linux counts it");
+    Duration::from_nanos(text.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).expect("a number"))
 }
 
 fn put(c: &mut Criterion) {
@@ -191,20 +213,23 @@ fn gather(c: &mut Criterion) {
     let pages = sizes().gather_pages;
     let (store_dir, rocksdb_dir) =
         (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
-    let (_store, timeline) = filled_store(store_dir.path(), pages);
-    let db = filled_rocksdb(rocksdb_dir.path(), pages);
+    // Filled by the first benchmark that is not filtered out.
+    let store = LazyCell::new(|| filled_store(store_dir.path(), pages));
+    let db = LazyCell::new(|| filled_rocksdb(rocksdb_dir.path(), pages));
     let versions_per_page = DELTAS_PER_PAGE as usize + 1;
     let mut group = c.benchmark_group("gather_image_and_8_deltas");
     group.throughput(Throughput::Elements(1));
     let mut random = SmallRng::seed_from_u64(SEED);
     let any_block = move || block(random.random_range(0..pages));
-    let run = |name: &str, group: &mut criterion::BenchmarkGroup<'_, _>, read: &dyn Fn(&Key) -> usize| {
-        (0..pages).for_each(|block_no| assert_eq!(read(&block(block_no)), versions_per_page)); // Warms the cache too.
+    let run = |name: &str, group: &mut BenchmarkGroup<'_, _>, read: &dyn Fn(&Key) -> usize| {
         let mut any_block = any_block.clone();
-        group.bench_function(name, |b| b.iter(|| read(&any_block())));
+        group.bench_function(name, |b| {
+            (0..pages).for_each(|block_no| assert_eq!(read(&block(block_no)), versions_per_page)); // Warms the cache too.
+            b.iter(|| read(&any_block()))
+        });
     };
     run("plain_rocksdb", &mut group, &|key| gather_from_rocksdb(&db, key, Lsn::MAX));
-    run("store", &mut group, &|key| gather_from_store(&timeline, key, Lsn::MAX));
+    run("store", &mut group, &|key| gather_from_store(&store.1, key, Lsn::MAX));
     group.finish();
 }
 
@@ -212,12 +237,15 @@ fn gather(c: &mut Criterion) {
 fn miss(c: &mut Criterion) {
     let pages = sizes().gather_pages;
     let dir = tempfile::tempdir().expect("a directory");
-    let (store, _parent) = filled_store(dir.path(), pages);
-    let child = store.timeline(TimelineNo(2)).expect("a timeline");
-    let mut batch = Batch::new();
-    (0..pages).step_by(10).for_each(|n| batch.put(block(n), Lsn::new(8), Kind::Image, &[1; 8192]));
-    child.put(&batch, Lsn::new(8)).expect("put");
-    child.flush(true).expect("flush");
+    let child = LazyCell::new(|| {
+        let (store, _) = filled_store(dir.path(), pages);
+        let child = store.timeline(TimelineNo(2)).expect("a timeline");
+        let mut batch = Batch::new();
+        (0..pages).step_by(10).for_each(|n| batch.put(block(n), Lsn::new(8), Kind::Image, &[1; 8192]));
+        child.put(&batch, Lsn::new(8)).expect("put");
+        child.flush(true).expect("flush");
+        child
+    });
     let mut random = SmallRng::seed_from_u64(SEED);
     let mut group = c.benchmark_group("gather_miss_in_branch");
     group.bench_function("store", |b| {

@@ -220,7 +220,7 @@ impl Run {
     }
 
     fn put_again(&mut self, n: usize, watermark_lsn: u64) {
-        let mut by_lsn: BTreeMap<u64, Vec<(Key, Kind, &[u8])>> = BTreeMap::new();
+        let mut by_lsn: BTreeMap<u64, Vec<_>> = BTreeMap::new();
         for (key, versions) in &self.models[n].versions {
             for ((lsn, kind), value) in versions.range((watermark_lsn + 1, Kind::Tombstone)..) {
                 by_lsn.entry(*lsn).or_default().push((*key, *kind, value));
