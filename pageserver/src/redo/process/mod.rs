@@ -407,3 +407,6 @@ fn no_answer() -> RedoError {
 fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests;
