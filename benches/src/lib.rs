@@ -1,1 +1,3 @@
 //! What the benchmarks share: stores and WAL of a known shape.
+
+pub mod constant_pages;
