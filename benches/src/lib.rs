@@ -4,3 +4,4 @@
 pub fn is_full_size() -> bool {
     std::env::args().any(|argument| argument == "--bench")
 }
+pub mod constant_pages;
