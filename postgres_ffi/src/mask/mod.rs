@@ -201,4 +201,6 @@ fn mask_page_content(page: &mut Page) {
 }
 
 #[cfg(test)]
+pub(crate) mod fixtures;
+#[cfg(test)]
 mod tests;
