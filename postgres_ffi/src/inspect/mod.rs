@@ -4,9 +4,11 @@
 //! - Nothing is looked up in a catalog, so tuples are shown as headers and lengths, not as values.
 //! - Everything is `Serialize` (for `--json`) and `Display`.
 
+mod fields;
 mod heap;
 mod index;
 mod maps;
+pub mod record;
 mod special;
 mod text;
 
@@ -17,10 +19,11 @@ use crate::mask::{PageKind, classify};
 use crate::page::{Page, compute_checksum, page_is_new, page_lsn, stored_checksum};
 use crate::{BlockNumber, ForkNumber, Lsn};
 
+pub use fields::Fields;
 pub use heap::HeapTuple;
 pub use index::{BrinTuple, IndexTuple, SpgistTuple, TupleId};
 pub use maps::{FreeSpace, Visible};
-pub use special::{Fields, Special};
+pub use special::Special;
 pub use text::hex_dump;
 
 /// A decoded page.

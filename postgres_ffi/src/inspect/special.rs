@@ -3,24 +3,17 @@
 //! The layouts of the special areas stand in `mask/index.rs`; those of meta pages here, beside their tables.
 
 use byteorder::{ByteOrder, LittleEndian};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
+use super::fields::Fields;
+use super::fields::Layout;
+use super::fields::Width::*;
 use super::index::TupleId;
 use crate::mask::PageKind;
 use crate::mask::index::{BRIN_FLAGS_AT, FLAGS_OF_16, GIN_FLAGS_AT, SPGIST_FLAGS_AT};
 use crate::mask::layout::Header;
 use crate::mask::sequence;
 use crate::page::{BLCKSZ, PAGE_HEADER_LEN, Page};
-
-/// Names and numbers, in the order of the page.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Fields(pub Vec<(&'static str, i64)>);
-
-impl Serialize for Fields {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
-    }
-}
 
 /// The special area of an index page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,18 +25,6 @@ pub struct Special {
     pub fields: Fields,
 }
 
-/// How a number stands in a page.
-#[derive(Clone, Copy)]
-enum Width {
-    U8,
-    U16,
-    U32,
-    I64,
-    F64,
-}
-use Width::*;
-
-type Layout = &'static [(&'static str, usize, Width)];
 type FlagNames = &'static [(u16, &'static str)];
 
 const BTREE: Layout = &[
@@ -123,7 +104,7 @@ pub(super) fn decode(page: &Page, kind: PageKind) -> Option<Special> {
     if kind == PageKind::Brin {
         flags.push(brin_type(page));
     }
-    Some(Special { flags, fields: read(page, 0, layout) })
+    Some(Special { flags, fields: Fields::read(page, layout) })
 }
 
 fn brin_type(page: &Page) -> &'static str {
@@ -216,31 +197,10 @@ pub(super) fn contents(page: &Page, kind: PageKind) -> Option<Fields> {
         PageKind::Spgist if flags(SPGIST_FLAGS_AT) & SPGIST_META != 0 => SPGIST_META_PAGE,
         PageKind::Brin if brin_type(page) == "META" => BRIN_META_PAGE,
         PageKind::Brin if brin_type(page) == "REVMAP" => return Some(brin_revmap(page)),
-        PageKind::Sequence => return sequence::data_range(page).map(|range| read(page, range.start, SEQUENCE)),
+        PageKind::Sequence => return sequence::data_range(page).map(|range| Fields::read(&page[range], SEQUENCE)),
         _ => return None,
     };
-    Some(read(page, PAGE_HEADER_LEN, layout))
-}
-
-fn read(page: &Page, base: usize, layout: Layout) -> Fields {
-    let number = |offset: usize, width: Width| {
-        let bytes = page.get(base + offset..)?;
-        let len = match width {
-            U8 => 1,
-            U16 => 2,
-            U32 => 4,
-            I64 | F64 => 8,
-        };
-        let bytes = bytes.get(..len)?;
-        Some(match width {
-            U8 => i64::from(bytes[0]),
-            U16 => i64::from(LittleEndian::read_u16(bytes)),
-            U32 => i64::from(LittleEndian::read_u32(bytes)),
-            I64 => LittleEndian::read_i64(bytes),
-            F64 => LittleEndian::read_f64(bytes) as i64,
-        })
-    };
-    Fields(layout.iter().filter_map(|(name, offset, width)| Some((*name, number(*offset, *width)?))).collect())
+    Some(Fields::read(&page[PAGE_HEADER_LEN..], layout))
 }
 
 /// A posting tree page: right bound (6 bytes, padded to 8), then child pointers of 10 bytes, or compressed lists of

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::index::TidMeaning;
-use super::{BrinTuple, Fields, HeapTuple, IndexTuple, ItemView, PageView, SpgistTuple, Tuple};
+use super::{BrinTuple, HeapTuple, IndexTuple, ItemView, PageView, SpgistTuple, Tuple};
 use crate::mask::layout::ItemFlags;
 
 impl fmt::Display for PageView {
@@ -46,15 +46,6 @@ fn flags(names: &[&str]) -> String {
 fn runs(runs: &[(u64, u64)]) -> String {
     let words: Vec<String> = runs.iter().map(|(first, last)| format!("{first}-{last}")).collect();
     words.join(" ")
-}
-
-impl fmt::Display for Fields {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, (name, value)) in self.0.iter().enumerate() {
-            write!(f, "{}{name} {value}", if i == 0 { "" } else { "  " })?;
-        }
-        Ok(())
-    }
 }
 
 impl fmt::Display for ItemView {
