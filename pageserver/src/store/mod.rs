@@ -1,1 +1,46 @@
-//! RocksDB and the layers in memory in front of it.
+//! RocksDB and the layers in memory in front of it: every version of every object of every timeline.
+//!
+//! A version is put once, in LSN order, and never changed. New versions stand in an *open layer* in memory; it is
+//! frozen at a size or an age, and one background thread writes it as sorted SST files that RocksDB takes over in one atomic step,
+//! together with the watermark that says how far the timeline's data goes. RocksDB has no log and sees no put.
+//!
+//! - **Never:** a read at L returns a version above L, or misses one at or below it (model test).
+//! - **Never:** a watermark is durable without the data it speaks of, or the other way round for a published timeline.
+//! - Each layer of a timeline holds only LSNs at or above everything in older layers and RocksDB: a reader that goes from new to old
+//!   meets versions newest first, and always continues *strictly below* the (lsn, kind) that it saw last. So it does no harm
+//!   when a layer becomes an SST under its feet.
+//! - After a failed write the store is poisoned until reopened. Nobody retries an fsync.
+//! - RocksDB is named here and nowhere else.
+//!
+//! In reading order.
+
+mod error;
+pub use error::StoreError;
+mod config;
+pub use config::StoreConfig;
+mod batch;
+pub use batch::Batch;
+mod watermark;
+pub use watermark::Watermark;
+mod stats;
+pub use stats::{LevelStats, StoreStats};
+mod cache_back;
+mod db;
+mod gather;
+mod layer;
+mod layer_map;
+mod version_bound;
+pub use gather::Gathered;
+mod file_set;
+mod flusher;
+mod inner;
+mod scan;
+mod timeline_state;
+mod timeline_store;
+pub use timeline_store::TimelineStore;
+#[expect(clippy::module_inception, reason = "the type that the folder is about")]
+mod store;
+pub use store::Store;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+//! Settings of the store.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+
+/// Settings of the store. Sizes in bytes. Memory in use is about `layer_bytes + block_cache_bytes + cache_back_bytes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreConfig {
+    /// Memory for versions that are not in RocksDB yet, over all timelines. `put` blocks at this limit. An open layer is frozen when
+    /// the open layers together reach half of it: the other half is room for new versions while the flusher works.
+    pub layer_bytes: usize,
+    /// RocksDB's cache of uncompressed blocks, index and filter blocks included.
+    pub block_cache_bytes: usize,
+    /// Materialised pages that wait for the next flush; more are dropped.
+    pub cache_back_bytes: usize,
+    /// A layer is flushed at this age even when it is small, so that an idle timeline becomes durable and its WAL can go.
+    pub flush_interval: Duration,
+    /// Size at which an SST file is closed and the next one begun.
+    pub file_bytes: u64,
+    /// Uncompressed size of a data block.
+    pub block_bytes: usize,
+    /// Threads that RocksDB may use for compaction.
+    pub background_jobs: u32,
+    /// Limit of compaction's writes, in bytes per second. 0: none.
+    pub compaction_bytes_per_second: u64,
+    /// The flusher waits while more files than this overlap in level 0: each one costs every read.
+    pub level0_files_max: u32,
+    /// SST files that RocksDB keeps open.
+    pub open_files_max: u32,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        StoreConfig {
+            layer_bytes: 256 << 20,
+            block_cache_bytes: 256 << 20,
+            cache_back_bytes: 32 << 20,
+            flush_interval: Duration::from_secs(600),
+            file_bytes: 64 << 20,
+            block_bytes: 16 << 10,
+            background_jobs: 2,
+            compaction_bytes_per_second: 0,
+            level0_files_max: 24,
+            open_files_max: 1024,
+        }
+    }
+}
+
+impl StoreConfig {
+    /// Refuses settings that cannot work, by name.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let refuse = |setting, reason| Err(StoreError::Config { setting, reason });
+        match () {
+            () if self.layer_bytes < 1 << 20 => refuse("layer_bytes", "must be at least 1 MiB"),
+            () if self.block_cache_bytes < 1 << 20 => refuse("block_cache_bytes", "must be at least 1 MiB"),
+            () if self.file_bytes < 4 << 10 => refuse("file_bytes", "must be at least 4 KiB"),
+            () if !(1 << 10..=1 << 20).contains(&self.block_bytes) => {
+                refuse("block_bytes", "must be between 1 KiB and 1 MiB")
+            }
+            () if !(1..=64).contains(&self.background_jobs) => refuse("background_jobs", "must be between 1 and 64"),
+            () if self.level0_files_max < 4 => refuse("level0_files_max", "must be at least 4"),
+            () if !(16..=1 << 20).contains(&self.open_files_max) => {
+                refuse("open_files_max", "must be between 16 and 1048576")
+            }
+            () if self.flush_interval.is_zero() => refuse("flush_interval", "must not be zero"),
+            () => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What can go wrong in the store, by what a caller does about it.
+
+use std::path::PathBuf;
+
+use keyenc::{Key, TimelineNo};
+use postgres_ffi::Lsn;
+
+/// Errors of the store. Cloneable, so that everyone who waits for the same flush learns the same cause.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another process, or another `Store` of this one, has the directory open.
+    #[error("store is open elsewhere; stop the other page server, or choose another directory. dir=`{dir}`")]
+    Locked {
+        /// The directory given to `Store::open`.
+        dir: PathBuf,
+    },
+    /// The store could not be opened for another reason than those below.
+    #[error("cannot open store: {cause}. dir=`{dir}`")]
+    Open {
+        /// The directory given to `Store::open`.
+        dir: PathBuf,
+        /// What RocksDB or the file system said.
+        cause: String,
+    },
+    /// A setting that cannot be worked with.
+    #[error("unusable store setting: {reason}. setting=`{setting}`")]
+    Config {
+        /// Name of the field of `StoreConfig`.
+        setting: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Bytes on disk are not what was written. Nothing was guessed; restore the store or build it again from a backup.
+    #[error("store is corrupt: {detail}")]
+    Corrupt {
+        /// File, offset and check that failed, as far as known.
+        detail: String,
+    },
+    /// A read failed below us (I/O error, memory). The data may be intact.
+    #[error("cannot read from store: {cause}")]
+    Read {
+        /// What RocksDB said.
+        cause: String,
+    },
+    /// A write, sync or ingestion failed earlier: nothing more is taken until the store is reopened. Reads of intact data go on.
+    #[error("store takes no more writes until it is reopened, because an earlier write failed: {cause}")]
+    Poisoned {
+        /// The first failure.
+        cause: String,
+    },
+    /// A batch begins below what was put already: reads would meet versions in the wrong order.
+    #[error(
+        "versions put out of LSN order. key=`{key}`, version_lsn=`{version_lsn}`, last_record_lsn=`{last_record_lsn}`"
+    )]
+    OutOfOrder {
+        /// Key of the first version of the batch.
+        key: Key,
+        /// Its LSN.
+        version_lsn: Lsn,
+        /// How far the timeline's data goes.
+        last_record_lsn: Lsn,
+    },
+    /// The timeline was deleted while this handle to it was in use.
+    #[error("timeline was deleted. timeline_no=`{}`", .timeline.0)]
+    TimelineDeleted {
+        /// Its number.
+        timeline: TimelineNo,
+    },
+    /// The store is being closed.
+    #[error("store is shutting down")]
+    ShuttingDown,
+}
