@@ -309,6 +309,17 @@ fn the_link_of_the_first_record_must_lead_back() {
 }
 
 #[test]
+fn an_older_record_at_the_start_is_refused_when_the_one_before_is_known() {
+    let (records, log, second) = two_records();
+    let decoder = || WalStreamDecoder::new(V, records[1].0, SEGMENT_BYTES);
+    let right = read(decoder().with_record_before(records[0].0), &log[second..], 100);
+    assert_eq!(right, (records[1..].to_vec(), None));
+    let (none, error) = read(decoder().with_record_before(Lsn::new(0x28)), &log[second..], 100);
+    let reason = WalErrorReason::PrevLink { prev_lsn: records[0].0 };
+    assert_eq!((none, error.map(|error| error.reason)), (vec![], Some(reason)));
+}
+
+#[test]
 fn a_zero_or_recycled_page_ends_the_log_and_a_foreign_one_is_told() {
     let mut writer = writer_at(START.as_u64());
     let first = writer.append(&record_of(8192 - 24));
@@ -318,7 +329,7 @@ fn a_zero_or_recycled_page_ends_the_log_and_a_foreign_one_is_told() {
         let mut log = log.clone();
         change(&mut log[8192 - 24..]);
         let (records, error) = read(WalStreamDecoder::new(V, START, SEGMENT_BYTES), &log, 8192);
-        assert_eq!(records, [first.clone()]);
+        assert_eq!(records, std::slice::from_ref(&first));
         let error = error.expect("the page is broken");
         assert_eq!(error.record_lsn, first.1);
         (error.kind(), error.reason)
