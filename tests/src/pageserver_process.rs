@@ -15,6 +15,7 @@ use postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::ports::free_port;
 use crate::process::{Process, run, server_command};
+use crate::test_dir::give_to_server_user;
 use crate::{TestDir, wait_until};
 
 /// Until it answers: opening the store and repeating the WAL behind the watermark.
@@ -25,11 +26,18 @@ const STOP_LIMIT: Duration = Duration::from_secs(120);
 /// What a new page server is to be like.
 #[derive(Clone, Debug, Default)]
 pub struct PageServerBuilder {
+    config: toml::Table,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
 }
 
 impl PageServerBuilder {
+    /// Sets keys of `pageserver.toml`; `text` is TOML, as it would stand there.
+    pub fn config(mut self, text: &str) -> Result<Self> {
+        merge(&mut self.config, text.parse().context("configuration of the test")?);
+        Ok(self)
+    }
+
     /// Adds an argument of `pageserver serve`.
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
@@ -57,6 +65,7 @@ impl PageServerBuilder {
             dir: dir.clone(),
         };
         run(server.command("init")?.arg("--data-dir").arg(&server.data_dir)).context("pageserver init")?;
+        server.write_config()?;
         server.start()?;
         Ok(server)
     }
@@ -202,15 +211,25 @@ impl PageServer {
     fn command(&self, subcommand: &str) -> Result<Command> {
         let mut command = server_command(&self.program, &self.root)?;
         command.arg(subcommand);
-        command.env("PAGESERVER_REDO_LIBRARY_DIR", self.redo_library_dir()?);
         if let Some(home) = std::env::var_os("PAGESERVER_PG_HOME") {
             command.env("PAGESERVER_PG_HOME", home);
         }
         Ok(command)
     }
 
+    /// The file that `init` wrote, with the keys of the test.
+    fn write_config(&self) -> Result<()> {
+        let path = self.data_dir.join("pageserver.toml");
+        let mut config: toml::Table = fs::read_to_string(&path).context("read pageserver.toml")?.parse()?;
+        let extension_dir = self.redo_extension_dir()?;
+        merge(&mut config, format!("redo.extension_dir = {extension_dir:?}").parse()?);
+        merge(&mut config, self.builder.config.clone());
+        fs::write(&path, config.to_string()).context("write pageserver.toml")?;
+        give_to_server_user(&path)
+    }
+
     /// A copy of the redo extensions where the server's user can read them, one directory per version.
-    fn redo_library_dir(&self) -> Result<PathBuf> {
+    fn redo_extension_dir(&self) -> Result<PathBuf> {
         let target = self.dir.path().join("redo_extension");
         let source = target_dir()?.parent().context("a target directory has a parent")?.join("redo_extension");
         if !target.exists() && source.exists() {
@@ -286,6 +305,16 @@ fn built_program(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Sets the keys of `from` in `into`, table by table.
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(into)), toml::Value::Table(from)) => merge(into, from),
+            (_, value) => _ = into.insert(key, value),
+        }
+    }
+}
+
 /// Whether a log line says that something is wrong: level WARN or ERROR, as text or in JSON, or a panic.
 fn is_alarming(line: &str) -> bool {
     [" WARN ", " ERROR ", "\"level\":\"WARN\"", "\"level\":\"ERROR\"", "panicked at", "PANIC:", "FATAL:"]
@@ -296,6 +325,13 @@ fn is_alarming(line: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn merging_keeps_what_was_not_named() {
+        let mut config: toml::Table = "a = 1\n[s]\nx = 1\ny = 2".parse().unwrap();
+        merge(&mut config, "s.y = 3\nb = 4".parse().unwrap());
+        assert_eq!(config, "a = 1\nb = 4\n[s]\nx = 1\ny = 3".parse().unwrap());
+    }
 
     #[test]
     fn knows_an_alarming_line() {

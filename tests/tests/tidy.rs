@@ -26,6 +26,9 @@ const FORBIDDEN_IN_RUST: &[(&str, &str)] = &[
     ("TO", "DO:"),
     ("#[ign", "ore"),
     ("uns", "afe {"),
+    ("asy", "nc fn"),
+    ("asy", "nc move"),
+    (".aw", "ait"),
 ];
 
 /// Names of machines that serve packages. Packages come through their ordinary clients, which know where from.

@@ -1,5 +1,5 @@
--- More transactions and multixacts than one file of CLOG, commit timestamps and multixact offsets holds; then everything is
--- frozen, so that these files are cut at the front.
+-- More transactions and multixacts than one file of CLOG, commit timestamps and multixact offsets holds. What follows in code:
+-- everything is frozen, so that these files are cut at the front.
 create table burn (id int primary key, n int);
 insert into burn select i, 0 from generate_series(1, 10) i;
 -- Rows of a temporary table cost ids, but no WAL.
@@ -12,20 +12,3 @@ select * from burn where id = 1 for key share;
 do $$ begin for n in 1..14 loop for m in 1..5000 loop begin perform 1 from burn where id = 1 for share; raise exception 'next'; exception when raise_exception then null; end; end loop; commit; end loop; end $$;
 --@ session a
 commit;
---@ session main
-alter database template0 allow_connections true;
-set vacuum_freeze_min_age = 0;
-set vacuum_freeze_table_age = 0;
-set vacuum_multixact_freeze_min_age = 0;
-set vacuum_multixact_freeze_table_age = 0;
-vacuum (freeze);
---@ session one template1
-vacuum (freeze);
---@ close one
---@ session zero template0
-vacuum (freeze);
---@ close zero
---@ session main
-alter database template0 allow_connections false;
-vacuum (freeze);
-checkpoint;

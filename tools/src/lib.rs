@@ -1,7 +1,7 @@
 //! `pagectl`, the page server's tool for people: one module per subcommand.
 //!
 //! In stack order: the answer's way out ([`output`]), talking to a page server ([`connect`]), files of a cluster ([`datadir`]), pages
-//! ([`page_dump`], [`page`]), WAL ([`wal_dump`]), comparison ([`compare`]), the command line ([`cli`]).
+//! ([`page_dump`], [`page`]), WAL ([`wal_dump`]), comparison ([`compare`]), load ([`bench_getpage`]), the command line ([`cli`]).
 
 pub mod output;
 
@@ -16,5 +16,7 @@ pub mod page;
 pub mod wal_dump;
 
 pub mod compare;
+
+pub mod bench_getpage;
 
 pub mod cli;

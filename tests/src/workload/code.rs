@@ -7,6 +7,7 @@ use postgres::error::SqlState;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::script::Script;
 use super::{Outcome, Run, tpcb};
 
 /// COPY: into new and into used tables, in a transaction that made the table, frozen, and one that fails half way.
@@ -134,4 +135,35 @@ pub fn transactions(run: &mut Run<'_>) -> Result<Outcome> {
         tpcb::transaction(&mut client, &mut run.rng, 1)?;
     }
     Ok(Outcome::Done)
+}
+
+/// Burns ids as `slru.sql` says, then freezes every database, so that the files which nobody needs any more are cut off.
+pub fn slru(run: &mut Run<'_>) -> Result<Outcome> {
+    let burnt = Script::parse(include_str!("../../workloads/slru.sql"))?.run(run)?;
+    if burnt != Outcome::Done {
+        return Ok(burnt);
+    }
+    let mut client = run.connect(0.5)?;
+    let _busy = run.target().enter();
+    for row in client.query("SELECT datname, datallowconn FROM pg_database", &[])? {
+        let (database, allows_connections): (String, bool) = (row.get(0), row.get(1));
+        let quoted = format!("\"{}\"", database.replace('"', "\"\""));
+        client.batch_execute(&format!("ALTER DATABASE {quoted} ALLOW_CONNECTIONS true"))?;
+        freeze(run, &database).with_context(|| format!("freeze {database}"))?;
+        client.batch_execute(&format!("ALTER DATABASE {quoted} ALLOW_CONNECTIONS {allows_connections}"))?;
+    }
+    // The last one cuts: only now is no database older.
+    freeze(run, "postgres")?;
+    client.batch_execute("CHECKPOINT")?;
+    Ok(Outcome::Done)
+}
+
+fn freeze(run: &Run<'_>, database: &str) -> Result<()> {
+    let mut client = run.connect_to(database)?;
+    for setting in ["freeze_min_age", "freeze_table_age", "multixact_freeze_min_age", "multixact_freeze_table_age"] {
+        client.batch_execute(&format!("SET vacuum_{setting} = 0"))?;
+    }
+    client.batch_execute("VACUUM (FREEZE)")?;
+    client.close()?;
+    Ok(())
 }

@@ -81,7 +81,7 @@ pub const ALL: &[Workload] = &[
     script!("unlogged"),
     script!("unlogged_extension"),
     script!("origins"),
-    script!("slru"),
+    Workload { name: "slru", body: Body::Code(code::slru) },
     Workload { name: "copy", body: Body::Code(code::copy) },
     Workload { name: "lockers", body: Body::Code(code::lockers) },
     Workload { name: "images", body: Body::Code(code::images) },
