@@ -1,1 +1,3 @@
 //! The subcommands of `pagectl`, one module each.
+
+pub mod redo;
