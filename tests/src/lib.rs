@@ -1,1 +1,35 @@
 //! Harness of the tests: real PostgreSQL servers and a real page server, started and ended by the test.
+//!
+//! - Everything listens on 127.0.0.1 alone and lives in a directory of its own ([`TestDir`]).
+//! - Whatever was started is ended when its owner is dropped, by its pid; and by a watcher if the test itself is killed.
+//! - Started as root, servers run as user `postgres`: PostgreSQL refuses root.
+//! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
+//!
+//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`],
+//! [`workload`], [`prove`].
+
+mod wait;
+pub use wait::{wait_until, wait_until_some};
+
+mod test_dir;
+pub use test_dir::TestDir;
+
+pub mod process;
+
+mod ports;
+
+mod postgres_server;
+pub(crate) use postgres_server::query_text;
+pub use postgres_server::{Auth, Postgres, PostgresBuilder, Stop};
+
+pub mod standby;
+
+mod cut_proxy;
+pub use cut_proxy::CutProxy;
+
+mod pageserver_process;
+pub use pageserver_process::{PageServer, PageServerBuilder, Pagectl};
+
+pub mod workload;
+
+pub mod prove;

@@ -1,3 +1,7 @@
 //! The subcommands of `pagectl`, one module each.
 
+pub mod bench_getpage;
+pub mod compare;
+pub mod datadir;
+pub mod page_dump;
 pub mod redo;

@@ -24,8 +24,23 @@ mod watermark;
 pub use watermark::Watermark;
 mod stats;
 pub use stats::{LevelStats, StoreStats};
+mod cache_back;
+mod db;
+mod gather;
+mod layer;
+mod layer_map;
+mod version_bound;
+pub use gather::Gathered;
+mod file_set;
+mod flusher;
+mod inner;
+mod scan;
+mod timeline_state;
 mod timeline_store;
-pub use timeline_store::{Gathered, TimelineStore};
+pub use timeline_store::TimelineStore;
 #[expect(clippy::module_inception, reason = "the type that the folder is about")]
 mod store;
 pub use store::Store;
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,11 @@
 //! What the store counts, and what it tells.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde::Serialize;
+
+/// Buckets of the histogram of gather lengths.
+const GATHER_LENGTH_BUCKETS: usize = 12;
 
 /// A snapshot of the store's counters. Counters begin at 0 when the store is opened; bytes are bytes on disk unless said otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -33,10 +38,12 @@ pub struct StoreStats {
     pub gathers: u64,
     /// Seeks in RocksDB made by `gather`: at most one each.
     pub gather_seeks: u64,
+    /// Seeks in RocksDB of all kinds, by RocksDB's own count.
+    pub rocksdb_seeks: u64,
     /// Versions that `gather` gave back.
     pub gathered_versions: u64,
     /// `gather` calls by number of versions given back: bucket 0 none, bucket n up to 2^(n-1), the last one all above.
-    pub gather_lengths: [u64; 12],
+    pub gather_lengths: [u64; GATHER_LENGTH_BUCKETS],
     /// Levels of RocksDB, from 0.
     pub levels: Vec<LevelStats>,
     /// RocksDB's estimate of the number of versions it holds.
@@ -66,4 +73,88 @@ pub struct LevelStats {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+/// The counters behind [`StoreStats`].
+#[derive(Default)]
+pub(super) struct Counters {
+    pub put_versions: Counter,
+    pub put_value_bytes: Counter,
+    pub put_blocked_nanos: Counter,
+    pub flushes: Counter,
+    pub flushed_versions: Counter,
+    pub flushed_bytes: Counter,
+    pub flush_nanos: Counter,
+    pub cached_back_pages: Counter,
+    pub cache_back_dropped_pages: Counter,
+    pub gathers: Counter,
+    pub gather_seeks: Counter,
+    pub gathered_versions: Counter,
+    gather_lengths: [Counter; GATHER_LENGTH_BUCKETS],
+}
+
+/// A count that many threads add to and nobody orders anything by.
+#[derive(Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Counters {
+    /// Counts one gather that gave back `version_count` versions.
+    pub fn count_gather(&self, version_count: usize) {
+        self.gathers.add(1);
+        self.gathered_versions.add(version_count as u64);
+        self.gather_lengths[gather_length_bucket(version_count)].add(1);
+    }
+
+    pub fn add_to(&self, stats: &mut StoreStats) {
+        stats.put_versions = self.put_versions.get();
+        stats.put_value_bytes = self.put_value_bytes.get();
+        stats.put_blocked_nanos = self.put_blocked_nanos.get();
+        stats.flushes = self.flushes.get();
+        stats.flushed_versions = self.flushed_versions.get();
+        stats.flushed_bytes = self.flushed_bytes.get();
+        stats.flush_nanos = self.flush_nanos.get();
+        stats.cached_back_pages = self.cached_back_pages.get();
+        stats.cache_back_dropped_pages = self.cache_back_dropped_pages.get();
+        stats.gathers = self.gathers.get();
+        stats.gather_seeks = self.gather_seeks.get();
+        stats.gathered_versions = self.gathered_versions.get();
+        for (length, counter) in stats.gather_lengths.iter_mut().zip(&self.gather_lengths) {
+            *length = counter.get();
+        }
+    }
+}
+
+/// 0 for none, then 1, 2, 3-4, 5-8, and so on.
+fn gather_length_bucket(version_count: usize) -> usize {
+    let bucket = match version_count {
+        0 => 0,
+        n => 1 + (n.next_power_of_two().trailing_zeros() as usize),
+    };
+    bucket.min(GATHER_LENGTH_BUCKETS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: the histogram's buckets are what the documentation says. Method: the edges.
+
+    use super::*;
+
+    #[test]
+    fn gather_lengths_fall_into_powers_of_two() {
+        for (version_count, bucket) in
+            [(0, 0), (1, 1), (2, 2), (3, 3), (4, 3), (5, 4), (8, 4), (9, 5), (1024, 11), (1 << 40, 11)]
+        {
+            assert_eq!(gather_length_bucket(version_count), bucket, "{version_count}");
+        }
+    }
 }

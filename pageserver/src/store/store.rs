@@ -1,39 +1,136 @@
-//! RocksDB, shared by all timelines.
+//! The store as a whole: open it, get timelines, delete them, ask for statistics.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 
 use keyenc::TimelineNo;
+use postgres_ffi::Lsn;
 
-use super::{StoreConfig, StoreError, StoreStats, TimelineStore};
+use super::db::Db;
+use super::gather::{self, Gathered};
+use super::inner::Inner;
+use super::layer::watermark_key;
+use super::layer_map::LayerMap;
+use super::timeline_state::TimelineState;
+use super::{StoreConfig, StoreError, StoreStats, TimelineStore, Watermark, file_set, flusher};
 
-/// RocksDB, shared by all timelines, and the thread that flushes.
-pub struct Store {}
+/// RocksDB, shared by all timelines, and the thread that flushes. Dropping it ends the thread and flushes nothing.
+///
+/// On disk: `<dir>/rocksdb`, and `<dir>/pending` for files that are not part of it yet.
+pub struct Store {
+    inner: Arc<Inner>,
+    flusher: Option<JoinHandle<()>>,
+}
 
 impl Store {
-    /// Opens the store in `dir`, or makes an empty one. Errors: `Locked`, `Config`, `Open`, `Corrupt`.
+    /// Opens the store in `dir`, or makes an empty one. One process at a time.
+    /// Errors: `Config`, `Locked`, `Corrupt`, `Open`.
     pub fn open(dir: &Path, config: &StoreConfig) -> Result<Arc<Store>, StoreError> {
         config.check()?;
-        Err(StoreError::Locked { dir: dir.to_owned() })
+        let inner = Arc::new(Inner::new(Db::open(dir, config)?, config.clone()));
+        let flusher = flusher::start(&inner)
+            .map_err(|error| StoreError::Open { dir: dir.to_owned(), cause: error.to_string() })?;
+        Ok(Arc::new(Store { inner, flusher: Some(flusher) }))
     }
 
-    /// The timeline's versions; reads its watermark.
+    /// The timeline's versions. All calls with the same number share one set of layers. Reads the watermark the first time.
+    /// Errors: `Corrupt`, `Read`; `TimelineDeleted` while `delete_timeline` is at work.
     pub fn timeline(self: &Arc<Self>, timeline: TimelineNo) -> Result<Arc<TimelineStore>, StoreError> {
-        Err(StoreError::TimelineDeleted { timeline })
+        let known = self.inner.timelines.lock().get(&timeline).map(Arc::clone);
+        let state = match known {
+            Some(state) => state,
+            None => {
+                let watermark = read_watermark(&self.inner, timeline)?;
+                // Whoever is second takes the first one's; nothing can have been flushed in between without it.
+                let mut timelines = self.inner.timelines.lock();
+                let new = || Arc::new(TimelineState::new(timeline, watermark));
+                Arc::clone(timelines.entry(timeline).or_insert_with(new))
+            }
+        };
+        state.check_not_deleted()?;
+        Ok(Arc::new(TimelineStore::new(Arc::clone(self), state)))
     }
 
-    /// Drops everything of the timeline, durably.
-    pub fn delete_timeline(&self, timeline: TimelineNo) -> Result<(), StoreError> {
-        Err(StoreError::TimelineDeleted { timeline })
+    /// Deletes all versions of a timeline, durably; compaction gives the space back later. Handles to it fail with `TimelineDeleted`
+    /// from then on; the number may be used again, as for an import that starts over.
+    /// Errors: `Poisoned`, `TimelineDeleted` when another call is at it.
+    ///
+    /// Requires: no other timeline reads through this one.
+    pub fn delete_timeline(self: &Arc<Self>, timeline: TimelineNo) -> Result<(), StoreError> {
+        let inner = &self.inner;
+        inner.check_writable()?;
+        let handle = self.timeline(timeline)?;
+        let state = handle.state();
+        state.mark_deleted()?;
+        inner.drop_jobs_of(state)?;
+        let result = file_set::delete_timeline(&inner.db, timeline);
+        // Nobody puts or freezes in a deleted timeline: the open layer is the one that is counted.
+        let open_bytes = state.layers.current().open.allocated_bytes();
+        state.layers.clear();
+        inner.memory.open_changed(open_bytes, 0);
+        let (_, queued_bytes) = std::mem::take(&mut *state.cache_back.lock()).take(Lsn::MAX);
+        inner.memory.cache_back.fetch_sub(queued_bytes, Ordering::Relaxed);
+        inner.timelines.lock().remove(&timeline);
+        result.map_err(|error| {
+            inner.poison(error.to_string());
+            StoreError::Poisoned { cause: error.to_string() }
+        })
     }
 
     /// A snapshot of the counters.
     pub fn stats(&self) -> StoreStats {
-        StoreStats::default()
+        let inner = &self.inner;
+        let mut stats = StoreStats {
+            open_layer_bytes: inner.memory.open.load(Ordering::Relaxed) as u64,
+            frozen_layer_bytes: inner.memory.frozen.load(Ordering::Relaxed) as u64,
+            cache_back_bytes: inner.memory.cache_back.load(Ordering::Relaxed) as u64,
+            poisoned: inner.poisoned().map(str::to_owned),
+            ..StoreStats::default()
+        };
+        inner.counters.add_to(&mut stats);
+        inner.db.add_stats(&mut stats);
+        stats
     }
 
-    /// Bytes of all SST files, obsolete ones that are still open included.
+    /// Bytes of all SST files, obsolete ones that a reader still holds included.
     pub fn disk_bytes(&self) -> u64 {
-        0
+        self.inner.db.sst_bytes()
     }
+
+    /// Merges all levels and returns when done: for benchmarks and tests that want a store at rest.
+    pub fn compact_all(&self) {
+        self.inner.db.compact_all();
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.inner.stop();
+        if let Some(flusher) = self.flusher.take() {
+            let _ = flusher.join(); // A panic there has poisoned the store and was printed.
+        }
+    }
+}
+
+fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<Option<Watermark>, StoreError> {
+    let mut found = Gathered::default();
+    let layers = LayerMap::new(Lsn::ZERO).current();
+    gather::gather(&inner.db, timeline, &layers, &watermark_key(), Lsn::MAX, &mut found, &Default::default())?;
+    let Some((version_lsn, _, value)) = found.versions.first() else { return Ok(None) };
+    let watermark = Watermark::decode(value)?;
+    if watermark.last_record_lsn != *version_lsn {
+        return Err(StoreError::Corrupt {
+            detail: format!(
+                "watermark and its key differ. last_record_lsn=`{}`, version_lsn=`{version_lsn}`",
+                watermark.last_record_lsn
+            ),
+        });
+    }
+    Ok(Some(watermark))
 }

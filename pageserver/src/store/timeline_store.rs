@@ -2,54 +2,132 @@
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 use keyenc::{Key, Kind, TimelineNo};
 use postgres_ffi::Lsn;
 
+use super::cache_back::page_bytes;
+use super::gather::{self, Gathered};
+use super::scan;
+use super::timeline_state::TimelineState;
+use super::version_bound::VersionBound;
 use super::{Batch, Store, StoreError, Watermark};
 
-/// What a page at an LSN is made of, as found so far.
-#[derive(Default, Debug)]
-pub struct Gathered {
-    /// Newest first; the last one ends the gather when `gather` said true.
-    pub versions: Vec<(Lsn, Kind, Bytes)>,
-}
-
-/// A timeline's versions. Cheap to clone the `Arc` of; all handles of one timeline share its layers.
+/// A timeline's versions. All handles of one timeline share its layers; dropping the last one flushes nothing.
 pub struct TimelineStore {
     store: Arc<Store>,
-    timeline: TimelineNo,
+    state: Arc<TimelineState>,
 }
 
 impl TimelineStore {
+    pub(super) fn new(store: Arc<Store>, state: Arc<TimelineState>) -> Self {
+        TimelineStore { store, state }
+    }
+
+    pub(super) fn state(&self) -> &Arc<TimelineState> {
+        &self.state
+    }
+
+    /// Number of the timeline.
+    pub fn timeline_no(&self) -> TimelineNo {
+        self.state.timeline
+    }
+
     /// How far the data in RocksDB goes. None: nothing was ever flushed with a watermark.
     pub fn watermark(&self) -> Option<Watermark> {
-        None
+        *self.state.watermark.lock()
     }
 
-    /// Makes the batch readable. Blocks while the flusher is behind. `last_record_lsn` = end of the last record in or before the batch;
-    /// an empty batch only moves it.
+    /// How far the data goes, memory included: the highest `last_record_lsn` that was put. `Lsn::ZERO`: nothing yet.
+    pub fn last_record_lsn(&self) -> Lsn {
+        self.state.writer.lock().last_record_lsn
+    }
+
+    /// Makes the batch readable. Blocks while the flusher is behind: memory is bounded by `StoreConfig::layer_bytes` and one batch.
+    /// `last_record_lsn` = end of the last record in or before the batch. An empty batch moves only that.
+    /// Of two versions with the same key, LSN and kind the one put last counts, so a batch may be put again after a restart.
     ///
-    /// Requires: our WAL up to `last_record_lsn` is fsynced. One caller at a time, in LSN order.
+    /// Requires:
+    /// - Our WAL up to `last_record_lsn` is fsynced: a flush may make the batch durable at any time, and a store that is ahead of its
+    ///   WAL cannot be repaired by reading WAL again.
+    /// - No version is below the `last_record_lsn` of the put before (`OutOfOrder`); and all versions of one (key, LSN) are in one batch.
+    /// - Versions above `last_record_lsn` belong to the one record that is being ingested: the watermark stays below it, so it comes
+    ///   again after a crash.
+    ///
+    /// Errors: `Poisoned`, `TimelineDeleted`, `OutOfOrder`, `ShuttingDown`; then nothing was put.
     pub fn put(&self, batch: &Batch, last_record_lsn: Lsn) -> Result<(), StoreError> {
-        let _ = (batch, last_record_lsn, &self.store, self.timeline);
-        Err(StoreError::ShuttingDown)
+        let inner = self.store.inner();
+        inner.wait_for_room()?;
+        {
+            let mut writer = self.state.writer.lock();
+            self.state.check_not_deleted()?;
+            check_order(batch, writer.last_record_lsn)?;
+            let layers = self.state.layers.current();
+            let before = layers.open.allocated_bytes();
+            layers.open.put(batch);
+            inner.memory.open_changed(before, layers.open.allocated_bytes());
+            if last_record_lsn > writer.last_record_lsn || !batch.is_empty() {
+                writer.last_record_lsn = writer.last_record_lsn.max(last_record_lsn);
+                writer.changed_at.get_or_insert_with(Instant::now);
+            }
+        }
+        inner.counters.put_versions.add(batch.len() as u64);
+        inner.counters.put_value_bytes.add(batch.value_bytes() as u64);
+        inner.freeze_if_full();
+        Ok(())
     }
 
-    /// Flushes all that was put and returns when it is durable. No watermark is written before the first call with `publish: true`.
+    /// Flushes all that was put and returns when it is durable.
+    ///
+    /// A timeline gets its first watermark with the first call that says `publish`; before that, flushes (by size and age too)
+    /// write none, so a crash during an import leaves a timeline that says it has nothing. After it every flush writes one.
+    ///
+    /// Errors: `Poisoned` (what was put may or may not be durable: reopen), `TimelineDeleted`, `ShuttingDown`.
     pub fn flush(&self, publish: bool) -> Result<(), StoreError> {
-        let _ = publish;
-        Err(StoreError::ShuttingDown)
+        let inner = self.store.inner();
+        inner.check_writable()?;
+        let job_no = {
+            let mut writer = self.state.writer.lock();
+            self.state.check_not_deleted()?;
+            writer.publishing |= publish;
+            inner.freeze(&self.state, &mut writer)
+        };
+        inner.wait_for_job(&self.state, job_no)
     }
 
-    /// Adds the versions of `key` at or below `request_lsn`, newest first, to `found` until one ends the gather. True: it ended here.
+    /// Adds the versions of `key` at or below `request_lsn`, newest first, to `found` until one ends the gather (image, tombstone or
+    /// initialising delta). True: it ended here; false: go on in the ancestor. Versions are strictly below those already in `found`.
+    ///
+    /// Requires: `request_lsn` is at or below what was put before the call; above it the answer may be incomplete.
+    ///
+    /// Errors: `Corrupt`, `Read`; `found` is then as before.
     pub fn gather(&self, key: &Key, request_lsn: Lsn, found: &mut Gathered) -> Result<bool, StoreError> {
-        let _ = (key, request_lsn, found);
-        Err(StoreError::ShuttingDown)
+        let inner = self.store.inner();
+        // First the layers, then (inside) the iterator: see `layer_map`.
+        let layers = self.state.layers.current();
+        gather::gather(&inner.db, self.state.timeline, &layers, key, request_lsn, found, &inner.counters)
     }
 
-    /// For each key in `first..=last` its newest version at or below `request_lsn` (tombstones too), in key order.
+    /// True if no version of `key` lies above `after` and at or below `through`, as far as the layers in memory can tell; they can where
+    /// all versions above `after` are in them. For caches: takes no look at RocksDB.
+    ///
+    /// Requires: `through` is at or below what was put before the call.
+    pub fn is_unchanged(&self, key: &Key, after: Lsn, through: Lsn) -> bool {
+        let layers = self.state.layers.current();
+        after >= layers.covered_above
+            && layers.newest_first().all(|layer| {
+                let data = layer.read();
+                data.versions(key, VersionBound::at(through)).next().is_none_or(|version| version.lsn <= after)
+            })
+    }
+
+    /// Calls `each` with the newest version at or below `request_lsn` (tombstones too) of each key in `first..=last`, in key order,
+    /// until it breaks. For sizes, databases, lists; over blocks it looks at every block in memory.
+    ///
+    /// `each` should not wait: old files stay on disk meanwhile. Errors: `Corrupt`, `Read`.
     pub fn scan_newest(
         &self,
         first: &Key,
@@ -57,18 +135,36 @@ impl TimelineStore {
         request_lsn: Lsn,
         each: &mut dyn FnMut(Key, Lsn, Kind, Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        let _ = (first, last, request_lsn, each);
-        Err(StoreError::ShuttingDown)
+        let layers = self.state.layers.current();
+        scan::scan_newest(&self.store.inner().db, self.state.timeline, &layers, (first, last), request_lsn, each)
     }
 
-    /// Every version of `key` with an LSN in `lsn_range`, newest first.
+    /// Every version of `key` with an LSN in `lsn_range` (end exclusive), newest first. Errors: `Corrupt`, `Read`.
     pub fn history(&self, key: &Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, StoreError> {
-        let _ = (key, lsn_range);
-        Err(StoreError::ShuttingDown)
+        let layers = self.state.layers.current();
+        scan::history(&self.store.inner().db, self.state.timeline, &layers, key, lsn_range)
     }
 
-    /// Queues a materialised page for the next flush; drops it when the queue is full.
+    /// Queues the page that redo made of `key` as of its version at `lsn` for the next flush; drops it when the queue is full.
+    ///
+    /// Requires: `lsn` is that of a version of this very timeline, not of an ancestor.
     pub fn cache_back(&self, key: Key, lsn: Lsn, page: Bytes) {
-        let _ = (key, lsn, page);
+        let inner = self.store.inner();
+        let queued = &inner.memory.cache_back;
+        let is_full = queued.load(Ordering::Relaxed) + page_bytes(&page) > inner.config.cache_back_bytes;
+        if is_full || self.state.is_deleted() || inner.poisoned().is_some() {
+            return inner.counters.cache_back_dropped_pages.add(1);
+        }
+        let mut queue = self.state.cache_back.lock();
+        queued.fetch_add(queue.push(key, lsn, page), Ordering::Relaxed);
+    }
+}
+
+fn check_order(batch: &Batch, last_record_lsn: Lsn) -> Result<(), StoreError> {
+    match batch.first() {
+        Some(first) if first.lsn < last_record_lsn => {
+            Err(StoreError::OutOfOrder { key: first.key, version_lsn: first.lsn, last_record_lsn })
+        }
+        _ => Ok(()),
     }
 }

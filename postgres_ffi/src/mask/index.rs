@@ -11,6 +11,8 @@
 //! PG 15: nbtxlog.c (btree_mask), hash_xlog.c (hash_mask), gistxlog.c (gist_mask), ginxlog.c (gin_mask), spgxlog.c (spg_mask),
 //! brin_xlog.c (brin_mask); the same in 17 and 18.
 
+use std::ops::Range;
+
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::layout::Header;
@@ -23,6 +25,8 @@ pub(crate) const FLAGS_OF_16: usize = BLCKSZ - 4;
 pub(crate) const GIN_FLAGS_AT: usize = BLCKSZ - 2;
 /// BRIN's flags.
 pub(crate) const BRIN_FLAGS_AT: usize = BLCKSZ - 4;
+/// SP-GiST's flags.
+pub(crate) const SPGIST_FLAGS_AT: usize = BLCKSZ - 8;
 const BTREE_CYCLE_ID_AT: usize = BLCKSZ - 2;
 const BRIN_TYPE_AT: usize = BLCKSZ - 2;
 const GIST_NSN_AT: usize = BLCKSZ - 16;
@@ -41,6 +45,10 @@ const GIST_FOLLOW_RIGHT: u16 = 1 << 3;
 const GIST_HAS_GARBAGE: u16 = 1 << 4;
 
 const GIN_DELETED: u16 = 1 << 2;
+
+const SPGIST_META: u16 = 1 << 0;
+/// 8 times (block u32, free bytes i32) behind the magic number. PG: spgist_private.h, SpGistMetaPageData.
+const SPGIST_LAST_USED_PAGES: Range<usize> = PAGE_HEADER_LEN + 4..PAGE_HEADER_LEN + 4 + 8 * 8;
 
 const BRIN_META: u16 = 0xF091;
 const BRIN_REGULAR: u16 = 0xF093;
@@ -91,9 +99,12 @@ pub(super) fn mask_gin(page: &mut Page) {
     }
 }
 
-/// The hole alone.
-pub(super) fn mask_spgist(page: &mut Page) {
+/// The hole. On disk the meta page's list of pages with room is ahead of the WAL: it is written without any (spgutils.c, SpGistUpdateMetaPage).
+pub(super) fn mask_spgist(page: &mut Page, rule: Rule) {
     mask_unused_space(page);
+    if rule == Rule::DataDirectory && flags_at(page, SPGIST_FLAGS_AT) & SPGIST_META != 0 {
+        page[SPGIST_LAST_USED_PAGES].fill(0);
+    }
 }
 
 /// The hole of regular pages, and of meta pages that set `pd_lower`; a revmap page is an array up to its end.

@@ -13,16 +13,18 @@
 //! PG 15, 17, 18: src/backend/access/common/bufmask.c and the functions `*_mask` of the resource managers.
 
 pub mod compare;
-mod heap;
-mod index;
+pub(crate) mod heap;
+pub(crate) mod index;
 pub mod layout;
-mod sequence;
+pub(crate) mod sequence;
 pub mod visibility_map;
 
 use byteorder::{ByteOrder, LittleEndian};
 use serde::Serialize;
 
-use crate::page::{BLCKSZ, PD_CHECKSUM, PD_FLAGS, PD_LOWER, PD_PRUNE_XID, PD_UPPER, PAGE_HEADER_LEN, Page, page_is_new};
+use crate::page::{
+    BLCKSZ, PAGE_HEADER_LEN, PD_CHECKSUM, PD_FLAGS, PD_LOWER, PD_PRUNE_XID, PD_UPPER, Page, page_is_new,
+};
 use crate::{BlockNumber, ForkNumber};
 
 pub use compare::{Equality, PageComparison, compare_pages, equal_after_masking};
@@ -168,7 +170,7 @@ fn mask_content(page: &mut Page, kind: PageKind, block_no: BlockNumber, rule: Ru
         PageKind::Hash => index::mask_hash(page),
         PageKind::Gist => index::mask_gist(page, rule),
         PageKind::Gin => index::mask_gin(page),
-        PageKind::Spgist => index::mask_spgist(page),
+        PageKind::Spgist => index::mask_spgist(page, rule),
         PageKind::Brin => index::mask_brin(page),
         PageKind::Sequence | PageKind::Generic => mask_unused_space(page),
         PageKind::VisibilityMap => visibility_map::initialise_if_new(page),
@@ -198,5 +200,7 @@ fn mask_page_content(page: &mut Page) {
     page[PD_UPPER..PD_UPPER + 2].fill(0);
 }
 
+#[cfg(test)]
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,8 @@ pub mod find_end;
 
 pub mod trim;
 
+pub mod checks;
+
 pub use image::{Compression, ImageError};
 pub use record::{BlockImage, DecodeError, DecodedBlock, DecodedRecord, RecordHeader};
 pub use stream::{WalError, WalErrorKind, WalStreamDecoder};

@@ -1,0 +1,65 @@
+# What people type. `make test` is the whole truth: it sets the machine up, builds, tests and checks what CI checks.
+# Every cargo call builds the release profile: RocksDB takes minutes to build and is built once for all of them.
+
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+export PAGESERVER_PG_HOME ?= /opt/pageserver-postgresql
+EXTENSION_DIR := $(CARGO_TARGET_DIR)/redo_extension
+CARGO := nice cargo
+PG ?= 14 15 16 17 18
+SCALE ?= 10
+
+.NOTPARALLEL:
+.PHONY: help setup build extension test test-only check fmt lint doc tidy deny demo prove-pages bench
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+setup: ## install what is missing on a Debian 12 machine (root or sudo)
+	scripts/setup
+
+build: extension ## build everything, tests and benchmarks included
+	$(CARGO) build --release --workspace --all-targets --locked
+
+extension: ## build the redo extension for every version that has headers here
+	@set -e; for version in 15 17 18; do \
+	  include=/usr/include/postgresql/$$version/server; \
+	  [ -d $$include ] || include=$(PAGESERVER_PG_HOME)/headers/$$version$$include; \
+	  [ -d $$include ] || { echo "no server headers of PostgreSQL $$version: run 'make setup'" >&2; exit 1; }; \
+	  $(MAKE) --no-print-directory -C pageserver/redo_extension INCLUDE=$$include OUT=$(EXTENSION_DIR)/$$version; \
+	done
+
+test: setup build check ## set up, build, run all tests and all checks (what CI runs)
+
+check: fmt-check lint doc deny test-only ## formatting, lints, documentation, tests (tidy is one of them)
+
+test-only: build
+	$(CARGO) test --release --workspace --locked
+
+fmt: ## format
+	cargo fmt --all
+
+.PHONY: fmt-check
+fmt-check:
+	cargo fmt --all -- --check
+
+lint: ## clippy, warnings are errors
+	$(CARGO) clippy --release --workspace --all-targets --locked -- --deny warnings
+
+doc: ## documentation, warnings are errors
+	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --release --workspace --no-deps --document-private-items --locked
+
+tidy: ## the rules of docs/architecture.md that a machine can check
+	$(CARGO) test --release --package tests --test tidy --locked
+
+deny: ## licences, advisories, sources of dependencies (when cargo-deny is installed)
+	@if command -v cargo-deny >/dev/null; then cargo deny --all-features check; \
+	else echo "cargo-deny is not installed ('cargo install cargo-deny --locked'): deny.toml was not checked"; fi
+
+demo: setup build ## a stock PostgreSQL, a page server, three moments of one page, the comparison
+	scripts/demo
+
+prove-pages: setup build ## compare every page with the primary's after load, crashes and promotion: PG="15 17" SCALE=10 SEED=n
+	$(CARGO_TARGET_DIR)/release/prove-pages --scale $(SCALE) $(if $(SEED),--seed $(SEED)) $(foreach version,$(PG),--pg $(version))
+
+bench: build ## every benchmark
+	$(CARGO) bench --workspace --locked --profile release

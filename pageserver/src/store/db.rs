@@ -1,0 +1,244 @@
+//! RocksDB as this store sets it up, and the few calls it makes.
+//!
+//! - One column family, `versions`; keys are `keyenc::VersionKey`. No log, no memtable in use: data arrives as ingested files only.
+//! - Files are ingested by hard link, all of a set in one manifest write; RocksDB syncs file, directory and manifest before it returns.
+//! - The prefix extractor is the 22 bytes that all versions of an object share, and the bloom filters are on it. So an iterator
+//!   either stays within one object, or says `total_order_seek`: without one of the two it may silently skip files.
+//! - Every block is checked against its checksum when it is read from disk.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use keyenc::{Key, OBJECT_PREFIX_LEN, TimelineNo, VersionKey};
+use rocksdb::statistics::{StatsLevel, Ticker};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle, DBCompressionType,
+    DBRawIterator, ErrorKind, IngestExternalFileOptions, Options, ReadOptions, SliceTransform,
+};
+
+use super::version_bound::VersionBound;
+use super::{LevelStats, StoreConfig, StoreError, StoreStats};
+
+const VERSIONS: &str = "versions";
+/// About one miss in a hundred.
+const BLOOM_BITS_PER_KEY: f64 = 10.0;
+/// RocksDB wants a memtable; nothing is ever written to it.
+const MEMTABLE_BYTES: usize = 64 << 10;
+/// RocksDB's own text log: four files of this size.
+const INFO_LOG_BYTES: usize = 4 << 20;
+const COMPACTION_READAHEAD_BYTES: usize = 2 << 20;
+const RATE_LIMIT_REFILL_MICROS: i64 = 100_000;
+const RATE_LIMIT_FAIRNESS: i32 = 10;
+
+/// RocksDB and the directory in which files wait for it.
+pub(super) struct Db {
+    rocks: DB,
+    /// Holds the statistics.
+    options: Options,
+    file_options: Options,
+    block_cache: Cache,
+    pending_dir: PathBuf,
+    next_file_no: AtomicU64,
+    pub file_bytes: u64,
+    pub level0_files_max: u64,
+}
+
+impl Db {
+    /// Opens or makes RocksDB in `dir/rocksdb` and empties `dir/pending`.
+    pub fn open(dir: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
+        let refused = |cause: io::Error| StoreError::Open { dir: dir.to_owned(), cause: cause.to_string() };
+        let (rocks_dir, pending_dir) = (dir.join("rocksdb"), dir.join("pending"));
+        fs::create_dir_all(&rocks_dir).map_err(refused)?;
+        fs::create_dir_all(&pending_dir).map_err(refused)?;
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(refused)?;
+
+        let block_cache = Cache::new_lru_cache(config.block_cache_bytes);
+        let mut options = options(config, &block_cache);
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.enable_statistics();
+        options.set_statistics_level(StatsLevel::ExceptTimers);
+        let mut versions_options = options.clone();
+        // Only compaction sees this: `SstFileWriter` would take it for every file.
+        versions_options.set_bottommost_compression_type(DBCompressionType::Zstd);
+        let families = [
+            ColumnFamilyDescriptor::new("default", Options::default()),
+            ColumnFamilyDescriptor::new(VERSIONS, versions_options),
+        ];
+        let rocks = DB::open_cf_descriptors(&options, &rocks_dir, families).map_err(|error| open_error(dir, &error))?;
+        // Only now: the lock is ours.
+        empty_dir(&pending_dir).map_err(refused)?;
+        let file_options = file_options(config, &block_cache);
+        Ok(Db {
+            rocks,
+            options,
+            file_options,
+            block_cache,
+            pending_dir,
+            next_file_no: AtomicU64::new(1),
+            file_bytes: config.file_bytes,
+            level0_files_max: config.level0_files_max.into(),
+        })
+    }
+
+    fn versions(&self) -> &ColumnFamily {
+        self.rocks.cf_handle(VERSIONS).expect("the column family is opened with the store")
+    }
+
+    /// An iterator over the versions of one object. It holds files of now: use it and drop it.
+    pub fn object_iterator(&self, timeline: TimelineNo, key: &Key) -> DBRawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(VersionKey::object_prefix(timeline, key).to_vec());
+        options.set_prefix_same_as_start(true);
+        self.rocks.raw_iterator_cf_opt(self.versions(), options)
+    }
+
+    /// An iterator over the versions of all objects in `first..=last`.
+    pub fn range_iterator(&self, timeline: TimelineNo, first: &Key, last: &Key) -> DBRawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_total_order_seek(true);
+        options.set_iterate_lower_bound(VersionKey::object_prefix(timeline, first).to_vec());
+        let mut after_last = VersionBound::at(postgres_ffi::Lsn::MAX).version_key(timeline, last).encode().to_vec();
+        after_last.push(0); // An upper bound is exclusive.
+        options.set_iterate_upper_bound(after_last);
+        self.rocks.raw_iterator_cf_opt(self.versions(), options)
+    }
+
+    /// Options for an `SstFileWriter` whose files this RocksDB takes.
+    pub fn file_options(&self) -> &Options {
+        &self.file_options
+    }
+
+    /// A path for a new file that will be ingested.
+    pub fn new_pending_path(&self) -> PathBuf {
+        let file_no = self.next_file_no.fetch_add(1, Ordering::Relaxed);
+        self.pending_dir.join(format!("{file_no:08}.sst"))
+    }
+
+    /// Makes the finished files part of the store, all or none, durably. They leave the pending directory.
+    pub fn ingest(&self, files: &[PathBuf]) -> Result<(), rocksdb::Error> {
+        let mut options = IngestExternalFileOptions::default();
+        options.set_move_files(true);
+        self.rocks.ingest_external_file_cf_opts(self.versions(), &options, files.to_vec())
+    }
+
+    /// Files that overlap in level 0.
+    pub fn level0_files(&self) -> u64 {
+        self.property("rocksdb.num-files-at-level0")
+    }
+
+    /// Failures of compaction since open.
+    pub fn background_errors(&self) -> u64 {
+        self.property("rocksdb.background-errors")
+    }
+
+    /// Bytes of all SST files, obsolete ones that someone still reads included.
+    pub fn sst_bytes(&self) -> u64 {
+        self.property("rocksdb.total-sst-files-size")
+    }
+
+    /// Merges all levels, for tests and benchmarks that want a store at rest.
+    pub fn compact_all(&self) {
+        self.rocks.compact_range_cf(self.versions(), None::<&[u8]>, None::<&[u8]>);
+    }
+
+    /// Adds what RocksDB counts.
+    pub fn add_stats(&self, stats: &mut StoreStats) {
+        let ticker = |ticker| self.options.get_ticker_count(ticker);
+        for file in self.rocks.live_files().unwrap_or_default() {
+            let level_no = usize::try_from(file.level).unwrap_or(0);
+            if stats.levels.len() <= level_no {
+                stats.levels.resize(level_no + 1, LevelStats::default());
+            }
+            stats.levels[level_no].files += 1;
+            stats.levels[level_no].bytes += file.size as u64;
+        }
+        stats.versions_estimate = self.property("rocksdb.estimate-num-keys");
+        stats.sst_bytes = self.sst_bytes();
+        stats.compaction_pending_bytes = self.property("rocksdb.estimate-pending-compaction-bytes");
+        stats.compaction_read_bytes = ticker(Ticker::CompactReadBytes);
+        stats.compaction_written_bytes = ticker(Ticker::CompactWriteBytes);
+        stats.block_cache_hits = ticker(Ticker::BlockCacheHit);
+        stats.block_cache_misses = ticker(Ticker::BlockCacheMiss);
+        stats.block_cache_bytes = self.block_cache.get_usage() as u64;
+        stats.rocksdb_seeks = ticker(Ticker::NumberDbSeek);
+    }
+
+    fn property(&self, name: &str) -> u64 {
+        self.rocks.property_int_value_cf(self.versions(), name).ok().flatten().unwrap_or(0)
+    }
+}
+
+/// An error met while reading, by what the caller can do about it.
+pub(super) fn read_error(error: &rocksdb::Error) -> StoreError {
+    match error.kind() {
+        ErrorKind::Corruption => StoreError::Corrupt { detail: error.to_string() },
+        _ => StoreError::Read { cause: error.to_string() },
+    }
+}
+
+fn open_error(dir: &Path, error: &rocksdb::Error) -> StoreError {
+    let cause = error.to_string();
+    match error.kind() {
+        // RocksDB locks a file of this name and has no kind of its own for it.
+        ErrorKind::IOError if cause.contains("/LOCK:") => StoreError::Locked { dir: dir.to_owned() },
+        ErrorKind::Corruption => StoreError::Corrupt { detail: cause },
+        _ => StoreError::Open { dir: dir.to_owned(), cause },
+    }
+}
+
+/// Removes the files of an earlier run that were never ingested.
+fn empty_dir(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        fs::remove_file(entry?.path())?;
+    }
+    Ok(())
+}
+
+fn table_options(config: &StoreConfig, block_cache: &Cache) -> BlockBasedOptions {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(block_cache);
+    table.set_block_size(config.block_bytes);
+    table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
+    table.set_whole_key_filtering(false); // Nobody looks a version up by its whole key.
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(6);
+    table
+}
+
+/// Options of files that the flusher writes: those of the column family, without what only compaction should use.
+fn file_options(config: &StoreConfig, block_cache: &Cache) -> Options {
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table_options(config, block_cache));
+    options.set_prefix_extractor(SliceTransform::create_fixed_prefix(OBJECT_PREFIX_LEN));
+    options.set_compression_type(DBCompressionType::Lz4);
+    options
+}
+
+fn options(config: &StoreConfig, block_cache: &Cache) -> Options {
+    let mut options = file_options(config, block_cache);
+    options.set_compaction_style(DBCompactionStyle::Level);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.set_target_file_size_base(config.file_bytes);
+    options.set_max_bytes_for_level_base(config.layer_bytes as u64);
+    options.set_write_buffer_size(MEMTABLE_BYTES);
+    options.set_max_background_jobs(i32::try_from(config.background_jobs).unwrap_or(1));
+    options.set_compaction_readahead_size(COMPACTION_READAHEAD_BYTES);
+    options.set_bytes_per_sync(1 << 20); // Spreads write-back of large files, so that the sync at the end is short.
+    if config.compaction_bytes_per_second > 0 {
+        let rate = i64::try_from(config.compaction_bytes_per_second).unwrap_or(i64::MAX);
+        options.set_ratelimiter(rate, RATE_LIMIT_REFILL_MICROS, RATE_LIMIT_FAIRNESS);
+    }
+    options.set_paranoid_checks(true);
+    // Not -1: opening every file at start would take longer the longer the history is.
+    options.set_max_open_files(i32::try_from(config.open_files_max).unwrap_or(i32::MAX));
+    options.set_skip_stats_update_on_db_open(true);
+    options.set_stats_dump_period_sec(0);
+    options.set_keep_log_file_num(4);
+    options.set_max_log_file_size(INFO_LOG_BYTES);
+    options
+}

@@ -1,0 +1,153 @@
+//! Writes one frozen layer as sorted SST files: its versions, materialised pages and the watermark, ready to be ingested together.
+//!
+//! - A file is closed at a size, but never between two versions of one object.
+//! - A set that is dropped before it is ingested leaves no file behind.
+
+use std::fs;
+use std::iter::Peekable;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use keyenc::{Key, Kind, TimelineNo, VersionKey};
+use postgres_ffi::Lsn;
+use rocksdb::SstFileWriter;
+
+use super::db::Db;
+use super::layer::{LayerData, LayerVersion, SortedWindows};
+
+/// An image that does not stand in the layer: a materialised page, or the watermark.
+pub(super) type ExtraImage = (Key, Lsn, Bytes);
+
+/// Files that are written but not part of the store yet.
+pub(super) struct FileSet<'a> {
+    db: &'a Db,
+    timeline: TimelineNo,
+    writer: Option<SstFileWriter<'a>>,
+    last_key: Option<Key>,
+    files: Vec<PathBuf>,
+    pub versions: u64,
+    pub bytes: u64,
+}
+
+impl<'a> FileSet<'a> {
+    pub fn new(db: &'a Db, timeline: TimelineNo) -> Self {
+        FileSet { db, timeline, writer: None, last_key: None, files: Vec::new(), versions: 0, bytes: 0 }
+    }
+
+    /// Writes all versions of `layer` and `extra`, which is in key order. Returns false when `stop` said so first.
+    pub fn write(
+        &mut self,
+        layer: &LayerData,
+        extra: &[ExtraImage],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<bool, rocksdb::Error> {
+        let mut extra = extra.iter().peekable();
+        let mut windows = SortedWindows::new(layer);
+        while let Some(window) = windows.next_window() {
+            if stop() {
+                return Ok(false);
+            }
+            for (key, versions) in window.iter() {
+                while let Some((extra_key, lsn, value)) = extra.next_if(|(extra_key, ..)| extra_key < key) {
+                    self.put(extra_key, *lsn, Kind::Image, value)?;
+                }
+                self.put_key(key, versions, &mut extra)?;
+            }
+        }
+        for (key, lsn, value) in extra {
+            self.put(key, *lsn, Kind::Image, value)?;
+        }
+        self.close_file()?;
+        Ok(true)
+    }
+
+    /// Makes the set part of the store: durable, all or nothing.
+    pub fn ingest(mut self) -> Result<(), rocksdb::Error> {
+        assert!(self.writer.is_none(), "the last file is closed");
+        if !self.files.is_empty() {
+            self.db.ingest(&self.files)?;
+        }
+        self.files.clear();
+        Ok(())
+    }
+
+    /// All versions of one key, oldest first, with the extra images of that key in between.
+    fn put_key<'b>(
+        &mut self,
+        key: &Key,
+        versions: &[LayerVersion<'_>],
+        extra: &mut Peekable<impl Iterator<Item = &'b ExtraImage>>,
+    ) -> Result<(), rocksdb::Error> {
+        for version in versions {
+            let at = (version.lsn, version.kind);
+            let is_below = |(extra_key, lsn, _): &&ExtraImage| extra_key == key && (*lsn, Kind::Image) < at;
+            while let Some((_, lsn, value)) = extra.next_if(is_below) {
+                self.put(key, *lsn, Kind::Image, value)?;
+            }
+            // The same image twice: the one in the layer came with WAL.
+            extra.next_if(|(extra_key, lsn, _)| extra_key == key && (*lsn, Kind::Image) == at);
+            self.put(key, version.lsn, version.kind, version.value)?;
+        }
+        while let Some((_, lsn, value)) = extra.next_if(|(extra_key, ..)| extra_key == key) {
+            self.put(key, *lsn, Kind::Image, value)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, key: &Key, lsn: Lsn, kind: Kind, value: &[u8]) -> Result<(), rocksdb::Error> {
+        if self.last_key != Some(*key) {
+            self.last_key = Some(*key);
+            let is_full = |writer: &SstFileWriter<'_>| writer.file_size() >= self.db.file_bytes;
+            if self.writer.as_ref().is_some_and(is_full) {
+                self.close_file()?;
+            }
+        }
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => none.insert(open_file(self.db, &mut self.files)?),
+        };
+        let version = VersionKey { timeline: self.timeline, key: *key, lsn, kind };
+        self.versions += 1;
+        writer.put(version.encode(), value)
+    }
+
+    fn close_file(&mut self) -> Result<(), rocksdb::Error> {
+        let Some(mut writer) = self.writer.take() else { return Ok(()) };
+        writer.finish()?;
+        self.bytes += writer.file_size();
+        Ok(())
+    }
+}
+
+impl Drop for FileSet<'_> {
+    fn drop(&mut self) {
+        self.writer = None;
+        for file in &self.files {
+            // Best effort: what is left is removed when the store is opened again.
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+fn open_file<'a>(db: &'a Db, files: &mut Vec<PathBuf>) -> Result<SstFileWriter<'a>, rocksdb::Error> {
+    let path = db.new_pending_path();
+    let writer = SstFileWriter::create(db.file_options());
+    files.push(path.clone());
+    writer.open(&path)?;
+    Ok(writer)
+}
+
+/// Deletes all versions of `timeline`, its watermark included: one range deletion in a file of its own, ingested.
+pub(super) fn delete_timeline(db: &Db, timeline: TimelineNo) -> Result<(), rocksdb::Error> {
+    let mut set = FileSet::new(db, timeline);
+    let mut writer = open_file(db, &mut set.files)?;
+    let first = timeline.0.to_be_bytes().to_vec();
+    let end = match timeline.0.checked_add(1) {
+        Some(next) => next.to_be_bytes().to_vec(),
+        None => vec![0xFF; keyenc::ENCODED_KEY_LEN + 1],
+    };
+    writer.delete_range(first, end)?;
+    writer.finish()?;
+    drop(writer);
+    set.ingest()
+}

@@ -1,0 +1,140 @@
+//! The thread that turns frozen layers into files of RocksDB, one layer at a time, oldest first.
+//!
+//! - Order: files written and synced, ingested with the watermark in one step, watermark published, layer dropped. A reader between two
+//!   of these steps sees the same versions.
+//! - The first failure poisons the store and ends the thread. Layers that were not written stay readable.
+//! - Waits while level 0 is full: memory fills up, `put` blocks, and the primary sees replication lag.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::Watermark;
+use super::file_set::{ExtraImage, FileSet};
+use super::inner::{FlushJob, Inner};
+use super::layer::watermark_key;
+use super::timeline_state::TimelineState;
+
+/// How often ages are looked at, at most.
+const AGE_CHECK_INTERVAL_MAX: Duration = Duration::from_secs(5);
+/// How often level 0 is looked at while it is full.
+const LEVEL0_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Body of the flusher thread.
+pub(super) fn run(inner: &Arc<Inner>) {
+    let _poison_on_panic = PoisonOnPanic { inner };
+    let age_check_interval = (inner.config.flush_interval / 4).min(AGE_CHECK_INTERVAL_MAX);
+    let mut next_age_check = Instant::now() + age_check_interval;
+    loop {
+        match inner.next_job(next_age_check) {
+            Ok(Some(job)) => match flush(inner, &job) {
+                Ok(Outcome::Done) => inner.finish_job(&job),
+                Ok(Outcome::Stopped) => return,
+                Err(error) => {
+                    tracing::error!(timeline_no = job.timeline.timeline.0, %error, "flush failed, store takes no more writes");
+                    return inner.poison(error.to_string());
+                }
+            },
+            Ok(None) => {}
+            Err(_) => return,
+        }
+        if Instant::now() >= next_age_check {
+            freeze_old_layers(inner);
+            next_age_check = Instant::now() + age_check_interval;
+        }
+    }
+}
+
+enum Outcome {
+    Done,
+    /// The store closes; what was written is dropped.
+    Stopped,
+}
+
+fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
+    let started_at = Instant::now();
+    let state = &job.timeline;
+    let frozen = &job.frozen;
+    let extra = extra_images(inner, job);
+    let mut set = FileSet::new(&inner.db, state.timeline);
+    let stop = || inner.is_stopping() || state.is_deleted();
+    let is_whole = set.write(&frozen.layer.read(), &extra, &stop)?;
+    if !is_whole || !wait_for_level0(inner)? {
+        return Ok(if state.is_deleted() { Outcome::Done } else { Outcome::Stopped });
+    }
+    let (versions, bytes) = (set.versions, set.bytes);
+    set.ingest()?;
+    if frozen.publish {
+        *state.watermark.lock() = Some(Watermark { last_record_lsn: frozen.last_record_lsn });
+    }
+    state.layers.drop_frozen(frozen);
+    let counters = &inner.counters;
+    counters.flushes.add(1);
+    counters.flushed_versions.add(versions);
+    counters.flushed_bytes.add(bytes);
+    counters.cached_back_pages.add(extra.len().saturating_sub(usize::from(frozen.publish)) as u64);
+    counters.flush_nanos.add(started_at.elapsed().as_nanos() as u64);
+    Ok(Outcome::Done)
+}
+
+/// The watermark and the materialised pages at or below it. Before a watermark may be written: nothing.
+fn extra_images(inner: &Inner, job: &FlushJob) -> Vec<ExtraImage> {
+    if !job.frozen.publish {
+        return Vec::new();
+    }
+    let last_record_lsn = job.frozen.last_record_lsn;
+    let watermark = Bytes::copy_from_slice(&Watermark { last_record_lsn }.encode());
+    let (pages, freed) = job.timeline.cache_back.lock().take(last_record_lsn);
+    inner.memory.cache_back.fetch_sub(freed, Ordering::Relaxed);
+    let mut extra = pages;
+    // The lowest key there is; sorted all the same, since a file out of order would poison the store.
+    extra.push((watermark_key(), last_record_lsn, watermark));
+    extra.sort_unstable_by_key(|(key, lsn, _)| (*key, *lsn));
+    extra
+}
+
+/// False: the store closes.
+fn wait_for_level0(inner: &Inner) -> Result<bool, rocksdb::Error> {
+    while inner.db.level0_files() >= inner.db.level0_files_max && inner.db.background_errors() == 0 {
+        if inner.is_stopping() {
+            return Ok(false);
+        }
+        thread::sleep(LEVEL0_CHECK_INTERVAL);
+    }
+    // With a background error the ingestion that follows fails and says why.
+    Ok(true)
+}
+
+fn freeze_old_layers(inner: &Inner) {
+    let states: Vec<Arc<TimelineState>> = inner.timelines.lock().values().map(Arc::clone).collect();
+    for state in states {
+        // A timeline whose writer is busy is looked at next time.
+        let Some(mut writer) = state.writer.try_lock() else { continue };
+        let is_old = writer.changed_at.is_some_and(|changed_at| changed_at.elapsed() >= inner.config.flush_interval);
+        if is_old && !state.is_deleted() {
+            inner.freeze(&state, &mut writer);
+        }
+    }
+}
+
+struct PoisonOnPanic<'a> {
+    inner: &'a Inner,
+}
+
+impl Drop for PoisonOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.inner.poison("the flusher panicked".to_owned());
+        }
+    }
+}
+
+/// Starts the flusher.
+pub(super) fn start(inner: &Arc<Inner>) -> io::Result<JoinHandle<()>> {
+    let inner = Arc::clone(inner);
+    thread::Builder::new().name("store-flusher".to_owned()).spawn(move || run(&inner))
+}

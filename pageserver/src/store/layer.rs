@@ -1,0 +1,354 @@
+//! Versions in memory: a map from key to its newest version, each version pointing to the next older one of its key.
+//!
+//! - A layer is *open* (one writer puts) and later *frozen* (nobody does). Readers may come at any time; both are one type, and the lock
+//!   around a frozen one is never waited for.
+//! - Blocks stand in a hash map, everything else in an ordered one: lists (relations, databases, segments) are ordered scans.
+//! - Memory is counted as allocated, not as used: entries, values and maps.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use foldhash::fast::RandomState;
+use keyenc::{Key, Kind, Object};
+use parking_lot::{RwLock, RwLockReadGuard};
+use postgres_ffi::{ForkNumber, Lsn, RelTag};
+
+use super::batch::{Batch, BatchVersion};
+use super::version_bound::VersionBound;
+
+mod sorted;
+pub(super) use sorted::SortedWindows;
+
+/// Versions put under one hold of the write lock: about 50 µs, so that readers do not notice.
+const PUT_VERSIONS_PER_LOCK: usize = 256;
+/// Values stand in chunks of this size; the first ones are smaller, so that a thousand idle timelines cost little.
+const CHUNK_BYTES_MAX: usize = 1 << 20;
+const CHUNK_BYTES_MIN: usize = 4 << 10;
+/// What an entry of the ordered map costs, nodes being two thirds full.
+const ORDERED_ENTRY_BYTES: usize = (size_of::<Key>() + size_of::<u32>()) * 3 / 2 + 8;
+
+/// Index of an entry; `NONE` ends a chain.
+type EntryNo = u32;
+const NONE: EntryNo = u32::MAX;
+
+/// Versions of one timeline in memory.
+pub(super) struct Layer {
+    data: RwLock<LayerData>,
+    /// Memory of `data` after the last put.
+    allocated_bytes: AtomicUsize,
+}
+
+/// What a layer holds, under its lock.
+pub(super) struct LayerData {
+    blocks: HashMap<BlockKey, EntryNo, RandomState>,
+    /// Keys that are not blocks.
+    others: BTreeMap<Key, EntryNo>,
+    entries: Vec<Entry>,
+    values: Vec<Vec<u8>>,
+    values_allocated_bytes: usize,
+    lsn_max: Lsn,
+    block_class: u8,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    lsn: Lsn,
+    /// The next older version of the same key.
+    older: EntryNo,
+    chunk_no: u32,
+    offset: u32,
+    value_len: u32,
+    kind: Kind,
+}
+
+const _: () = assert!(size_of::<Entry>() == 32);
+
+/// A key that hashes as numbers, at half the cost of bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct BlockKey(Key);
+
+impl Hash for BlockKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (high, low) = sort_key(&self.0);
+        state.write_u128(high);
+        state.write_u16(low);
+    }
+}
+
+/// The key as two numbers that sort as its bytes do: comparing them is cheaper than comparing bytes.
+fn sort_key(key: &Key) -> (u128, u16) {
+    let bytes = key.as_bytes();
+    let (high, low) = bytes.split_first_chunk::<16>().expect("a key has 18 bytes");
+    (u128::from_be_bytes(*high), u16::from_be_bytes([low[0], low[1]]))
+}
+
+/// One version in a layer.
+#[derive(Clone, Copy)]
+pub(super) struct LayerVersion<'a> {
+    pub lsn: Lsn,
+    pub kind: Kind,
+    pub value: &'a [u8],
+}
+
+impl LayerVersion<'_> {
+    /// Holds a place.
+    const NOTHING: Self = LayerVersion { lsn: Lsn::ZERO, kind: Kind::Tombstone, value: &[] };
+}
+
+impl Layer {
+    pub fn new() -> Self {
+        let any_block = Key::block(RelTag { spc_oid: 0, db_oid: 0, rel_number: 0 }, ForkNumber::Main, 0);
+        Layer {
+            data: RwLock::new(LayerData {
+                blocks: HashMap::default(),
+                others: BTreeMap::new(),
+                entries: Vec::new(),
+                values: Vec::new(),
+                values_allocated_bytes: 0,
+                lsn_max: Lsn::ZERO,
+                block_class: any_block.as_bytes()[0],
+            }),
+            allocated_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    /// Adds all versions of the batch. Readers may see a part of it meanwhile: they ask at LSNs that are published after the put.
+    pub fn put(&self, batch: &Batch) {
+        let mut start = 0;
+        while start < batch.len() {
+            let end = batch.len().min(start + PUT_VERSIONS_PER_LOCK);
+            let mut data = self.data.write();
+            data.touch_heads(batch.versions(start..end));
+            batch.versions(start..end).for_each(|version| data.put(version));
+            self.allocated_bytes.store(data.allocated_bytes(), Ordering::Relaxed);
+            start = end;
+        }
+    }
+
+    /// The highest LSN of a version in it; `Lsn::ZERO` for none.
+    pub fn lsn_max(&self) -> Lsn {
+        self.data.read().lsn_max
+    }
+
+    /// Memory that the layer takes.
+    pub fn allocated_bytes(&self) -> usize {
+        self.allocated_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Locks the layer for reading: hold it for a chain, not for a scan of an open layer.
+    pub fn read(&self) -> RwLockReadGuard<'_, LayerData> {
+        self.data.read()
+    }
+}
+
+impl LayerData {
+    /// Versions of `key` at or below `bound`, newest first.
+    pub fn versions(&self, key: &Key, bound: VersionBound) -> impl Iterator<Item = LayerVersion<'_>> {
+        self.chain(self.head(key)).skip_while(move |version| !bound.includes(version.lsn, version.kind))
+    }
+
+    /// Keys in `first..=last`, in order. Looks at every block of the layer when the range reaches into blocks.
+    pub fn keys_between(&self, first: &Key, last: &Key) -> Vec<Key> {
+        let mut keys: Vec<Key> =
+            self.others.range((Bound::Included(first), Bound::Included(last))).map(|(key, _)| *key).collect();
+        if first.as_bytes()[0] <= self.block_class && self.block_class <= last.as_bytes()[0] {
+            keys.extend(self.blocks.keys().map(|key| key.0).filter(|key| (first..=last).contains(&key)));
+            keys.sort_unstable();
+        }
+        keys
+    }
+
+    fn head(&self, key: &Key) -> EntryNo {
+        let map_entry = if self.is_block(key) { self.blocks.get(&BlockKey(*key)) } else { self.others.get(key) };
+        map_entry.copied().unwrap_or(NONE)
+    }
+
+    fn is_block(&self, key: &Key) -> bool {
+        key.as_bytes()[0] == self.block_class
+    }
+
+    fn chain(&self, head: EntryNo) -> impl Iterator<Item = LayerVersion<'_>> {
+        let mut next = head;
+        std::iter::from_fn(move || {
+            let entry = self.entries.get(next as usize)?;
+            next = entry.older;
+            Some(self.version(entry))
+        })
+    }
+
+    fn version(&self, entry: &Entry) -> LayerVersion<'_> {
+        let value = &self.values[entry.chunk_no as usize][entry.offset as usize..][..entry.value_len as usize];
+        LayerVersion { lsn: entry.lsn, kind: entry.kind, value }
+    }
+
+    /// Looks all keys up, so that `put` finds them in the processor's cache: these lookups do not wait for each other.
+    fn touch_heads<'b>(&self, versions: impl Iterator<Item = BatchVersion<'b>>) {
+        let found = versions.filter(|version| self.blocks.contains_key(&BlockKey(version.key))).count();
+        std::hint::black_box(found);
+    }
+
+    fn put(&mut self, version: BatchVersion<'_>) {
+        let (chunk_no, offset) = self.store_value(version.value);
+        let entry_no = EntryNo::try_from(self.entries.len()).ok().filter(|no| *no != NONE);
+        let entry_no = entry_no.expect("a layer is frozen long before it holds 2^32 versions");
+        let mut entry = Entry {
+            lsn: version.lsn,
+            older: NONE,
+            chunk_no,
+            offset,
+            value_len: version.value.len() as u32, // `Batch::put` checked it.
+            kind: version.kind,
+        };
+        let head = if self.is_block(&version.key) {
+            self.blocks.entry(BlockKey(version.key)).or_insert(NONE)
+        } else {
+            self.others.entry(version.key).or_insert(NONE)
+        };
+        if version.lsn > self.lsn_max || *head == NONE {
+            // The usual case; without a look at the older entry, which is not in the processor's cache.
+            entry.older = *head;
+            *head = entry_no;
+        } else if let Err(same) = link_in_order(&mut self.entries, head, &mut entry, entry_no) {
+            entry.older = self.entries[same as usize].older;
+            self.entries[same as usize] = entry;
+            return;
+        }
+        self.lsn_max = self.lsn_max.max(version.lsn);
+        if self.entries.len() == self.entries.capacity() {
+            // By a quarter, not by doubling: what is allocated counts.
+            self.entries.reserve_exact(self.entries.len() / 4 + 64);
+        }
+        self.entries.push(entry);
+    }
+
+    /// Copies a value into the last chunk, or into a new one when it does not fit. Returns chunk number and offset.
+    fn store_value(&mut self, value: &[u8]) -> (u32, u32) {
+        let fits = self.values.last().is_some_and(|chunk| chunk.capacity() - chunk.len() >= value.len());
+        if !fits {
+            let next = self.values.last().map_or(CHUNK_BYTES_MIN, |chunk| (chunk.capacity() * 2).min(CHUNK_BYTES_MAX));
+            let chunk = Vec::with_capacity(next.max(value.len()));
+            self.values_allocated_bytes += chunk.capacity();
+            self.values.push(chunk);
+        }
+        let chunk_no = self.values.len() - 1;
+        let chunk = &mut self.values[chunk_no];
+        let offset = chunk.len();
+        chunk.extend_from_slice(value);
+        (chunk_no as u32, offset as u32) // Fewer chunks than entries; a chunk is shorter than 4 GiB.
+    }
+
+    fn allocated_bytes(&self) -> usize {
+        // hashbrown keeps one eighth of its slots free and a control byte for each.
+        let block_slots = self.blocks.capacity() / 7 * 8;
+        block_slots * (size_of::<(Key, EntryNo)>() + 1)
+            + self.others.len() * ORDERED_ENTRY_BYTES
+            + self.entries.capacity() * size_of::<Entry>()
+            + self.values_allocated_bytes
+    }
+}
+
+/// Puts `entry` at its place in the chain that begins at `head`. Err: the entry there that has the same LSN and kind.
+fn link_in_order(
+    entries: &mut [Entry],
+    head: &mut EntryNo,
+    entry: &mut Entry,
+    entry_no: EntryNo,
+) -> Result<(), EntryNo> {
+    let mut newer = NONE;
+    let mut at = *head;
+    while at != NONE {
+        let there = &entries[at as usize];
+        match (there.lsn, there.kind).cmp(&(entry.lsn, entry.kind)) {
+            std::cmp::Ordering::Greater => (newer, at) = (at, there.older),
+            std::cmp::Ordering::Equal => return Err(at),
+            std::cmp::Ordering::Less => break,
+        }
+    }
+    entry.older = at;
+    if newer == NONE {
+        *head = entry_no;
+    } else {
+        entries[newer as usize].older = entry_no;
+    }
+    Ok(())
+}
+
+/// The key of the watermark, which the flusher alone writes.
+pub(super) fn watermark_key() -> Key {
+    Object::Watermark.into()
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: chains come out newest first whatever the order within an LSN; memory is counted. Method: plain cases.
+
+    use super::*;
+
+    fn key(block_no: u32) -> Key {
+        Key::block(RelTag { spc_oid: 1663, db_oid: 5, rel_number: 16384 }, ForkNumber::Main, block_no)
+    }
+
+    fn chain(layer: &Layer, key: &Key, bound: VersionBound) -> Vec<(u64, Kind, Vec<u8>)> {
+        layer.read().versions(key, bound).map(|v| (v.lsn.as_u64(), v.kind, v.value.to_vec())).collect()
+    }
+
+    #[test]
+    fn chains_are_newest_first_and_the_last_put_counts() {
+        let layer = Layer::new();
+        let mut batch = Batch::new();
+        for (lsn, kind, value) in [
+            (8, Kind::Image, "a"),
+            (8, Kind::Delta, "b"),
+            (8, Kind::Tombstone, "c"),
+            (16, Kind::Delta, "d"),
+            (16, Kind::Image, "e"),
+            (16, Kind::Delta, "f"),
+        ] {
+            batch.put(key(1), Lsn::new(lsn), kind, value.as_bytes());
+        }
+        layer.put(&batch);
+        let all = chain(&layer, &key(1), VersionBound::at(Lsn::MAX));
+        let expect = [
+            (16, Kind::Image, "e"),
+            (16, Kind::Delta, "f"),
+            (8, Kind::Image, "a"),
+            (8, Kind::Delta, "b"),
+            (8, Kind::Tombstone, "c"),
+        ];
+        assert_eq!(all, expect.map(|(lsn, kind, value)| (lsn, kind, value.as_bytes().to_vec())));
+        assert_eq!(chain(&layer, &key(1), VersionBound::at(Lsn::new(15))), all[2..]);
+        let below_image = VersionBound::below(Lsn::new(8), Kind::Image).expect("there is something below");
+        assert_eq!(chain(&layer, &key(1), below_image), all[3..]);
+        assert_eq!(chain(&layer, &key(2), VersionBound::at(Lsn::MAX)), []);
+    }
+
+    #[test]
+    fn keys_between_takes_both_maps() {
+        let layer = Layer::new();
+        let mut batch = Batch::new();
+        for n in [3, 1, 2] {
+            batch.put(key(n), Lsn::new(8), Kind::Image, b"");
+        }
+        batch.put(Object::Checkpoint.into(), Lsn::new(8), Kind::Image, b"");
+        layer.put(&batch);
+        let data = layer.read();
+        assert_eq!(data.keys_between(&key(1), &key(2)), [key(1), key(2)]);
+        assert_eq!(data.keys_between(&Object::ControlFile.into(), &key(1)), [Object::Checkpoint.into(), key(1)]);
+    }
+
+    #[test]
+    fn counts_what_it_allocates() {
+        let layer = Layer::new();
+        assert_eq!(layer.allocated_bytes(), 0);
+        let mut batch = Batch::new();
+        for n in 0..10_000 {
+            batch.put(key(n), Lsn::new(u64::from(n) * 8), Kind::Delta, &[7; 100]);
+        }
+        batch.put(key(0), Lsn::new(80_000), Kind::Image, &vec![8; 3 << 20]); // Larger than a chunk.
+        layer.put(&batch);
+        let least = 10_001 * (size_of::<Entry>() + size_of::<(Key, EntryNo)>()) + batch.value_bytes();
+        assert!((least..least * 2).contains(&layer.allocated_bytes()), "{} for {least}", layer.allocated_bytes());
+    }
+}

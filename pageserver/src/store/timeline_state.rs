@@ -1,0 +1,68 @@
+//! What all handles of one timeline share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use keyenc::TimelineNo;
+use parking_lot::Mutex;
+use postgres_ffi::Lsn;
+
+use super::cache_back::CacheBack;
+use super::layer_map::LayerMap;
+use super::{StoreError, Watermark};
+
+/// One timeline in the store.
+pub(super) struct TimelineState {
+    pub timeline: TimelineNo,
+    pub layers: LayerMap,
+    /// Held for a whole `put` and while a layer is frozen, so that a layer never ends within a batch. Whoever holds it waits for nothing.
+    pub writer: Mutex<WriterState>,
+    pub watermark: Mutex<Option<Watermark>>,
+    pub cache_back: Mutex<CacheBack>,
+    deleted: AtomicBool,
+}
+
+/// How far a timeline was put.
+pub(super) struct WriterState {
+    /// End of the last record that was put.
+    pub last_record_lsn: Lsn,
+    /// True once a watermark may be written.
+    pub publishing: bool,
+    /// When the open layer got its first version, or the LSN moved without one. None: nothing new since the last freeze.
+    pub changed_at: Option<Instant>,
+}
+
+impl TimelineState {
+    pub fn new(timeline: TimelineNo, watermark: Option<Watermark>) -> Self {
+        let writer = WriterState {
+            last_record_lsn: watermark.map_or(Lsn::ZERO, |watermark| watermark.last_record_lsn),
+            publishing: watermark.is_some(),
+            changed_at: None,
+        };
+        TimelineState {
+            timeline,
+            layers: LayerMap::new(watermark.map_or(Lsn::ZERO, |watermark| watermark.last_record_lsn)),
+            writer: Mutex::new(writer),
+            watermark: Mutex::new(watermark),
+            cache_back: Mutex::default(),
+            deleted: AtomicBool::new(false),
+        }
+    }
+
+    /// Refuses every later write to this timeline. Err: it was marked before.
+    pub fn mark_deleted(&self) -> Result<(), StoreError> {
+        // Under the writer lock: a put that is under way ends first.
+        let _writer = self.writer.lock();
+        self.check_not_deleted()?;
+        self.deleted.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    pub fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+
+    pub fn check_not_deleted(&self) -> Result<(), StoreError> {
+        if self.is_deleted() { Err(StoreError::TimelineDeleted { timeline: self.timeline }) } else { Ok(()) }
+    }
+}

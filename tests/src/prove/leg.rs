@@ -1,0 +1,398 @@
+//! One leg: one version of PostgreSQL, one set of settings, from the empty cluster to the comparison.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use postgres_ffi::{Lsn, PgVersion};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::Narrator;
+use super::events::{Event, shuffled};
+use super::history::{self, Sample};
+use super::load::Load;
+use crate::workload::{Target, tpcb};
+use crate::{CutProxy, PageServer, Postgres, Stop, TestDir, standby, wait_until};
+
+/// What the timeline is called on the page server.
+const TIMELINE: &str = "main";
+/// Until every workload has run, once nothing disturbs it any more.
+const WORKLOADS_LIMIT: Duration = Duration::from_secs(1800);
+/// Longest pause between two events.
+const PAUSE_MS_MAX: u64 = 1000;
+/// After so many bytes at most, counted from the event, the stream is cut.
+const CUT_BYTES_MAX: u64 = 300_000;
+
+/// The settings of a leg.
+#[derive(Clone, Copy, Debug)]
+pub struct Leg {
+    /// Major version.
+    pub version: PgVersion,
+    /// Page checksums.
+    pub checksums: bool,
+    /// `full_page_writes`
+    pub full_page_writes: bool,
+    /// `wal_level = logical`, which adds to records.
+    pub logical: bool,
+    /// Size of a WAL segment file.
+    pub wal_segment_mb: u32,
+}
+
+impl Leg {
+    /// The two legs of a version. Between them each setting stands at both of its values.
+    pub fn both(version: PgVersion) -> [Leg; 2] {
+        [
+            Leg { version, checksums: true, full_page_writes: true, logical: false, wal_segment_mb: 16 },
+            Leg { version, checksums: false, full_page_writes: false, logical: true, wal_segment_mb: 1 },
+        ]
+    }
+
+    fn start_primary(&self, dir: &TestDir) -> Result<Postgres> {
+        Postgres::builder(self.version)
+            .checksums(self.checksums)
+            .wal_segment_mb(self.wal_segment_mb)
+            .wal_level(if self.logical { "logical" } else { "replica" })
+            .setting("full_page_writes", if self.full_page_writes { "on" } else { "off" })
+            .setting("autovacuum_naptime", "2s")
+            .setting("checkpoint_timeout", "30s")
+            .setting("max_wal_size", if self.wal_segment_mb == 1 { "64MB" } else { "512MB" })
+            .setting("wal_keep_size", "4GB") // Nobody holds WAL back for a page server that is down and has no slot.
+            .start(dir)
+    }
+}
+
+/// How much of everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Branches of the bank: 16 MB each.
+    pub scale: i32,
+    /// Quiet moments whose pages are compared in the end.
+    pub moments: usize,
+    /// What everything random follows from.
+    pub seed: u64,
+}
+
+/// What a leg did, all of it without one wrong page.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// What happened how often.
+    pub counts: BTreeMap<String, u64>,
+    /// What `pagectl compare` printed.
+    pub comparison: String,
+}
+
+impl Summary {
+    fn count(&mut self, what: &str, times: u64) {
+        *self.counts.entry(what.to_owned()).or_default() += times;
+    }
+}
+
+/// Runs one leg. The first wrong page is an error that says which; the directory is then kept if `PAGESERVER_TEST_KEEP` is set.
+pub fn run_leg(leg: Leg, plan: Plan) -> Result<Summary> {
+    let narrator = Narrator::start();
+    narrator.say(format_args!("{leg:?}, {plan:?}"));
+    let mut course = Course::start(leg, plan, narrator)?;
+    let result = course.run();
+    if result.is_err() {
+        eprintln!("{}\n{}", course.pageserver.log_tail(), course.primary.log_tail());
+    }
+    result?;
+    Ok(course.summary)
+}
+
+/// The servers of a leg and what is known about them. Dropped in this order: readers and load before servers.
+struct Course {
+    leg: Leg,
+    narrator: Narrator,
+    rng: SmallRng,
+    summary: Summary,
+    samples: Samples,
+    first_lsn: Lsn,
+    plan: Plan,
+    checker: Option<Checker>,
+    load: Option<Load>,
+    pageserver: PageServer,
+    proxy: CutProxy,
+    target: Target,
+    primary: Postgres,
+}
+
+impl Course {
+    /// Servers, data, load, and the import under that load.
+    fn start(leg: Leg, plan: Plan, narrator: Narrator) -> Result<Self> {
+        let mut rng = SmallRng::seed_from_u64(plan.seed);
+        let dir = TestDir::new(&format!("prove-{}", leg.version))?;
+        let primary = leg.start_primary(&dir)?;
+        let mut session = primary.connect()?;
+        session.batch_execute("CREATE EXTENSION pageinspect")?;
+        tpcb::init(&mut session, plan.scale)?;
+        narrator.say(format_args!("PostgreSQL {} is running with scale {}", leg.version, plan.scale));
+        let proxy = CutProxy::start(primary.port())?;
+        let mut pageserver = PageServer::builder().start(&dir)?;
+        for expected in ["redo process", "wal receiver", "connection to the primary"] {
+            pageserver.expect_in_log(expected); // Killed and cut on purpose: to be warned of, and survived.
+        }
+        let target = Target::new(&primary);
+        let load = Load::start(&target, plan.scale, &mut rng, narrator);
+        pageserver.import(TIMELINE, &primary.conninfo_through(proxy.port())).context("import under load")?;
+        let first_lsn = last_record_lsn(&pageserver)?;
+        narrator.say(format_args!("imported under load, readable from {first_lsn}"));
+        let samples = Samples::default();
+        let checker = Checker::start(pageserver.conninfo(), &samples, rng.random());
+        let summary = Summary::default();
+        let (checker, load) = (Some(checker), Some(load));
+        Ok(Self {
+            leg,
+            narrator,
+            rng,
+            summary,
+            samples,
+            first_lsn,
+            plan,
+            checker,
+            load,
+            pageserver,
+            proxy,
+            target,
+            primary,
+        })
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let events = shuffled(&mut self.rng, self.plan.moments);
+        for event in events {
+            thread::sleep(Duration::from_millis(self.rng.random_range(0..PAUSE_MS_MAX)));
+            self.happen(event).with_context(|| format!("event {event:?}"))?;
+            self.check_all_alive()?;
+        }
+        self.narrator.say("nothing disturbs from here on; the workloads that are left run to their end");
+        let load = self.load.as_mut().context("the load is running")?;
+        load.wait_for_all_workloads(WORKLOADS_LIMIT)?;
+        self.finish()
+    }
+
+    fn check_all_alive(&mut self) -> Result<()> {
+        self.pageserver.check_alive()?;
+        self.primary.check_alive()?;
+        self.checker.as_mut().context("the checker is running")?.check()?;
+        self.load.as_mut().context("the load is running")?.check()
+    }
+
+    fn happen(&mut self, event: Event) -> Result<()> {
+        let done = match event {
+            Event::KillPageServer => self.kill_page_server().map(|()| true),
+            Event::KillRedoProcess => self.kill_redo_process(),
+            Event::CutStream => {
+                self.proxy.cut_after(self.rng.random_range(1..CUT_BYTES_MAX));
+                Ok(true)
+            }
+            Event::RestartPrimary(stop) => self.primary.restart(stop).map(|()| true),
+            Event::KillPrimary => self.primary.kill().and_then(|()| self.primary.start()).map(|()| true),
+            Event::Promote => self.promote().map(|()| true),
+            Event::Moment => self.take_moment().map(|()| true),
+            Event::Glimpse => self.take_glimpse(),
+        }?;
+        if done {
+            self.summary.count(&format!("{event:?}"), 1);
+        }
+        if !matches!(event, Event::Moment | Event::Glimpse) {
+            self.narrator.say(format_args!("{event:?}{}", if done { "" } else { ": nothing there" }));
+        }
+        Ok(())
+    }
+
+    fn kill_page_server(&mut self) -> Result<()> {
+        self.pageserver.kill()?;
+        self.pageserver.start()
+    }
+
+    /// Reads go on all the time, so there soon is one. False: there was none for seconds.
+    fn kill_redo_process(&mut self) -> Result<bool> {
+        let mut killed = false;
+        let waited = wait_until("a redo process", Duration::from_secs(5), || {
+            killed = self.pageserver.kill_redo_process()?;
+            Ok(killed)
+        });
+        Ok(waited.is_ok() && killed)
+    }
+
+    /// A switch without loss: the primary ends cleanly, which sends all of its WAL to the standby first.
+    fn promote(&mut self) -> Result<()> {
+        let mut standby = standby::start_standby(&self.primary)?;
+        self.narrator.say("a standby follows the primary");
+        let target = self.target.clone();
+        let _quiet = target.quiesce();
+        self.primary.stop(Stop::Fast)?;
+        standby.promote()?;
+        self.proxy.set_upstream(standby.port());
+        self.proxy.cut_now();
+        target.move_to(&standby);
+        self.primary = standby;
+        Ok(())
+    }
+
+    fn take_moment(&mut self) -> Result<()> {
+        let (lsn, samples) = history::take_moment(&self.target, &mut self.rng)?;
+        self.narrator.say(format_args!("moment {lsn}: {} pages", samples.len()));
+        self.summary.count("pages taken in moments", samples.len() as u64);
+        self.samples.add(samples);
+        Ok(())
+    }
+
+    /// False: the primary did not answer, which under load it may refuse (a lock, a dropped table).
+    fn take_glimpse(&mut self) -> Result<bool> {
+        let Ok(samples) = history::take_glimpse(&self.target, self.first_lsn, &mut self.rng) else { return Ok(false) };
+        self.summary.count("pages taken under load", samples.len() as u64);
+        self.samples.add(samples);
+        Ok(true)
+    }
+
+    /// The load ends, the primary ends, and everything is held against everything.
+    fn finish(&mut self) -> Result<()> {
+        let (committed, runs) = self.load.take().context("the load is running")?.stop()?;
+        self.summary.count("bank transactions committed", committed);
+        self.summary.count("workload runs", runs.values().map(|count| u64::from(*count)).sum());
+        self.leave_a_prepared_transaction()?;
+        let checked = self.checker.take().context("the checker is running")?.stop()?;
+        self.summary.count("pages of the past compared meanwhile", checked);
+        self.summary.count("cuts that hit", self.proxy.cuts());
+        self.primary.stop(Stop::Fast)?;
+        self.narrator.say("the primary is stopped; comparing every page");
+        self.compare()?;
+        self.kill_page_server()?;
+        self.narrator.say("the page server was killed once more; comparing every page again");
+        self.compare()?;
+        let samples = self.samples.take();
+        self.narrator.say(format_args!("comparing {} pages of the past", samples.len()));
+        history::check_all(&self.pageserver, TIMELINE, &samples)?;
+        self.summary.count("pages of the past compared in the end", samples.len() as u64);
+        let lines = self.pageserver.unexpected_log_lines();
+        ensure!(lines.is_empty(), "unexpected in the page server's log:\n{}", lines.join("\n"));
+        self.narrator.say(format_args!("PostgreSQL {}: no wrong page", self.leg.version));
+        Ok(())
+    }
+
+    /// So that the comparison sees a file of `pg_twophase`, too.
+    fn leave_a_prepared_transaction(&mut self) -> Result<()> {
+        let sql =
+            "BEGIN; CREATE TABLE left_prepared AS SELECT i FROM generate_series(1, 100) i; PREPARE TRANSACTION 'left'";
+        self.primary.execute(sql)
+    }
+
+    fn compare(&mut self) -> Result<()> {
+        let data_dir = self.primary.data_dir().to_str().context("a path in UTF-8")?.to_owned();
+        let arguments = ["compare", "--timeline", TIMELINE, "--datadir", &data_dir];
+        let outcome = self.pageserver.pagectl()?.outcome(&arguments)?;
+        ensure!(outcome.exit_code == 0, "pagectl compare: {}\n{}{}", outcome.exit_code, outcome.stdout, outcome.stderr);
+        let last_line = outcome.stdout.lines().last().unwrap_or_default();
+        ensure!(
+            last_line.starts_with("pages compared: ") && last_line.ends_with(", mismatches: 0"),
+            "{}",
+            outcome.stdout
+        );
+        println!("{}", outcome.stdout);
+        self.summary.comparison = outcome.stdout;
+        Ok(())
+    }
+}
+
+/// The end of the last record that the page server can read.
+fn last_record_lsn(pageserver: &PageServer) -> Result<Lsn> {
+    let rows = pageserver.query(&format!("SHOW LAST_RECORD_LSN {TIMELINE}"))?;
+    let text = rows.first().and_then(|row| row.get(1)).context("no LSN in the answer")?;
+    Ok(text.parse()?)
+}
+
+/// The pages taken so far, shared with the checker.
+#[derive(Clone, Default)]
+struct Samples {
+    samples: Arc<Mutex<Vec<Arc<Sample>>>>,
+}
+
+impl Samples {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Sample>>> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, samples: Vec<Sample>) {
+        self.lock().extend(samples.into_iter().map(Arc::new));
+    }
+
+    fn random(&self, rng: &mut SmallRng) -> Option<Arc<Sample>> {
+        let samples = self.lock();
+        if samples.is_empty() { None } else { Some(Arc::clone(&samples[rng.random_range(0..samples.len())])) }
+    }
+
+    fn take(&self) -> Vec<Arc<Sample>> {
+        std::mem::take(&mut self.lock())
+    }
+}
+
+/// A thread that asks for random pages of the past all the time, whatever happens to the servers.
+struct Checker {
+    stop: Arc<AtomicBool>,
+    checked: Arc<AtomicU64>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Checker {
+    fn start(conninfo: String, samples: &Samples, seed: u64) -> Self {
+        let (stop, checked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let thread = thread::spawn({
+            let (samples, stop, checked) = (samples.clone(), Arc::clone(&stop), Arc::clone(&checked));
+            move || check_until(&stop, &checked, &samples, &conninfo, seed)
+        });
+        Self { stop, checked, thread: Some(thread) }
+    }
+
+    /// An error if it has found a wrong page.
+    fn check(&mut self) -> Result<()> {
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.join()?;
+            bail!("the checker ended by itself");
+        }
+        Ok(())
+    }
+
+    /// Ends it; how many pages it compared.
+    fn stop(mut self) -> Result<u64> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.join()?;
+        Ok(self.checked.load(Ordering::SeqCst))
+    }
+
+    fn join(&mut self) -> Result<()> {
+        match self.thread.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+impl Drop for Checker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+fn check_until(stop: &AtomicBool, checked: &AtomicU64, samples: &Samples, conninfo: &str, seed: u64) -> Result<()> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut session = None;
+    while !stop.load(Ordering::SeqCst) {
+        let sample = samples.random(&mut rng);
+        let answered = match &sample {
+            None => None,
+            Some(sample) => history::check_one(&mut session, conninfo, TIMELINE, sample)?,
+        };
+        match answered {
+            Some(()) => _ = checked.fetch_add(1, Ordering::SeqCst),
+            None => thread::sleep(Duration::from_millis(50)), // Nothing to ask yet, or the server is down.
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! A hot standby of a running server, from a base backup that is taken here: `pg_basebackup` of Debian 12 refuses
+//! servers newer than 15.
+//!
+//! - The files are copied while the server writes them, between PostgreSQL's own start and end of a backup; recovery
+//!   from the label that the end gives makes them right.
+//! - Tablespaces must be in place (`allow_in_place_tablespaces`): both servers run on one machine.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use postgres_ffi::PgVersion;
+
+use crate::Postgres;
+use crate::ports::free_port;
+use crate::test_dir::give_to_server_user;
+
+/// Directories whose content a base backup leaves out; they must exist, empty.
+/// PG 17: src/backend/backup/basebackup.c, excludeDirContents; pg_wal holds no WAL when it comes over the wire.
+const CONTENT_LEFT_OUT: &[&str] =
+    &["pg_wal", "pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshots", "pg_subtrans", "pg_stat_tmp"];
+/// Files that belong to the running server alone.
+const FILES_LEFT_OUT: &[&str] = &["postmaster.pid", "postmaster.opts", "pg_internal.init", "backup_label"];
+
+/// A running hot standby of `primary` that streams from it; it has its own directory and port.
+pub fn start_standby(primary: &Postgres) -> Result<Postgres> {
+    let port = free_port()?;
+    let root = primary.test_dir().create_subdir(&format!("pg{}-{port}", primary.version()))?;
+    let mut standby = primary.sibling(root, port)?;
+    base_backup(primary, standby.data_dir())?;
+    standby.set("primary_conninfo", &format!("{} application_name=standby", primary.conninfo()))?;
+    standby.set("recovery_target_timeline", "latest")?;
+    write(&standby.data_dir().join("standby.signal"), "")?;
+    standby.start().context("start the standby")?;
+    Ok(standby)
+}
+
+/// A base backup of the running `server` in `target`, which must not exist; the label included, WAL not.
+pub fn base_backup(server: &Postgres, target: &Path) -> Result<()> {
+    let mut session = server.connect()?;
+    let (start, stop) = if server.version() >= PgVersion::V15 {
+        ("SELECT pg_backup_start('harness', true)", "SELECT labelfile FROM pg_backup_stop(false)")
+    } else {
+        ("SELECT pg_start_backup('harness', true, false)", "SELECT labelfile FROM pg_stop_backup(false, false)")
+    };
+    session.batch_execute(start).context("start the base backup")?;
+    copy_dir(server.data_dir(), target, true)?;
+    // Must be the session that started it.
+    let label: String = session.query_one(stop, &[]).context("end the base backup")?.get(0);
+    write(&target.join("backup_label"), &label)
+}
+
+/// A copy of the directory of a stopped server, links followed nowhere.
+pub fn copy_data_dir(source: &Path, target: &Path) -> Result<()> {
+    copy_dir(source, target, false)
+}
+
+/// Copies a directory tree; with `leave_out` without what a base backup leaves out. A file that vanishes meanwhile was dropped.
+fn copy_dir(source: &Path, target: &Path, leave_out: bool) -> Result<()> {
+    create_empty(target)?;
+    let entries = match fs::read_dir(source) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("list {}", source.display()))?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let (from, to) = (entry.path(), target.join(&name));
+        let kind = match entry.file_type() {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            kind => kind?,
+        };
+        if kind.is_dir() {
+            let emptied = leave_out && (CONTENT_LEFT_OUT.contains(&name.as_str()) || name.starts_with("pgsql_tmp"));
+            if emptied { create_empty(&to)? } else { copy_dir(&from, &to, leave_out)? }
+        } else if kind.is_symlink() {
+            bail!("{} is a link: only tablespaces in place can be copied", from.display());
+        } else if !(leave_out && FILES_LEFT_OUT.contains(&name.as_str())) {
+            copy_file(&from, &to)?;
+        }
+    }
+    Ok(())
+}
+
+/// An empty directory for the server.
+fn create_empty(target: &Path) -> Result<()> {
+    fs::create_dir(target).with_context(|| format!("create {}", target.display()))?;
+    fs::set_permissions(target, fs::Permissions::from_mode(0o700))?;
+    give_to_server_user(target)
+}
+
+fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    match fs::copy(from, to) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        copied => {
+            copied.with_context(|| format!("copy {}", from.display()))?;
+            give_to_server_user(to)
+        }
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+    give_to_server_user(path)
+}

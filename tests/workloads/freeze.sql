@@ -1,0 +1,28 @@
+-- Freezing: whole tables, rows that lockers and deleters left marks on, COPY-like loads, and the settings that go with it.
+create table f (id int primary key, v text);
+insert into f select i, md5(i::text) from generate_series(1, 5000) i;
+begin;
+delete from f where id % 10 = 0;
+rollback;
+begin;
+select count(*) from (select * from f where id % 7 = 0 for share) q;
+commit;
+begin;
+savepoint a;
+update f set v = 'aborted' where id % 11 = 0;
+rollback to a;
+commit;
+vacuum (freeze, disable_page_skipping) f;
+update f set v = 'after' where id % 13 = 0;
+set vacuum_freeze_min_age = 0;
+set vacuum_freeze_table_age = 0;
+vacuum f;
+reset vacuum_freeze_min_age;
+reset vacuum_freeze_table_age;
+begin;
+create table loaded (id int, v text);
+insert into loaded select i, 'x' from generate_series(1, 3000) i;
+commit;
+vacuum (freeze, analyze) loaded;
+update loaded set v = 'y' where id < 100;
+vacuum (freeze) loaded;

@@ -1,0 +1,24 @@
+-- Replication origins: commits that carry one, its progress, dropped again; logical messages; restore points, WAL switches.
+select pg_replication_origin_create('{run}');
+select pg_replication_origin_session_setup('{run}');
+create table replicated (id int);
+begin;
+select pg_replication_origin_xact_setup('0/1234560', now());
+insert into replicated select i from generate_series(1, 100) i;
+commit;
+begin;
+select pg_replication_origin_xact_setup('0/1234570', now());
+delete from replicated where id < 10;
+rollback;
+select pg_replication_origin_session_reset();
+select pg_replication_origin_create('{run} advanced');
+select pg_replication_origin_advance('{run} advanced', '0/ABCDEF0');
+select pg_replication_origin_create('{run} dropped');
+select pg_replication_origin_advance('{run} dropped', '0/100');
+select pg_replication_origin_drop('{run} dropped');
+select pg_logical_emit_message(true, 'prefix', repeat('transactional', 100));
+select pg_logical_emit_message(false, 'prefix', repeat('at once', 20000));
+select pg_create_restore_point('{run}');
+select pg_switch_wal();
+insert into replicated values (-1);
+notify channel, 'payload';

@@ -1,0 +1,22 @@
+-- Sequences: nextval beyond what was logged ahead, setval, changes of definition, identity columns, rollback.
+create sequence s1;
+select count(nextval('s1')) from generate_series(1, 300);
+select setval('s1', 5000);
+alter sequence s1 increment 3;
+select count(nextval('s1')) from generate_series(1, 100);
+create sequence s2 cache 50 cycle maxvalue 120;
+select count(nextval('s2')) from generate_series(1, 400);
+begin;
+select nextval('s1');
+alter sequence s1 restart 77;
+rollback;
+select nextval('s1');
+create table ident (id bigint generated always as identity, v text);
+insert into ident (v) select 'v' from generate_series(1, 200);
+truncate ident restart identity;
+insert into ident (v) select 'w' from generate_series(1, 10);
+create table ser (id serial primary key, v int);
+insert into ser (v) select i from generate_series(1, 100) i;
+drop table ser;
+alter sequence s2 owned by none;
+drop sequence s2;

@@ -1,0 +1,20 @@
+-- TOAST: out of line, compressed, external, sliced; updated, deleted, vacuumed; large objects.
+create table tt (id int primary key, v text);
+alter table tt alter v set storage external;
+insert into tt select i, repeat(md5(i::text), 400) from generate_series(1, 60) i;
+update tt set v = repeat(md5(v), 300) where id % 2 = 0;
+delete from tt where id % 3 = 0;
+vacuum tt;
+insert into tt values (1, 'short') on conflict (id) do update set v = repeat('conflict', 3000);
+create table compressed (id int, v text);
+insert into compressed select i, repeat('compressible ' || i, 2000) from generate_series(1, 100) i;
+insert into compressed select i, (select string_agg(md5((i * 1000 + j)::text), '') from generate_series(1, 200) j) from generate_series(1, 40) i;
+update compressed set id = -id where id % 5 = 0;
+update compressed set v = v || 'x' where id between 10 and 20;
+vacuum full compressed;
+begin;
+insert into compressed select i, repeat(md5(i::text), 500) from generate_series(1000, 1020) i;
+rollback;
+vacuum compressed;
+select lo_from_bytea(0, decode(repeat('deadbeef', 3000), 'hex'));
+select lo_put(loid, 1000, decode(repeat('00ff', 2000), 'hex')) from (select distinct loid from pg_largeobject limit 3) q;

@@ -1,0 +1,23 @@
+-- Unlogged and temporary relations: only the init forks are logged; turned into logged ones and back.
+create unlogged table ul (a int primary key, t text);
+create index on ul using gin ((array[a]));
+create index on ul using gist ((point(a, a)));
+create index on ul using hash (a);
+create index on ul using spgist ((point(a, a)));
+create index on ul using brin (a);
+insert into ul select i, md5(i::text) from generate_series(1, 1000) i;
+create unlogged table turned (a int, t text);
+create index turned_a on turned (a);
+insert into turned select i, repeat('t', 3000) from generate_series(1, 200) i;
+alter table turned set logged;
+update turned set t = 'now logged' where a % 2 = 0;
+create table back (a int);
+insert into back select i from generate_series(1, 500) i;
+alter table back set unlogged;
+insert into back select i from generate_series(1, 500) i;
+truncate ul;
+create temporary table te (a int, t text);
+insert into te select i, repeat('e', 100) from generate_series(1, 3000) i;
+create index on te (a);
+drop table te;
+create temporary table gone_at_commit (a int) on commit drop;
