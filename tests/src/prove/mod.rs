@@ -4,13 +4,13 @@
 //! - What happens, and in which order, follows from a seed, which is printed. How it interleaves with the load does not.
 //! - A leg is one version with one set of settings; see [`Leg`]. It ends with an error at the first wrong page.
 
+pub mod load;
+
+pub mod history;
+
 mod events;
 
-mod history;
-
 mod leg;
-
-mod load;
 
 pub use leg::{Leg, Plan, Summary, run_leg};
 
