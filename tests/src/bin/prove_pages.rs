@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use postgres_ffi::PgVersion;
-use tests::prove::{Leg, Plan, run_leg};
+use tests::prove::{Leg, Plan, Times, run_leg};
 
 /// Compare every page with the primary's, and pages of the past with what the primary held, after load and crashes.
 #[derive(Parser)]

@@ -12,6 +12,7 @@ mod events;
 
 mod leg;
 
+pub use events::Times;
 pub use leg::{Leg, Plan, Summary, run_leg};
 
 use std::time::Instant;
