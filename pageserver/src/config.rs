@@ -1,1 +1,252 @@
 //! The configuration file, flags and environment.
+//!
+//! - `pageserver.toml` in the data directory; every key has a default, an unknown key is refused with its line.
+//! - Flags win over the environment, the environment over the file.
+//! - Checks happen here, before anything is opened.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use postgres_ffi::PgVersion;
+use serde::{Deserialize, Serialize};
+
+/// Name of the configuration file within the data directory.
+pub const CONFIG_FILE_NAME: &str = "pageserver.toml";
+
+/// What `pageserver.toml` says, completed with defaults.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Address of the page service. Must be a loopback address until the service knows authentication.
+    pub listen: SocketAddr,
+    /// Connections served at once; the next one is refused with SQLSTATE 53300.
+    pub connections_max: usize,
+    /// A connection that sends nothing for this long is closed.
+    pub idle_timeout_seconds: u64,
+    /// How long a read waits for an LSN that has not arrived yet.
+    pub wait_lsn_timeout_seconds: u64,
+    /// Memory and disk.
+    pub store: StoreSection,
+    /// Memory for materialised pages that are read often, in MiB.
+    pub page_cache_mib: u64,
+    /// How pages are made from records.
+    pub redo: RedoSection,
+    /// How WAL comes in.
+    pub wal: WalSection,
+}
+
+/// `[store]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSection {
+    /// Recent WAL held in memory, over all timelines, in MiB. When it is full, ingest waits for the flush.
+    pub layer_mib: u64,
+    /// RocksDB's block cache, index and filter blocks included, in MiB.
+    pub block_cache_mib: u64,
+    /// Recent WAL is written to disk after this long even if little came.
+    pub flush_interval_seconds: u64,
+    /// Bytes per second that compaction and flush may write, in MiB; 0 for no limit.
+    pub background_mib_per_second: u64,
+}
+
+/// `[redo]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedoSection {
+    /// Threads that materialise pages.
+    pub threads: usize,
+    /// A redo request that takes longer ends the redo process.
+    pub timeout_seconds: u64,
+    /// Directories that hold a `postgres` binary of some major version; the known places are searched after these.
+    pub postgres_bin_dirs: Vec<PathBuf>,
+    /// Directory of the redo extension, one file per major version; the known places are searched when it is not given.
+    pub extension_dir: Option<PathBuf>,
+    /// The user that the redo process runs as when the page server is root.
+    pub run_as: String,
+    /// A chain of at least this many records is cached back into the store when it was materialised.
+    pub cache_back_records_min: usize,
+}
+
+/// `[wal]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WalSection {
+    /// Progress is reported to the primary at least this often.
+    pub status_interval_seconds: u64,
+    /// WAL behind the store's watermark that is kept on disk, in MiB.
+    pub keep_mib: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], 6400)),
+            connections_max: 200,
+            idle_timeout_seconds: 600,
+            wait_lsn_timeout_seconds: 60,
+            store: StoreSection::default(),
+            page_cache_mib: 128,
+            redo: RedoSection::default(),
+            wal: WalSection::default(),
+        }
+    }
+}
+
+impl Default for StoreSection {
+    fn default() -> Self {
+        StoreSection { layer_mib: 256, block_cache_mib: 256, flush_interval_seconds: 600, background_mib_per_second: 0 }
+    }
+}
+
+impl Default for RedoSection {
+    fn default() -> Self {
+        RedoSection {
+            threads: 2,
+            timeout_seconds: 60,
+            postgres_bin_dirs: Vec::new(),
+            extension_dir: None,
+            run_as: "postgres".to_string(),
+            cache_back_records_min: 8,
+        }
+    }
+}
+
+impl Default for WalSection {
+    fn default() -> Self {
+        WalSection { status_interval_seconds: 10, keep_mib: 64 }
+    }
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file. path=`{path}`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be; the text names line and key.
+    #[error("the configuration file has a mistake. path=`{path}`: {message}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and what is wrong there.
+        message: String,
+    },
+    /// A value cannot be used.
+    #[error("{key}: {reason}. value=`{value}`")]
+    Value {
+        /// The key in the file.
+        key: &'static str,
+        /// The value found.
+        value: String,
+        /// What would be right.
+        reason: &'static str,
+    },
+}
+
+impl Config {
+    /// The configuration in `data_dir`, defaults where the file is silent.
+    pub fn load(data_dir: &Path) -> Result<Self, ConfigError> {
+        let path = data_dir.join(CONFIG_FILE_NAME);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        let config: Config =
+            toml::from_str(&text).map_err(|error| ConfigError::Syntax { path, message: error.to_string() })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values that nothing could run with.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, value: String, reason| Err(ConfigError::Value { key, value, reason });
+        if !self.listen.ip().is_loopback() {
+            let reason = "only loopback addresses are served, since the page service has no authentication yet";
+            return refuse("listen", self.listen.to_string(), reason);
+        }
+        let at_least_one = [
+            ("connections_max", self.connections_max as u64),
+            ("idle_timeout_seconds", self.idle_timeout_seconds),
+            ("wait_lsn_timeout_seconds", self.wait_lsn_timeout_seconds),
+            ("redo.threads", self.redo.threads as u64),
+            ("redo.timeout_seconds", self.redo.timeout_seconds),
+            ("redo.cache_back_records_min", self.redo.cache_back_records_min as u64),
+            ("wal.status_interval_seconds", self.wal.status_interval_seconds),
+            ("store.flush_interval_seconds", self.store.flush_interval_seconds),
+        ];
+        for (key, value) in at_least_one {
+            if value == 0 {
+                return refuse(key, value.to_string(), "must be at least 1");
+            }
+        }
+        for (key, mib) in [("store.layer_mib", self.store.layer_mib), ("page_cache_mib", self.page_cache_mib)] {
+            if !(1..=1 << 20).contains(&mib) {
+                return refuse(key, mib.to_string(), "must be from 1 to 1048576");
+            }
+        }
+        Ok(())
+    }
+
+    /// The text of a new configuration file: every key with its default.
+    pub fn default_file() -> String {
+        let body = toml::to_string_pretty(&Config::default()).expect("the defaults are plain values");
+        format!(
+            "# Configuration of the page server. Every key is optional; what stands here are the defaults.\n\n{body}"
+        )
+    }
+
+    /// How long a read waits for an LSN.
+    pub fn wait_lsn_timeout(&self) -> Duration {
+        Duration::from_secs(self.wait_lsn_timeout_seconds)
+    }
+
+    /// Directories in which a `postgres` of `version` may be found, in the order they are tried.
+    pub fn postgres_bin_dirs(&self, version: PgVersion) -> Vec<PathBuf> {
+        let mut dirs = self.redo.postgres_bin_dirs.clone();
+        dirs.push(PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
+        if let Some(home) = std::env::var_os("PAGESERVER_PG_HOME") {
+            dirs.push(PathBuf::from(home).join(version.to_string()).join("bin"));
+        }
+        dirs.push(PathBuf::from(format!("/opt/pageserver-postgresql/{version}/bin")));
+        dirs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: the file that `init` writes loads, and mistakes are named. Method: real files.
+
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(CONFIG_FILE_NAME), text).unwrap();
+        Config::load(dir.path())
+    }
+
+    #[test]
+    fn the_default_file_loads_and_says_every_key() {
+        let config = load(&Config::default_file()).unwrap();
+        assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, expected) in [
+            ("listen = \"0.0.0.0:1\"", "0.0.0.0:1"),
+            ("lisen = 1", "lisen"),
+            ("[redo]\nthreads = 0", "redo.threads"),
+            ("page_cache_mib = -1", "page_cache_mib"),
+            ("x", "line 1"),
+        ] {
+            let error = load(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -23,7 +23,7 @@ pub const CHECKPOINT_LEN: usize = 88;
 /// number of transactions on a CLOG page: the stored value lies on the page of the last used xid or is the first of the next page, which
 /// is where PostgreSQL can start from.
 pub const NEXT_XID_STEP: u64 = 1024;
-const _: () = assert!(crate::slru::CLOG_XACTS_PER_PAGE as u64 % NEXT_XID_STEP == 0);
+const _: () = assert!((crate::slru::CLOG_XACTS_PER_PAGE as u64).is_multiple_of(NEXT_XID_STEP));
 
 /// A checkpoint's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -157,7 +157,7 @@ impl Checkpoint {
             return false;
         }
         // The span of active xids is below one epoch, so a smaller number means a new one.
-        let advanced = if xid >= u32::MAX { FIRST_NORMAL_XID } else { (xid + 1).max(FIRST_NORMAL_XID) };
+        let advanced = xid.wrapping_add(1).max(FIRST_NORMAL_XID);
         let epoch = (self.next_xid >> 32) + u64::from(advanced < next);
         self.next_xid = epoch << 32 | u64::from(advanced);
         true

@@ -3,3 +3,4 @@
 pub mod compare;
 pub mod datadir;
 pub mod page_dump;
+pub mod bench_getpage;

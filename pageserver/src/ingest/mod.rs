@@ -6,7 +6,8 @@
 //! - A record that changes something that is not understood is an error with its position, never skipped.
 //! - The hot path does no read: sizes and existence are kept in memory ([`known`]). **Never:** something that the batch changed is
 //!   forgotten before the batch is readable; so what is read from the timeline is always newest.
-//! - Everything put is the same when the same records are ingested again from the same state: a restart repeats harmlessly.
+//! - Everything put is the same when the same records are ingested again from the watermark: a restart repeats harmlessly. Two exceptions, as
+//!   harmless: the newest commit timestamp in checkpoint data, and the page of zeroes that switching commit timestamps on makes.
 //!
 //! # Why replay over a fuzzy import is right
 //!

@@ -53,8 +53,8 @@ impl WalIngest {
         Ok(())
     }
 
-    /// Where this multixact's members start, and where the next one's will: that ends this one's. Servers before November 2025 set only
-    /// the first; redo of later ones sets both, so that no multixact is without an end.
+    /// Where this multixact's members start, and where the next one's will: that ends this one's. Older minor releases set only
+    /// the first; later ones set both, in redo of older WAL too, so that no multixact is without an end (seen in 15.18, 17.11, 18.6).
     fn put_multi_offsets(
         &mut self,
         step: &mut Step<'_>,

@@ -42,6 +42,7 @@ impl WalIngest {
             }
             operation::END_OF_RECOVERY => {
                 let end = EndOfRecovery::parse(main_data).map_err(|source| step.bad_body(source))?;
+                check_wal_level(step, end.wal_level.unwrap_or(xlog::WAL_LEVEL_REPLICA))?;
                 (self.checkpoint.this_tli, self.checkpoint.prev_tli) = (end.this_tli, end.prev_tli);
                 self.checkpoint_changed = true;
             }
@@ -67,9 +68,7 @@ impl WalIngest {
 
     fn change_parameters(&mut self, step: &mut Step<'_>, change: &ParameterChange) -> Result<(), IngestError> {
         let record_start_lsn = step.record.start_lsn;
-        if change.wal_level < xlog::WAL_LEVEL_REPLICA {
-            return Err(IngestError::WalLevelMinimal { record_start_lsn, wal_level: change.wal_level });
-        }
+        check_wal_level(step, change.wal_level)?;
         step.commit()?; // An earlier change may still be in the batch.
         let file = step.object(Object::ControlFile)?.ok_or(IngestError::Missing { what: "control file" })?;
         let mut file = file.to_vec();
@@ -109,6 +108,13 @@ impl WalIngest {
         segments.drain(..).for_each(|segment_no| self.remove_segment(step, SlruKind::CommitTs, segment_no));
         Ok(())
     }
+}
+
+fn check_wal_level(step: &Step<'_>, wal_level: i32) -> Result<(), IngestError> {
+    if wal_level >= xlog::WAL_LEVEL_REPLICA {
+        return Ok(());
+    }
+    Err(IngestError::WalLevelMinimal { record_start_lsn: step.record.start_lsn, wal_level })
 }
 
 /// `track_commit_timestamp` of a control file that the timeline holds.

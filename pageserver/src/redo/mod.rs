@@ -6,10 +6,13 @@
 //!   cluster ever enters the process of another.
 //! - Checksums are not set here: redo leaves `pd_checksum` as it was, who serves the page sets it.
 //!
-//! In reading order: the types that cross to other modules (here), the threads ([`pool`]), PostgreSQL as an engine ([`process`]).
+//! In reading order: the types that cross to other modules (here), one page on its way ([`making`]), the threads
+//! ([`pool`]), PostgreSQL as an engine ([`process`]).
 
+mod making;
 pub mod pool;
 pub mod process;
+mod stats;
 
 use std::time::Duration;
 
@@ -19,9 +22,6 @@ use postgres_ffi::page::Page;
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
 
 pub use pool::{PendingPage, RedoConfig, RedoStats, WalRedo};
-
-/// First byte of a delta that is a PostgreSQL record; every other value is a delta of ours (`crate::delta`).
-pub const POSTGRES_RECORD_TAG: u8 = 0;
 
 /// What a page at an LSN is made of.
 #[derive(Clone, Debug)]
@@ -173,10 +173,11 @@ pub enum RedoError {
     /// The walredo threads have been told to end.
     #[error("walredo is shutting down")]
     ShuttingDown,
-    /// A walredo thread panicked while it worked on this page.
-    #[error("walredo thread panicked: {message}")]
-    Panicked {
-        /// The panic's message.
+    /// Our own bug: a walredo thread panicked while it worked on this page (the log has the panic), or an engine gave
+    /// fewer answers than it got requests.
+    #[error("walredo failed: {message}")]
+    Internal {
+        /// What went wrong.
         message: String,
     },
 }
@@ -190,7 +191,7 @@ impl RedoError {
             }
             Self::NoEngine { .. } | Self::CannotStart { .. } => RedoErrorKind::Unavailable,
             Self::ShuttingDown => RedoErrorKind::ShuttingDown,
-            Self::Panicked { .. } => RedoErrorKind::Internal,
+            Self::Internal { .. } => RedoErrorKind::Internal,
         }
     }
 }

@@ -73,6 +73,7 @@ impl Batch {
         self.versions(0..self.len().min(1)).next()
     }
 
+    #[cfg(test)]
     pub(super) fn last_lsn(&self) -> Option<Lsn> {
         self.entries.last().map(|entry| entry.lsn)
     }

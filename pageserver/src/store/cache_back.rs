@@ -38,10 +38,6 @@ impl CacheBack {
         let freed = taken.values().map(page_bytes).sum();
         (taken.into_iter().map(|((key, lsn), page)| (key, lsn, page)).collect(), freed)
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.pages.is_empty()
-    }
 }
 
 /// Memory that a queued page takes.
@@ -71,7 +67,7 @@ mod tests {
         assert_eq!(taken, [(key(1), Lsn::new(8), page.clone()), (key(2), Lsn::new(16), page.clone())]);
         let (taken, freed_later) = queue.take(Lsn::MAX);
         assert_eq!(taken, [(key(1), Lsn::new(24), page)]);
-        assert!(queue.is_empty());
+        assert!(queue.pages.is_empty());
         assert_eq!(freed + freed_later, pushed);
     }
 }

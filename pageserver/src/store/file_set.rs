@@ -13,8 +13,7 @@ use postgres_ffi::Lsn;
 use rocksdb::SstFileWriter;
 
 use super::db::Db;
-use super::layer::{LayerData, LayerVersion};
-use super::version_bound::VersionBound;
+use super::layer::{LayerData, LayerVersion, SortedWindows};
 
 /// An image that does not stand in the layer: a materialised page, or the watermark.
 pub(super) type ExtraImage = (Key, Lsn, Bytes);
@@ -24,6 +23,7 @@ pub(super) struct FileSet<'a> {
     db: &'a Db,
     timeline: TimelineNo,
     writer: Option<SstFileWriter<'a>>,
+    last_key: Option<Key>,
     files: Vec<PathBuf>,
     pub versions: u64,
     pub bytes: u64,
@@ -31,7 +31,7 @@ pub(super) struct FileSet<'a> {
 
 impl<'a> FileSet<'a> {
     pub fn new(db: &'a Db, timeline: TimelineNo) -> Self {
-        FileSet { db, timeline, writer: None, files: Vec::new(), versions: 0, bytes: 0 }
+        FileSet { db, timeline, writer: None, last_key: None, files: Vec::new(), versions: 0, bytes: 0 }
     }
 
     /// Writes all versions of `layer` and `extra`, which is in key order. Returns false when `stop` said so first.
@@ -42,20 +42,20 @@ impl<'a> FileSet<'a> {
         stop: &dyn Fn() -> bool,
     ) -> Result<bool, rocksdb::Error> {
         let mut extra = extra.iter().peekable();
-        let mut newest_first = Vec::new();
-        for (n, key) in layer.sorted_keys().iter().enumerate() {
-            if n % 4096 == 0 && stop() {
+        let mut windows = SortedWindows::new(layer);
+        while let Some(window) = windows.next_window() {
+            if stop() {
                 return Ok(false);
             }
-            while let Some((extra_key, lsn, value)) = extra.next_if(|(extra_key, ..)| extra_key < key) {
-                self.put_first(extra_key, *lsn, Kind::Image, value)?;
+            for (key, versions) in window.iter() {
+                while let Some((extra_key, lsn, value)) = extra.next_if(|(extra_key, ..)| extra_key < key) {
+                    self.put(extra_key, *lsn, Kind::Image, value)?;
+                }
+                self.put_key(key, versions, &mut extra)?;
             }
-            newest_first.extend(layer.versions(key, VersionBound::at(Lsn::MAX)));
-            self.write_key(key, &newest_first, &mut extra)?;
-            newest_first.clear();
         }
         for (key, lsn, value) in extra {
-            self.put_first(key, *lsn, Kind::Image, value)?;
+            self.put(key, *lsn, Kind::Image, value)?;
         }
         self.close_file()?;
         Ok(true)
@@ -72,46 +72,35 @@ impl<'a> FileSet<'a> {
     }
 
     /// All versions of one key, oldest first, with the extra images of that key in between.
-    fn write_key<'b>(
+    fn put_key<'b>(
         &mut self,
         key: &Key,
-        newest_first: &[LayerVersion<'_>],
+        versions: &[LayerVersion<'_>],
         extra: &mut Peekable<impl Iterator<Item = &'b ExtraImage>>,
     ) -> Result<(), rocksdb::Error> {
-        let mut is_first = true;
-        for version in newest_first.iter().rev() {
-            let below =
-                |(extra_key, lsn, _): &&ExtraImage| extra_key == key && (*lsn, Kind::Image) < version_of(version);
-            while let Some((_, lsn, value)) = extra.next_if(below) {
-                self.put(key, *lsn, Kind::Image, value, is_first)?;
-                is_first = false;
+        for version in versions {
+            let at = (version.lsn, version.kind);
+            let is_below = |(extra_key, lsn, _): &&ExtraImage| extra_key == key && (*lsn, Kind::Image) < at;
+            while let Some((_, lsn, value)) = extra.next_if(is_below) {
+                self.put(key, *lsn, Kind::Image, value)?;
             }
             // The same image twice: the one in the layer came with WAL.
-            extra.next_if(|(extra_key, lsn, _)| extra_key == key && (*lsn, Kind::Image) == version_of(version));
-            self.put(key, version.lsn, version.kind, version.value, is_first)?;
-            is_first = false;
+            extra.next_if(|(extra_key, lsn, _)| extra_key == key && (*lsn, Kind::Image) == at);
+            self.put(key, version.lsn, version.kind, version.value)?;
         }
         while let Some((_, lsn, value)) = extra.next_if(|(extra_key, ..)| extra_key == key) {
-            self.put(key, *lsn, Kind::Image, value, false)?;
+            self.put(key, *lsn, Kind::Image, value)?;
         }
         Ok(())
     }
 
-    fn put_first(&mut self, key: &Key, lsn: Lsn, kind: Kind, value: &[u8]) -> Result<(), rocksdb::Error> {
-        self.put(key, lsn, kind, value, true)
-    }
-
-    fn put(
-        &mut self,
-        key: &Key,
-        lsn: Lsn,
-        kind: Kind,
-        value: &[u8],
-        may_begin_file: bool,
-    ) -> Result<(), rocksdb::Error> {
-        let is_full = |writer: &SstFileWriter<'_>| writer.file_size() >= self.db.file_bytes;
-        if may_begin_file && self.writer.as_ref().is_some_and(is_full) {
-            self.close_file()?;
+    fn put(&mut self, key: &Key, lsn: Lsn, kind: Kind, value: &[u8]) -> Result<(), rocksdb::Error> {
+        if self.last_key != Some(*key) {
+            self.last_key = Some(*key);
+            let is_full = |writer: &SstFileWriter<'_>| writer.file_size() >= self.db.file_bytes;
+            if self.writer.as_ref().is_some_and(is_full) {
+                self.close_file()?;
+            }
         }
         let writer = match &mut self.writer {
             Some(writer) => writer,
@@ -146,10 +135,6 @@ fn open_file<'a>(db: &'a Db, files: &mut Vec<PathBuf>) -> Result<SstFileWriter<'
     files.push(path.clone());
     writer.open(&path)?;
     Ok(writer)
-}
-
-fn version_of(version: &LayerVersion<'_>) -> (Lsn, Kind) {
-    (version.lsn, version.kind)
 }
 
 /// Deletes all versions of `timeline`, its watermark included: one range deletion in a file of its own, ingested.

@@ -16,6 +16,8 @@ pub(super) struct Layers {
     pub open: Arc<Layer>,
     /// Oldest first.
     pub frozen: Vec<Arc<FrozenLayer>>,
+    /// All versions above this LSN are in these layers.
+    pub covered_above: Lsn,
 }
 
 /// A layer that nobody puts into any more.
@@ -35,8 +37,8 @@ pub(super) struct LayerMap {
 }
 
 impl Layers {
-    fn new(frozen: Vec<Arc<FrozenLayer>>) -> Self {
-        Layers { open: Arc::new(Layer::new()), frozen }
+    fn new(frozen: Vec<Arc<FrozenLayer>>, covered_above: Lsn) -> Self {
+        Layers { open: Arc::new(Layer::new()), frozen, covered_above }
     }
 
     /// Newest first: the order in which a reader looks.
@@ -46,8 +48,9 @@ impl Layers {
 }
 
 impl LayerMap {
-    pub fn new() -> Self {
-        LayerMap { current: RwLock::new(Arc::new(Layers::new(Vec::new()))) }
+    /// No layers yet; what is put will be above `covered_above`.
+    pub fn new(covered_above: Lsn) -> Self {
+        LayerMap { current: RwLock::new(Arc::new(Layers::new(Vec::new(), covered_above))) }
     }
 
     pub fn current(&self) -> Arc<Layers> {
@@ -66,7 +69,7 @@ impl LayerMap {
             allocated_bytes: current.open.allocated_bytes(),
         });
         let all = current.frozen.iter().chain([&frozen]).map(Arc::clone).collect();
-        *current = Arc::new(Layers::new(all));
+        *current = Arc::new(Layers::new(all, current.covered_above));
         frozen
     }
 
@@ -74,11 +77,14 @@ impl LayerMap {
     pub fn drop_frozen(&self, flushed: &Arc<FrozenLayer>) {
         let mut current = self.current.write();
         let frozen = current.frozen.iter().filter(|layer| !Arc::ptr_eq(layer, flushed)).map(Arc::clone).collect();
-        *current = Arc::new(Layers { open: Arc::clone(&current.open), frozen });
+        // A layer may hold versions above its last whole record: those are in RocksDB alone from now on.
+        let flushed_lsn = flushed.last_record_lsn.max(flushed.layer.lsn_max());
+        let covered_above = current.covered_above.max(flushed_lsn);
+        *current = Arc::new(Layers { open: Arc::clone(&current.open), frozen, covered_above });
     }
 
     /// Forgets everything, for a timeline that is deleted.
     pub fn clear(&self) {
-        *self.current.write() = Arc::new(Layers::new(Vec::new()));
+        *self.current.write() = Arc::new(Layers::new(Vec::new(), Lsn::MAX));
     }
 }

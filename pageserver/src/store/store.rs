@@ -120,7 +120,7 @@ impl Drop for Store {
 
 fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<Option<Watermark>, StoreError> {
     let mut found = Gathered::default();
-    let layers = LayerMap::new().current();
+    let layers = LayerMap::new(Lsn::ZERO).current();
     gather::gather(&inner.db, timeline, &layers, &watermark_key(), Lsn::MAX, &mut found, &Default::default())?;
     let Some((version_lsn, _, value)) = found.versions.first() else { return Ok(None) };
     let watermark = Watermark::decode(value)?;

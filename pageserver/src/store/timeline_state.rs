@@ -41,7 +41,7 @@ impl TimelineState {
         };
         TimelineState {
             timeline,
-            layers: LayerMap::new(),
+            layers: LayerMap::new(watermark.map_or(Lsn::ZERO, |watermark| watermark.last_record_lsn)),
             writer: Mutex::new(writer),
             watermark: Mutex::new(watermark),
             cache_back: Mutex::default(),

@@ -1,1 +1,225 @@
 //! Reads as of an LSN, through ancestors; the repository of all timelines.
+//!
+//! - Never a version above the request LSN, never a page whose records could not all be applied.
+//! - No lock is held while waiting for redo, for WAL or for a socket.
+//! - A page beyond the end of its fork reads as zeroes, as the pagestream protocol wants it; a fork that does not exist is an error.
+//!
+//! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`]), [`repository`].
+
+pub mod id;
+pub mod metadata;
+pub mod version_cache;
+
+mod objects;
+mod pages;
+mod read_error;
+mod repository;
+mod wal_ingest;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+use keyenc::TimelineNo;
+use parking_lot::RwLock;
+use postgres_ffi::Lsn;
+
+pub use id::{TenantId, TimelineId};
+pub use metadata::TimelineMetadata;
+pub use objects::DatabaseTag;
+pub use read_error::ReadError;
+pub use repository::{ImportReport, Repository, RepositoryError};
+pub use wal_ingest::{TimelineIngest, TimelineIngestError};
+
+use crate::config::Config;
+use crate::redo::WalRedo;
+use crate::seq_wait::SeqWait;
+use crate::store::{Gathered, TimelineStore};
+use version_cache::VersionCache;
+
+/// How far the WAL of a timeline has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiverPositions {
+    /// End of the WAL that is fsynced on our disk.
+    pub flushed_lsn: Lsn,
+    /// End of the primary's WAL, as it last told us.
+    pub primary_lsn: Option<Lsn>,
+}
+
+/// What a timeline is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TimelineState {
+    /// Its base backup is coming in; nothing can be read.
+    Importing,
+    /// The backup is in, WAL up to its end is still to come; nothing can be read before that.
+    CatchingUp,
+    /// Reads and ingest go on.
+    Active,
+    /// Ingest ended at an error. What was ingested can be read; nothing was skipped.
+    Stopped {
+        /// End of the last record that was ingested.
+        at_lsn: Lsn,
+        /// What happened.
+        reason: String,
+    },
+}
+
+impl TimelineState {
+    /// One word for tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            TimelineState::Importing => "importing",
+            TimelineState::CatchingUp => "catching up",
+            TimelineState::Active => "active",
+            TimelineState::Stopped { .. } => "stopped",
+        }
+    }
+}
+
+/// One line of a cluster's history.
+pub struct Timeline {
+    metadata: RwLock<Arc<TimelineMetadata>>,
+    no: TimelineNo,
+    store: Arc<TimelineStore>,
+    /// Nearest first, each with the LSN up to which its versions are ours too.
+    ancestors: Vec<(Arc<Timeline>, Lsn)>,
+    redo: Arc<WalRedo>,
+    cache: Arc<VersionCache>,
+    last_record: SeqWait<Lsn>,
+    state: RwLock<TimelineState>,
+    data_checksums: bool,
+    /// True until WAL has come up to the first readable LSN. Beside `state`, since it is asked for each batch.
+    is_catching_up: AtomicBool,
+    wal_bytes_ingested: AtomicU64,
+    /// How far the receiver is, while one runs.
+    receiver: RwLock<Option<ReceiverPositions>>,
+    wait_lsn_timeout: Duration,
+    cache_back_records_min: usize,
+}
+
+impl Timeline {
+    fn new(
+        metadata: TimelineMetadata,
+        store: Arc<TimelineStore>,
+        ancestors: Vec<(Arc<Timeline>, Lsn)>,
+        redo: Arc<WalRedo>,
+        cache: Arc<VersionCache>,
+        config: &Config,
+    ) -> Self {
+        let branch_lsn = metadata.ancestor.as_ref().map(|ancestor| ancestor.lsn);
+        let start_lsn =
+            store.watermark().map(|watermark| watermark.last_record_lsn).or(branch_lsn).unwrap_or(Lsn::ZERO);
+        let first_readable_lsn = metadata.imported.as_ref().map(|imported| imported.first_readable_lsn);
+        let is_catching_up = first_readable_lsn.is_some_and(|first_readable_lsn| start_lsn < first_readable_lsn);
+        let state = if is_catching_up { TimelineState::CatchingUp } else { TimelineState::Active };
+        Timeline {
+            no: metadata.timeline_no(),
+            data_checksums: metadata.cluster.data_checksums,
+            metadata: RwLock::new(Arc::new(metadata)),
+            store,
+            ancestors,
+            redo,
+            cache,
+            last_record: SeqWait::new(start_lsn),
+            state: RwLock::new(state),
+            is_catching_up: AtomicBool::new(is_catching_up),
+            wal_bytes_ingested: AtomicU64::new(0),
+            receiver: RwLock::default(),
+            wait_lsn_timeout: config.wait_lsn_timeout(),
+            cache_back_records_min: config.redo.cache_back_records_min,
+        }
+    }
+
+    /// Id, name, cluster, where it comes from.
+    pub fn metadata(&self) -> Arc<TimelineMetadata> {
+        self.metadata.read().clone()
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> TimelineState {
+        self.state.read().clone()
+    }
+
+    /// End of the last record that can be read.
+    pub fn last_record_lsn(&self) -> Lsn {
+        self.last_record.current()
+    }
+
+    /// Versions up to here are durable in the store; ingest goes on from here after a crash.
+    pub fn durable_lsn(&self) -> Option<Lsn> {
+        self.store.watermark().map(|watermark| watermark.last_record_lsn)
+    }
+
+    /// The lowest LSN that can be read; `None` while the import is under way.
+    pub fn first_readable_lsn(&self) -> Option<Lsn> {
+        let metadata = self.metadata();
+        if let Some(imported) = &metadata.imported {
+            return Some(imported.first_readable_lsn);
+        }
+        self.ancestors.first().and_then(|(ancestor, _)| ancestor.first_readable_lsn())
+    }
+
+    /// Waits until `request_lsn` has been ingested; the last record's LSN by then.
+    /// Errors: [`ReadError::WaitTimeout`] after the configured time, [`ReadError::ShuttingDown`].
+    pub fn wait_lsn(&self, request_lsn: Lsn) -> Result<Lsn, ReadError> {
+        self.wait_lsn_for(request_lsn, self.wait_lsn_timeout)
+    }
+
+    /// As [`Timeline::wait_lsn`], with a time of the caller's.
+    pub fn wait_lsn_for(&self, request_lsn: Lsn, timeout: Duration) -> Result<Lsn, ReadError> {
+        self.last_record.wait_for(request_lsn, timeout).map_err(|error| {
+            let state = match self.state() {
+                TimelineState::Active => String::new(),
+                TimelineState::Stopped { at_lsn, reason } => format!("; ingest stopped at {at_lsn}: {reason}"),
+                other => format!("; the timeline is {}", other.name()),
+            };
+            ReadError::from_wait(error, request_lsn, timeout.as_secs(), state)
+        })
+    }
+
+    /// Refuses LSNs that this timeline cannot show (yet).
+    fn check_readable(&self, request_lsn: Lsn) -> Result<(), ReadError> {
+        let last_record_lsn = self.last_record_lsn();
+        if request_lsn > last_record_lsn {
+            return Err(ReadError::NotYet { request_lsn, last_record_lsn });
+        }
+        match self.first_readable_lsn() {
+            Some(first_readable_lsn) if request_lsn >= first_readable_lsn => Ok(()),
+            first => Err(ReadError::BelowFirstReadable { request_lsn, first_readable_lsn: first.unwrap_or(Lsn::MAX) }),
+        }
+    }
+
+    /// The versions that the object at `request_lsn` is made of, from this timeline and its ancestors, newest first.
+    fn gather(&self, key: &keyenc::Key, request_lsn: Lsn) -> Result<Gathered, ReadError> {
+        let mut found = Gathered::default();
+        if self.store.gather(key, request_lsn, &mut found)? {
+            return Ok(found);
+        }
+        for (ancestor, branch_lsn) in &self.ancestors {
+            if ancestor.store.gather(key, request_lsn.min(*branch_lsn), &mut found)? {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// How far the receiver is; `None` while none runs.
+    pub fn receiver_positions(&self) -> Option<ReceiverPositions> {
+        *self.receiver.read()
+    }
+
+    /// The timeline that this one left, and where; `None` for an imported one.
+    pub fn nearest_ancestor(&self) -> Option<(Arc<Timeline>, Lsn)> {
+        self.ancestors.first().cloned()
+    }
+
+    /// False for a version that stands in an ancestor.
+    fn is_own_version(&self, version_lsn: Lsn) -> bool {
+        self.ancestors.first().is_none_or(|(_, branch_lsn)| version_lsn > *branch_lsn)
+    }
+
+    /// True if no version of `key` lies above `after` and at or below `through`, as far as memory can tell.
+    fn is_unchanged(&self, key: &keyenc::Key, after: Lsn, through: Lsn) -> bool {
+        self.store.is_unchanged(key, after, through)
+    }
+}

@@ -4,11 +4,11 @@
 
 use byteorder::{ByteOrder, LittleEndian};
 
-use super::layout::{Item, ItemFlags, items};
+use super::layout::{Header, ITEM_ID_LEN, Item, ItemFlags, items};
 use super::{Rule, mask_unused_space};
 use crate::BlockNumber;
 use crate::lsn::MAXALIGN;
-use crate::page::{BLCKSZ, Page};
+use crate::page::{BLCKSZ, PAGE_HEADER_LEN, Page};
 
 /// Offsets within a heap tuple header. PG: htup_details.h, HeapTupleHeaderData.
 pub(crate) const T_XMAX: usize = 4;
@@ -31,7 +31,12 @@ const SPECULATIVE_TOKEN: u16 = 0xFFFE;
 
 pub(super) fn mask(page: &mut Page, block_no: BlockNumber, rule: Rule) {
     mask_unused_space(page);
+    let tuples_start = PAGE_HEADER_LEN + usize::from(Header::read(page).item_count()) * ITEM_ID_LEN;
     for item in items(page).collect::<Vec<_>>() {
+        // A tuple inside the line pointers is damage; masking it would change the pointers that we follow.
+        if item.offset < tuples_start {
+            continue;
+        }
         if item.flags == ItemFlags::Normal {
             mask_tuple(page, &item, block_no, rule);
         }

@@ -13,10 +13,10 @@
 //! PG 15, 17, 18: src/backend/access/common/bufmask.c and the functions `*_mask` of the resource managers.
 
 pub mod compare;
-mod heap;
-mod index;
+pub(crate) mod heap;
+pub(crate) mod index;
 pub mod layout;
-mod sequence;
+pub(crate) mod sequence;
 pub mod visibility_map;
 
 use byteorder::{ByteOrder, LittleEndian};
@@ -200,5 +200,7 @@ fn mask_page_content(page: &mut Page) {
     page[PD_UPPER..PD_UPPER + 2].fill(0);
 }
 
+#[cfg(test)]
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod tests;

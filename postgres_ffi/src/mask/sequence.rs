@@ -17,6 +17,8 @@ use super::layout::{Item, items};
 use crate::page::Page;
 
 const DATA_LEN: usize = 17;
+/// last_value and log_cnt.
+const POSITION_LEN: usize = 16;
 
 /// Where the sequence's data stands in its page; `None` when there is no such tuple.
 pub(crate) fn data_range(page: &Page) -> Option<Range<usize>> {
@@ -40,7 +42,7 @@ pub(super) fn take_over_position(logged: &mut Page, on_disk: &Page) -> bool {
     let distance = i128::from(logged_value) - i128::from(disk_value);
     let fits = logged_count == 0 && disk_count > 0 && distance != 0 && distance % i128::from(disk_count) == 0;
     if fits {
-        logged[range].copy_from_slice(disk);
+        logged[range.start..range.start + POSITION_LEN].copy_from_slice(&disk[..POSITION_LEN]);
     }
     fits
 }

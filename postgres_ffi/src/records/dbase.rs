@@ -1,6 +1,6 @@
 //! Databases and tablespaces. PG: src/include/commands/dbcommands_xlog.h, src/include/commands/tablespace.h.
 
-use super::fields::{Fields, RecordError, Xids};
+use super::fields::{Fields, Ids, RecordError};
 use crate::{Oid, PgVersion};
 
 /// A database's directory in a tablespace.
@@ -32,7 +32,7 @@ pub enum DatabaseRecord<'a> {
         /// The database.
         db_oid: Oid,
         /// In which tablespaces.
-        tablespaces: Xids<'a>,
+        tablespaces: Ids<'a>,
     },
 }
 
@@ -52,7 +52,7 @@ impl<'a> DatabaseRecord<'a> {
             (0x10, false) | (0x20, true) => {
                 let mut fields = Fields::new("xl_dbase_drop_rec", main_data);
                 let (db_oid, count) = (fields.u32()?, fields.count()?);
-                Ok(Some(DatabaseRecord::Drop { db_oid, tablespaces: Xids(fields.items(count, 4)?) }))
+                Ok(Some(DatabaseRecord::Drop { db_oid, tablespaces: Ids(fields.items(count, 4)?) }))
             }
             _ => Ok(None),
         }

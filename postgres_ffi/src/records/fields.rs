@@ -2,7 +2,7 @@
 
 use byteorder::{ByteOrder, LittleEndian};
 
-use crate::{RelTag, TransactionId};
+use crate::RelTag;
 
 /// A record body that is not what its resource manager and operation promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -131,11 +131,11 @@ fn read_rel(bytes: &[u8]) -> RelTag {
     }
 }
 
-/// Transaction ids as they stand in a record.
+/// Ids of 32 bits as they stand in a record: transactions or objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Xids<'a>(pub(super) &'a [u8]);
+pub struct Ids<'a>(pub(super) &'a [u8]);
 
-impl<'a> Xids<'a> {
+impl<'a> Ids<'a> {
     /// How many.
     pub fn len(self) -> usize {
         self.0.len() / 4
@@ -147,7 +147,7 @@ impl<'a> Xids<'a> {
     }
 
     /// One after the other, in the record's order.
-    pub fn iter(self) -> impl Iterator<Item = TransactionId> + Clone + 'a {
+    pub fn iter(self) -> impl Iterator<Item = u32> + Clone + 'a {
         self.0.chunks_exact(4).map(LittleEndian::read_u32)
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! PG: src/include/access/heapam_xlog.h; redo in heapam.c (14-17) and heapam_xlog.c (18).
 //!
-//! Up to 2026 no version registered the map's page. Later minor releases (seen in 17.11 and 18.6, not in 15.18) register it when its
-//! bits were really set, with the block ids in [`VmClear`]; records without the reference keep their old meaning. So both forms must be
-//! understood in every version.
+//! At first no version registered the map's page. Late minor releases (seen in 17.11 and 18.6, not in 15.18) register it when its
+//! bits were really set, with the block ids in [`VmClear::vm_block_ids`]; records without the reference keep their old meaning. So both
+//! forms are understood in every version.
 
 use super::fields::{Fields, RecordError};
 use crate::wal::rmgr;

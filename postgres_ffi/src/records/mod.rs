@@ -28,7 +28,7 @@ pub mod heap;
 
 pub mod replorigin;
 
-pub use fields::{RecordError, Rels, Xids};
+pub use fields::{Ids, RecordError, Rels};
 
 /// Bits of `info` that name the operation for resource managers that use all four. PG: xlogrecord.h, XLR_INFO_MASK is the rest.
 pub const OPERATION_MASK: u8 = 0xF0;

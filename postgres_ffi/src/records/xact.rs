@@ -1,6 +1,6 @@
 //! Transactions: commit, abort, prepare. PG: src/include/access/xact.h, src/backend/access/rmgrdesc/xactdesc.c.
 
-use super::fields::{Fields, REL_LEN, RecordError, Rels, Xids};
+use super::fields::{Fields, Ids, REL_LEN, RecordError, Rels};
 use crate::{Oid, PgVersion, TimestampTz, TransactionId};
 
 /// Bits of `info` that name the operation. PG: xact.h, XLOG_XACT_OPMASK.
@@ -57,7 +57,7 @@ pub struct XactEnd<'a> {
     /// When it ended here.
     pub time: TimestampTz,
     /// Its subtransactions that ended with it.
-    pub subxacts: Xids<'a>,
+    pub subxacts: Ids<'a>,
     /// Relations whose files (all forks) go away.
     pub dropped: Rels<'a>,
     /// The prepared transaction that this ends.
@@ -73,14 +73,14 @@ impl<'a> XactEnd<'a> {
     pub fn parse(version: PgVersion, info: u8, main_data: &'a [u8]) -> Result<Self, RecordError> {
         let mut fields = Fields::new("xl_xact_commit/abort", main_data);
         let time = fields.i64()?;
-        let mut parsed = XactEnd { time, subxacts: Xids(&[]), dropped: Rels(&[]), twophase_xid: None, origin: None };
+        let mut parsed = XactEnd { time, subxacts: Ids(&[]), dropped: Rels(&[]), twophase_xid: None, origin: None };
         let xinfo = if info & HAS_INFO != 0 { fields.u32()? } else { 0 };
         if xinfo & xinfo::DBINFO != 0 {
             fields.take(8)?;
         }
         if xinfo & xinfo::SUBXACTS != 0 {
             let count = fields.count()?;
-            parsed.subxacts = Xids(fields.items(count, 4)?);
+            parsed.subxacts = Ids(fields.items(count, 4)?);
         }
         if xinfo & xinfo::RELATIONS != 0 {
             let count = fields.count()?;
@@ -160,8 +160,8 @@ impl Prepare {
     }
 
     /// The subtransactions. `main_data` must be what this was parsed from; of anything shorter, none.
-    pub fn subxacts<'a>(&self, main_data: &'a [u8]) -> Xids<'a> {
-        Xids(main_data.get(self.subxacts_at..self.subxacts_at + self.subxact_count * 4).unwrap_or_default())
+    pub fn subxacts<'a>(&self, main_data: &'a [u8]) -> Ids<'a> {
+        Ids(main_data.get(self.subxacts_at..self.subxacts_at + self.subxact_count * 4).unwrap_or_default())
     }
 
     /// The file in `pg_twophase`: the body and its CRC-32C. PG: twophase.c, RecreateTwoPhaseFile.
@@ -174,11 +174,11 @@ impl Prepare {
 }
 
 /// Body of ASSIGNMENT: subtransactions of a transaction. PG: xact.h, xl_xact_assignment.
-pub fn parse_assignment(main_data: &[u8]) -> Result<Xids<'_>, RecordError> {
+pub fn parse_assignment(main_data: &[u8]) -> Result<Ids<'_>, RecordError> {
     let mut fields = Fields::new("xl_xact_assignment", main_data);
     let _top = fields.u32()?;
     let count = fields.count()?;
-    Ok(Xids(fields.items(count, 4)?))
+    Ok(Ids(fields.items(count, 4)?))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::Lsn;
 pub struct WalEnd {
     /// Where the last whole record ends and the next may be written. The decoder's start when there is no whole record.
     pub end_lsn: Lsn,
-    /// Where that record starts, `None` when there is none.
+    /// Where that record starts, `None` when there is none; the decoder's record before if it was told one.
     pub last_record_lsn: Option<Lsn>,
     /// How many records there are.
     pub record_count: u64,

@@ -503,3 +503,6 @@ fn read_image_header(version: PgVersion, rest: &mut HeaderBytes<'_>) -> Result<B
 
 const _: () = assert!(CRC_OFFSET + 4 == RECORD_HEADER_LEN);
 const _: () = assert!(BLCKSZ <= u16::MAX as usize);
+
+#[cfg(test)]
+mod tests;

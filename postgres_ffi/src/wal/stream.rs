@@ -221,6 +221,13 @@ impl WalStreamDecoder {
         self
     }
 
+    /// The first record must link back to the one that starts at `record_lsn`; otherwise any link to before it will do, and an older
+    /// record that was left at this very place when the segment was used again could pass.
+    pub fn with_record_before(mut self, record_lsn: Lsn) -> Self {
+        self.last_record = Some(record_lsn);
+        self
+    }
+
     /// Takes the next bytes of the log; they follow directly those fed before.
     pub fn feed(&mut self, bytes: Bytes) {
         if self.failed.is_none() {
@@ -249,7 +256,7 @@ impl WalStreamDecoder {
         self.last_record_end
     }
 
-    /// Where the last record that came out starts.
+    /// Where the last record that came out starts; before the first one, what [`Self::with_record_before`] told.
     pub fn last_record_start(&self) -> Option<Lsn> {
         self.last_record
     }

@@ -202,7 +202,13 @@ impl ProcessEngine {
 
     /// The shared process, started if need be.
     fn process(&self) -> Result<Arc<Pipeline>, RedoError> {
-        self.slot.get_or_start(|| self.launch()).map_err(|reason| RedoError::CannotStart { reason })
+        let start = |worn_out: Option<Arc<Pipeline>>| {
+            if let Some(process) = worn_out {
+                self.count_break(&process, &process.broken().unwrap_or(Broken::Ended));
+            }
+            self.launch()
+        };
+        self.slot.get_or_start(start).map_err(|reason| RedoError::CannotStart { reason })
     }
 
     /// Requests of any number, each short enough to be sent whole.
@@ -340,7 +346,7 @@ impl ProcessEngine {
             if records.peek().is_none() {
                 return Ok(page);
             }
-            part.base = Some(Bytes::from_owner(BoxedPage(page)));
+            part.base = Some(Bytes::from(page as Box<[u8]>));
         }
     }
 
@@ -395,18 +401,12 @@ impl Engine for ProcessEngine {
 
 /// There is one answer per request; said as an error rather than a panic because a caller waits for it.
 fn no_answer() -> RedoError {
-    RedoError::Panicked { message: "redo engine lost an answer".to_owned() }
+    RedoError::Internal { message: "redo engine lost an answer".to_owned() }
 }
 
 fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
 
-/// A page that [`Bytes`] can own without a copy.
-pub(super) struct BoxedPage(pub(super) Box<Page>);
-
-impl AsRef<[u8]> for BoxedPage {
-    fn as_ref(&self) -> &[u8] {
-        &self.0[..]
-    }
-}
+#[cfg(test)]
+mod tests;

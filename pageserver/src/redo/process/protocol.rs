@@ -279,10 +279,10 @@ mod tests {
         let good = Hello { pg_version_num: 150020, data_checksums: true, wal_log_hints: false };
         assert_eq!(Hello::parse(&hello, PgVersion::V15), Ok(good));
         assert!(matches!(Hello::parse(&hello, PgVersion::V16), Err(ProtocolError::MajorVersion { .. })));
+        // Magic, protocol, page size, longest body.
         for at in [0, 8, 17, 23] {
             let mut bad = hello;
-            bad[at] ^= 0x10;
-            bad[23] &= 0x10;
+            bad[at] = 3;
             assert!(Hello::parse(&bad, PgVersion::V15).is_err(), "{at}");
         }
     }

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Uid};
@@ -53,7 +53,7 @@ pub fn create(
 /// A new directory that only its owner may enter: PostgreSQL insists on that.
 fn make_dir(work_dir: Option<&Path>) -> io::Result<TempDir> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(PREFIX);
+    builder.prefix(PREFIX).permissions(fs::Permissions::from_mode(0o700));
     match work_dir {
         Some(parent) => builder.tempdir_in(parent),
         None => builder.tempdir_in(SHARED_MEMORY_DIR).or_else(|_| builder.tempdir()),

@@ -31,8 +31,11 @@ impl Slot {
         Slot { state: Mutex::new(State::Empty), settled: Condvar::new(), retry_delay }
     }
 
-    /// The running process, or the one that `start` gives.
-    pub fn get_or_start(&self, start: impl FnOnce() -> Result<Pipeline, String>) -> Result<Arc<Pipeline>, String> {
+    /// The running process, or the one that `start` gives. `start` gets the one that broke, if one did.
+    pub fn get_or_start(
+        &self,
+        start: impl FnOnce(Option<Arc<Pipeline>>) -> Result<Pipeline, String>,
+    ) -> Result<Arc<Pipeline>, String> {
         let mut state = self.state.lock();
         let worn_out = loop {
             match &*state {
@@ -45,8 +48,11 @@ impl Slot {
         drop(state);
         // Should `start` panic, the others must not wait for ever.
         let guard = StartGuard { slot: self };
-        drop(worn_out); // May wait for the process to end.
-        let outcome = start().map(Arc::new);
+        let worn_out = match worn_out {
+            State::Running(process) => Some(process),
+            _ => None,
+        };
+        let outcome = start(worn_out).map(Arc::new);
         guard.settle(match &outcome {
             Ok(process) => State::Running(process.clone()),
             Err(reason) => State::Failed { reason: reason.clone(), until: Instant::now() + self.retry_delay },

@@ -63,14 +63,12 @@ fn read(timeline: &TimelineStore, last_record_lsn: &AtomicU64, done: &AtomicBool
         let key_no = random.random_range(0..KEYS);
         let (mut expect, mut ended) = expected_chain(key_no, request_lsn);
         let (found, found_ended) = gather(timeline, &block(key_no as u32), request_lsn).expect("gather");
-        if let (Some((lsn, Kind::Image, page)), true) = (found.last(), found_ended) {
-            if page.as_slice() == b"cached back" {
-                expect.truncate(found.len());
-                let last = expect.last_mut().expect("the page stands for a version");
-                assert_eq!(last.0, *lsn);
-                *last = (*lsn, Kind::Image, page.clone());
-                ended = true;
-            }
+        if let Some((lsn, Kind::Image, page)) = found.last().filter(|(_, _, page)| page == b"cached back") {
+            expect.truncate(found.len());
+            let last = expect.last_mut().expect("the page stands for a version");
+            assert_eq!(last.0, *lsn);
+            *last = (*lsn, Kind::Image, page.clone());
+            ended = true;
         }
         assert_eq!((found, found_ended), (expect, ended), "block {key_no} at {request_lsn}, seed {seed}");
         if reads % 16 == 0 {

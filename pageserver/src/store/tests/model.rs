@@ -49,12 +49,12 @@ impl Model {
     /// `found` is the chain, or it ends earlier with a page that was cached back at the LSN of a delta.
     fn check_chain(&self, key: &Key, request_lsn: u64, found: &Chain) {
         let (expect, ends) = self.chain(key, request_lsn);
-        if let (Some(((lsn, Kind::Image, page), newer)), true) = (found.0.split_last(), found.1) {
-            if self.cached_back.get(&(*key, *lsn)) == Some(page) {
-                assert_eq!(newer, &expect[..newer.len()], "{key} at {request_lsn}");
-                assert_eq!(expect[newer.len()].0, *lsn, "a cached page stands for the versions from its LSN on");
-                return;
-            }
+        let page_at_end =
+            found.0.split_last().filter(|((lsn, kind, page), _)| self.is_cached_back(key, *lsn, *kind, page));
+        if let (Some(((lsn, ..), newer)), true) = (page_at_end, found.1) {
+            assert_eq!(newer, &expect[..newer.len()], "{key} at {request_lsn}");
+            assert_eq!(expect[newer.len()].0, *lsn, "a cached page stands for the versions from its LSN on");
+            return;
         }
         assert_eq!(found, &(expect, ends), "{key} at {request_lsn}");
     }
@@ -220,7 +220,7 @@ impl Run {
     }
 
     fn put_again(&mut self, n: usize, watermark_lsn: u64) {
-        let mut by_lsn: BTreeMap<u64, Vec<(Key, Kind, &[u8])>> = BTreeMap::new();
+        let mut by_lsn: BTreeMap<u64, Vec<_>> = BTreeMap::new();
         for (key, versions) in &self.models[n].versions {
             for ((lsn, kind), value) in versions.range((watermark_lsn + 1, Kind::Tombstone)..) {
                 by_lsn.entry(*lsn).or_default().push((*key, *kind, value));

@@ -243,7 +243,8 @@ fn scan_newest_skips_over_long_histories() {
 #[test]
 fn open_refuses_unusable_settings_by_name() {
     let dir = tempfile::tempdir().expect("a directory");
-    let cases: [(&str, fn(&mut StoreConfig)); 5] = [
+    type Spoil = fn(&mut StoreConfig);
+    let cases: [(&str, Spoil); 5] = [
         ("layer_bytes", |config| config.layer_bytes = 0),
         ("block_bytes", |config| config.block_bytes = 0),
         ("background_jobs", |config| config.background_jobs = 0),

@@ -44,7 +44,7 @@ impl WalWriter {
 
     /// Writes a record; what reading must give: start, end, bytes.
     pub fn append(&mut self, record: &RecordBuilder) -> (Lsn, Lsn, Bytes) {
-        if self.position().as_u64() % PAGE_BYTES == 0 {
+        if self.position().as_u64().is_multiple_of(PAGE_BYTES) {
             self.put_page_header(0, 0);
         }
         let start_lsn = self.position();
@@ -81,7 +81,7 @@ impl WalWriter {
     /// Writes a page header here, with flags beside those that the position asks for.
     pub fn put_page_header(&mut self, flags: u16, rem_len: u32) {
         let page_lsn = self.position().as_u64();
-        let is_long = page_lsn % self.segment_bytes == 0;
+        let is_long = page_lsn.is_multiple_of(self.segment_bytes);
         let flags = flags | if is_long { 0x0002 } else { 0 };
         self.bytes.extend(self.version.xlog_page_magic().to_le_bytes());
         self.bytes.extend(flags.to_le_bytes());

@@ -3,6 +3,8 @@
 //! [`build`] makes records, [`layout`] writes them as a server does; both are written from the format's description and share
 //! no code with the decoder, so that a mistake in one shows.
 
+#[cfg(test)]
+pub(crate) mod arbitrary;
 pub mod build;
 pub mod layout;
 

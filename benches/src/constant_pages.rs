@@ -1,0 +1,123 @@
+//! A timeline whose pages cost nothing to find: what the protocol, the socket and the load generator can do at best.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use keyenc::{Key, Kind};
+use pageserver::page_service::backend::{
+    BackendError, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
+};
+use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, RelTag, SlruKind};
+
+/// The one relation there is.
+pub const REL: RelTag = RelTag { spc_oid: 1663, db_oid: 5, rel_number: 16384 };
+const LSN: Lsn = Lsn::new(0x100_0000);
+
+/// Serves timeline `main` with one relation.
+#[derive(Debug, Clone)]
+pub struct ConstantPages {
+    pages: Arc<[Bytes]>,
+}
+
+impl ConstantPages {
+    /// A relation of `block_count` blocks with different bytes. All lie in memory: choose it beyond or within the processor's cache.
+    pub fn new(block_count: u32) -> Self {
+        let page = |block_no: u32| Bytes::from(block_no.to_le_bytes().repeat(BLCKSZ / 4));
+        ConstantPages { pages: (0..block_count).map(page).collect() }
+    }
+
+    fn block_count(&self) -> u32 {
+        u32::try_from(self.pages.len()).unwrap_or(u32::MAX)
+    }
+}
+
+impl RepositoryBackend for ConstantPages {
+    fn timeline(&self, _: Option<&str>, timeline: &str) -> Result<Arc<dyn TimelineBackend>, BackendError> {
+        if timeline == "main" {
+            return Ok(Arc::new(self.clone()));
+        }
+        Err(BackendError::not_found(format!("there is only main. timeline=`{timeline}`")))
+    }
+
+    fn timelines(&self) -> Result<Vec<TimelineInfo>, BackendError> {
+        Ok(vec![self.info()])
+    }
+
+    fn import(
+        &self,
+        _: &str,
+        _: &str,
+        _: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+    ) -> Result<TimelineInfo, BackendError> {
+        Err(BackendError::not_found("nothing can be imported here"))
+    }
+
+    fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
+        Ok(Vec::new())
+    }
+}
+
+impl TimelineBackend for ConstantPages {
+    fn info(&self) -> TimelineInfo {
+        TimelineInfo {
+            tenant: "0".repeat(32),
+            id: "1".repeat(32),
+            name: "main".into(),
+            state: "active".into(),
+            pg_version: None,
+            ancestor: None,
+            first_readable_lsn: LSN,
+            last_record_lsn: LSN,
+            durable_lsn: None,
+            received_lsn: None,
+            source_end_lsn: None,
+        }
+    }
+
+    fn last_record_lsn(&self) -> Lsn {
+        LSN
+    }
+
+    fn first_readable_lsn(&self) -> Lsn {
+        LSN
+    }
+
+    fn wait_lsn(&self, lsn: Lsn, _: Duration) -> Result<Lsn, BackendError> {
+        Err(BackendError::not_found(format!("nothing will ever arrive here. lsn=`{lsn}`")))
+    }
+
+    fn get_pages_at_lsn(&self, requests: &[(Key, Lsn)]) -> Vec<Result<Bytes, BackendError>> {
+        let page = |key: &Key| {
+            let block_no = key.as_bytes().last_chunk::<4>().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+            Ok(self.pages.get(block_no as usize).cloned().unwrap_or_default())
+        };
+        requests.iter().map(|(key, _)| page(key)).collect()
+    }
+
+    fn relation_size(&self, rel: RelTag, fork: ForkNumber, _: Lsn) -> Result<Option<u32>, BackendError> {
+        Ok((rel == REL && fork == ForkNumber::Main).then(|| self.block_count()))
+    }
+
+    fn relations(&self, spc_oid: Oid, db_oid: Oid, _: Lsn) -> Result<Vec<(RelTag, ForkNumber, u32)>, BackendError> {
+        let here = (spc_oid, db_oid) == (REL.spc_oid, REL.db_oid);
+        Ok(if here { vec![(REL, ForkNumber::Main, self.block_count())] } else { Vec::new() })
+    }
+
+    fn databases(&self, _: Lsn) -> Result<Vec<(Oid, Oid)>, BackendError> {
+        Ok(vec![(REL.spc_oid, REL.db_oid)])
+    }
+
+    fn slru_segment_size(&self, _: SlruKind, _: u32, _: Lsn) -> Result<Option<u32>, BackendError> {
+        Ok(None)
+    }
+
+    fn slru_segments(&self, _: SlruKind, _: Lsn) -> Result<Vec<(u32, u32)>, BackendError> {
+        Ok(Vec::new())
+    }
+
+    fn history(&self, _: Key, _: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {
+        Ok(Vec::new())
+    }
+}

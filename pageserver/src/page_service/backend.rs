@@ -1,0 +1,167 @@
+//! What the page service needs from the rest of the page server: a repository of timelines, and timelines to read from.
+//!
+//! - One implementation serves (`timeline::Repository`); protocol tests have another over a map. The seam is here so that bytes on the
+//!   wire can be tested without a store, and so that nothing of the wire leaks into the store.
+//! - LSN rules of the wire (what to wait for, what to read at) are decided in [`super::pagestream::lsn`], not behind this seam:
+//!   a backend reads exactly at the LSN that it is given.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use keyenc::{Key, Kind};
+use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
+
+/// What a caller does next about a failed call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BackendErrorKind {
+    /// There is no such timeline, relation or segment.
+    NotFound,
+    /// It will be there, or could be: the LSN has not arrived within the time given.
+    NotYet,
+    /// The request can never succeed as it stands.
+    InvalidRequest,
+    /// What is stored cannot be proven right.
+    Corrupt,
+    /// This server cannot answer now; another connection or a later try may do.
+    Unavailable,
+    /// The server is going down.
+    ShuttingDown,
+    /// Somebody asked to stop this work.
+    Cancelled,
+    /// A fault of ours.
+    Internal,
+}
+
+/// A call on the backend that failed: kind for the caller, message (lower case, values last) for the person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct BackendError {
+    /// What the caller does next.
+    pub kind: BackendErrorKind,
+    /// What happened.
+    pub message: String,
+}
+
+impl BackendError {
+    /// An error of `kind` that reads `message`.
+    pub fn new(kind: BackendErrorKind, message: impl Into<String>) -> Self {
+        BackendError { kind, message: message.into() }
+    }
+
+    /// [`BackendErrorKind::NotFound`] with `message`.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(BackendErrorKind::NotFound, message)
+    }
+}
+
+/// One timeline, as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimelineInfo {
+    /// Name of the cluster (tenant) it belongs to.
+    pub tenant: String,
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// One word: `active`, `importing`, `broken`, ...
+    pub state: String,
+    /// Major version of the cluster; `None` while it is not known yet.
+    pub pg_version: Option<PgVersion>,
+    /// Name of the timeline it branched from, and where.
+    pub ancestor: Option<(String, Lsn)>,
+    /// Nothing below is readable (end of the base backup, GC horizon).
+    pub first_readable_lsn: Lsn,
+    /// End of the last record that is readable.
+    pub last_record_lsn: Lsn,
+    /// Everything up to here is in the store and survives a crash without the WAL.
+    pub durable_lsn: Option<Lsn>,
+    /// End of the WAL that is fsynced on our disk.
+    pub received_lsn: Option<Lsn>,
+    /// End of WAL at the source as it last told us.
+    pub source_end_lsn: Option<Lsn>,
+}
+
+/// Progress of an import.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// What is being done: `base backup`, `catching up`, ...
+    pub phase: String,
+    /// Bytes so far.
+    pub bytes_done: u64,
+    /// Bytes there are, as far as is known.
+    pub bytes_total: Option<u64>,
+}
+
+/// All timelines of this server.
+pub trait RepositoryBackend: Send + Sync + 'static {
+    /// The timeline that `timeline` names: its name, or its 32 hexadecimal digits. With `tenant`, only within that cluster (name or digits).
+    /// Errors: `NotFound`, `Unavailable`, `ShuttingDown`.
+    fn timeline(&self, tenant: Option<&str>, timeline: &str) -> Result<Arc<dyn TimelineBackend>, BackendError>;
+
+    /// Every timeline, in order of name.
+    fn timelines(&self) -> Result<Vec<TimelineInfo>, BackendError>;
+
+    /// Makes timeline `name` from the running primary at `conninfo` and returns once it is readable. `progress` is called now and then,
+    /// at least every few seconds, on the calling thread; when it breaks, the import is undone and the error is `Cancelled`.
+    fn import(
+        &self,
+        name: &str,
+        conninfo: &str,
+        progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+    ) -> Result<TimelineInfo, BackendError>;
+
+    /// Figures of the store for people: (name, value), in a fixed order.
+    fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError>;
+}
+
+/// One timeline to read from. Every call reads exactly at the LSN given, which is at most `last_record_lsn()`.
+pub trait TimelineBackend: Send + Sync + 'static {
+    /// How it stands now.
+    fn info(&self) -> TimelineInfo;
+
+    /// End of the last record that is readable. Cheap: asked for each request.
+    fn last_record_lsn(&self) -> Lsn;
+
+    /// Nothing below is readable, unless leased. Cheap: asked for each request.
+    fn first_readable_lsn(&self) -> Lsn;
+
+    /// True when a lease keeps exactly `lsn` readable although it is below [`Self::first_readable_lsn`].
+    fn is_leased(&self, lsn: Lsn) -> bool {
+        let _ = lsn;
+        false
+    }
+
+    /// Returns `last_record_lsn()` once that has reached `lsn`. Errors: `NotYet` after `timeout`, `Unavailable` when it never will,
+    /// `ShuttingDown`.
+    fn wait_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<Lsn, BackendError>;
+
+    /// One answer per request, in order: 8,192 bytes, or none at all for a page of zeroes. Keys are relation blocks or SLRU pages.
+    /// A block at or past the end of its fork at that LSN is a page of zeroes; a fork that does not exist is `NotFound`
+    /// (free space map and visibility map: a page of zeroes).
+    fn get_pages_at_lsn(&self, requests: &[(Key, Lsn)]) -> Vec<Result<Bytes, BackendError>>;
+
+    /// Blocks of a relation fork; `None` if it does not exist at `lsn`.
+    fn relation_size(&self, rel: RelTag, fork: ForkNumber, lsn: Lsn) -> Result<Option<BlockNumber>, BackendError>;
+
+    /// All relation forks of a database in a tablespace, with their blocks, in key order.
+    fn relations(
+        &self,
+        spc_oid: Oid,
+        db_oid: Oid,
+        lsn: Lsn,
+    ) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, BackendError>;
+
+    /// Every (tablespace, database) that has a directory at `lsn`, in key order; shared relations are 1664/0.
+    fn databases(&self, lsn: Lsn) -> Result<Vec<(Oid, Oid)>, BackendError>;
+
+    /// Pages of an SLRU segment; `None` if it does not exist at `lsn`.
+    fn slru_segment_size(&self, kind: SlruKind, segment_no: u32, lsn: Lsn) -> Result<Option<u32>, BackendError>;
+
+    /// Every segment of an SLRU with its pages, in order.
+    fn slru_segments(&self, kind: SlruKind, lsn: Lsn) -> Result<Vec<(u32, u32)>, BackendError>;
+
+    /// Every version of `key` with an LSN in `lsn_range` (start inclusive, end exclusive), newest first, ancestors included.
+    fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError>;
+}

@@ -1,0 +1,144 @@
+//! Goal: each form gives its command, everything else an error with a SQLSTATE and, where it helps, a hint. Method: tables.
+use postgres_ffi::{ForkNumber, Lsn, RelTag, SlruKind};
+
+use super::super::{DatabaseAddress, PageAddress};
+use super::*;
+
+fn check(text: &str, expect: Command) {
+    assert_eq!(parse(text), Ok(vec![expect]), "{text}");
+}
+
+fn check_error(text: &str, sqlstate: &str, part: &str) {
+    let error = parse(text).expect_err(text);
+    assert_eq!(error.sqlstate, sqlstate, "{text}: {error}");
+    assert!(error.message.contains(part), "{text}: {error}");
+}
+
+const ADDRESS: PageAddress = PageAddress::Block {
+    rel: RelTag { spc_oid: 1663, db_oid: 5, rel_number: 16384 },
+    fork: ForkNumber::Vm,
+    block_no: 7,
+};
+
+#[test]
+fn forms() {
+    let main = || "main".to_owned();
+    let at = Some(Lsn::new(0x16B5A50));
+    check("Help", Command::Help);
+    check("SHOW timelines;", Command::TimelineList);
+    check("timeline list", Command::TimelineList);
+    check("show timeline main", Command::TimelineShow { timeline: main() });
+    check("show timeline 'main'", Command::TimelineShow { timeline: main() });
+    check("timeline show \"show\"", Command::TimelineShow { timeline: "show".into() });
+    check("show last_record_lsn", Command::LastRecordLsn { timeline: None });
+    check("show last_record_lsn main", Command::LastRecordLsn { timeline: Some(main()) });
+    check("show lag", Command::Lag { timeline: None });
+    check("show lag main", Command::Lag { timeline: Some(main()) });
+    check("show sizes", Command::Sizes { timeline: None, at: None });
+    check("show sizes main", Command::Sizes { timeline: Some(main()), at: None });
+    check("show sizes at 0/16B5A50", Command::Sizes { timeline: None, at });
+    check("show sizes main at 0/16b5a50", Command::Sizes { timeline: Some(main()), at });
+    check("show sizes \"at\"", Command::Sizes { timeline: Some("at".into()), at: None });
+    check("show status", Command::Status);
+    check("store stats", Command::StoreStats);
+    let conninfo = Conninfo("host=/tmp user='x'".into());
+    check("import main from 'host=/tmp user=''x'''", Command::Import { name: main(), conninfo });
+    check("database list main at 0/16B5A50", Command::DatabaseList { timeline: main(), at });
+    check("relation list main", Command::RelationList { timeline: main(), database: None, at: None });
+    let database = Some(DatabaseAddress { spc_oid: 1663, db_oid: 5 });
+    check("relation list main in 1663/5 at 0/16B5A50", Command::RelationList { timeline: main(), database, at });
+    check("slru list main", Command::SlruList { timeline: main(), at: None });
+    check("page get main 1663/5/16384/vm/7", Command::PageGet { timeline: main(), address: ADDRESS, at: None });
+    let clog = PageAddress::Slru { kind: SlruKind::Clog, page_no: 3 };
+    check("page get main pg_xact/3 at '0/16B5A50'", Command::PageGet { timeline: main(), address: clog, at });
+    let history = |from, to| Command::PageHistory { timeline: main(), address: ADDRESS, from, to };
+    check("page history main 1663/5/16384/vm/7", history(None, None));
+    check("page history main 1663/5/16384/vm/7 from 0/16B5A50", history(at, None));
+    check("page history main 1663/5/16384/vm/7 from 0/16B5A50 to 0/16B5A50", history(at, at));
+}
+
+#[test]
+fn what_programs_send() {
+    let id = "3aa8fcc61f6d357410b7de754b1d9001";
+    let stream = |version, tenant: Option<&str>| Command::Pagestream {
+        version,
+        tenant: tenant.map(str::to_owned),
+        timeline: id.to_owned(),
+    };
+    check(&format!("pagestream_v3 {id} {id}"), stream(Version::V3, Some(id)));
+    check(&format!("PAGESTREAM_V2 {id} {id}"), stream(Version::V2, Some(id)));
+    check(&format!("pagestream_v3 {id}"), stream(Version::V3, None));
+    check("SET extra_float_digits = 3", Command::Ignored { tag: "SET" });
+    check("set statement_timeout to '1s', x", Command::Ignored { tag: "SET" });
+    check("BEGIN", Command::Transaction { tag: "BEGIN", begins: true });
+    check("rollback", Command::Transaction { tag: "ROLLBACK", begins: false });
+    check("select 1", Command::Select { item: SelectItem::Number(1) });
+    check("SELECT 'x'", Command::Select { item: SelectItem::Text("x".into()) });
+    check("select version();", Command::Select { item: SelectItem::Version });
+    check("SELECT pg_catalog.pg_is_in_recovery()", Command::Select { item: SelectItem::IsInRecovery });
+    check("deallocate all", Command::Deallocate { name: None });
+    check("DEALLOCATE prepare s1", Command::Deallocate { name: Some("s1".into()) });
+    for (name, value) in [("server_encoding", "UTF8"), ("transaction_read_only", "off")] {
+        let parsed = parse(&format!("SHOW {name}")).expect(name);
+        assert!(matches!(&parsed[..], [Command::ShowParameter { parameter: (n, v) }] if *n == name && *v == value));
+    }
+    assert!(parse("show transaction isolation level").is_ok());
+}
+
+#[test]
+fn several_statements() {
+    assert_eq!(parse(" ; "), Ok(vec![]));
+    assert_eq!(parse("help; select 1;"), Ok(vec![Command::Help, Command::Select { item: SelectItem::Number(1) }]));
+    check_error("help; bogus", "42601", "bogus");
+}
+
+#[test]
+fn errors() {
+    check_error("bogus", "42601", "unknown command. command=`bogus`");
+    check_error("'help'", "42601", "expected a command");
+    check_error("help me", "42601", "at or near \"me\" (position 5)");
+    check_error("show", "42601", "at end of input");
+    check_error("show bogus", "42704", "bogus");
+    check_error("show timeline", "42601", "a timeline");
+    check_error("show timeline ''", "42601", "a timeline");
+    check_error("timeline drop", "42601", "at or near \"drop\"");
+    check_error("timeline", "42601", "at end of input");
+    check_error("page", "42601", "GET or HISTORY");
+    check_error("page get main 1663/5/x/main/0", "22023", "not a page address");
+    check_error("page get main 1663/5/1/main/+1", "22023", "not a page address");
+    check_error("page get main 1663/5/1/main/4294967296", "22023", "not a page address");
+    check_error("page get main 1663/5/1/main/0 at 7", "22023", "not an LSN");
+    check_error("page get main 1663/5/1/main/0 at", "42601", "an LSN");
+    check_error("relation list main in 5", "22023", "1663/5");
+    check_error("import x", "42601", "FROM");
+    check_error("import x from 'password=secret' y", "42601", "at or near \"y\"");
+    check_error("select * from pg_class", "0A000", "page server");
+    check_error("basebackup a b", "0A000", "not supported yet");
+    check_error("lease lsn a b 0/1", "0A000", "not supported yet");
+    check_error("show timeline $1", "0A000", "no parameters");
+    check_error("help 'x", "42601", "unterminated");
+}
+
+#[test]
+fn an_error_never_repeats_quoted_text() {
+    let error = parse("import x 'password=secret'").expect_err("no FROM");
+    assert!(!format!("{error:?}").contains("secret"));
+    let command = parse("import x from 'password=secret'").expect("parses");
+    assert!(!format!("{command:?}").contains("secret"));
+}
+
+#[test]
+fn a_hint_shows_the_form() {
+    let error = parse("page").expect_err("incomplete");
+    let hint = error.hint.expect("hint");
+    assert!(hint.contains("PAGE GET name address [AT lsn]"), "{hint}");
+}
+
+#[test]
+fn addresses_read_as_they_are_written() {
+    for text in ["1663/5/16384/main/0", "1664/0/1262/init/4294967295", "pg_xact/7", "pg_multixact/members/12"] {
+        let address: PageAddress = text.parse().expect(text);
+        assert_eq!(address.to_string(), text);
+        assert_eq!(address.key().to_string(), text);
+    }
+}

@@ -1,0 +1,229 @@
+//! A timeline in a map: one relation of 1,000 blocks that was 500 blocks long at first, one visibility map, one CLOG segment.
+//!
+//! Every page says where it belongs: block number and the LSN that made it, so that a wrong page is seen.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use keyenc::{Key, Kind, Object};
+use parking_lot::{Condvar, Mutex};
+use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
+
+use crate::page_service::backend::{
+    BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
+};
+
+pub const ID: &str = "3aa8fcc61f6d357410b7de754b1d9001";
+pub const TENANT: &str = "de200bd42b49cc1814412c7e592dd6e9";
+pub const REL: RelTag = RelTag { spc_oid: 1663, db_oid: 5, rel_number: 16384 };
+/// Block whose read fails as corrupt.
+pub const CORRUPT_BLOCK: u32 = 666;
+/// Block whose read says that the server cannot answer any more.
+pub const UNAVAILABLE_BLOCK: u32 = 667;
+/// Block of zeroes that exists.
+pub const ZERO_BLOCK: u32 = 13;
+/// The relation's second half, and everything in it, comes at this LSN.
+pub const GROWN_AT: u64 = 0x2000;
+pub const FIRST_READABLE: u64 = 0x1000;
+pub const LAST_RECORD: u64 = 0x3000;
+pub const LEASED: u64 = 0x800;
+
+/// The page that block `block_no` must read as of `lsn`.
+pub fn page_of(block_no: u32, lsn: u64) -> Vec<u8> {
+    if block_no == ZERO_BLOCK || block_no >= block_count(lsn) {
+        return vec![0; BLCKSZ];
+    }
+    let version = if lsn >= GROWN_AT { GROWN_AT } else { LEASED };
+    let mut page = vec![0; BLCKSZ];
+    for (i, byte) in page.iter_mut().enumerate() {
+        *byte = (i as u32 ^ block_no).to_le_bytes()[0];
+    }
+    page[..4].copy_from_slice(&block_no.to_be_bytes());
+    page[4..12].copy_from_slice(&version.to_be_bytes());
+    page
+}
+
+pub fn block_count(lsn: u64) -> u32 {
+    if lsn >= GROWN_AT { 1_000 } else { 500 }
+}
+
+/// The timeline.
+pub struct Toy {
+    pub last_record_lsn: AtomicU64,
+    pub shutting_down: AtomicBool,
+    /// Sizes of the batches that were read.
+    pub batches: Mutex<Vec<usize>>,
+    pub imports_cancelled: AtomicUsize,
+    pub slow_import: AtomicBool,
+    advanced: (Mutex<()>, Condvar),
+}
+
+impl Toy {
+    pub fn new() -> Self {
+        Toy {
+            last_record_lsn: AtomicU64::new(LAST_RECORD),
+            shutting_down: AtomicBool::new(false),
+            batches: Mutex::default(),
+            imports_cancelled: AtomicUsize::new(0),
+            slow_import: AtomicBool::new(false),
+            advanced: Default::default(),
+        }
+    }
+
+    pub fn advance(&self, lsn: u64) {
+        let _guard = self.advanced.0.lock();
+        self.last_record_lsn.store(lsn, Ordering::SeqCst);
+        self.advanced.1.notify_all();
+    }
+
+    fn page(&self, key: Key, lsn: Lsn) -> Result<Bytes, BackendError> {
+        assert!(lsn <= TimelineBackend::last_record_lsn(self), "reads are at or below the last record");
+        match key.object().expect("a key of ours") {
+            Object::RelationBlock { block_no: CORRUPT_BLOCK, .. } => {
+                Err(BackendError::new(BackendErrorKind::Corrupt, "checksum does not match. block=`666`"))
+            }
+            Object::RelationBlock { block_no: UNAVAILABLE_BLOCK, .. } => {
+                Err(BackendError::new(BackendErrorKind::Unavailable, "this shard has moved"))
+            }
+            Object::RelationBlock { block_no: ZERO_BLOCK, .. } => Ok(Bytes::new()),
+            Object::RelationBlock { rel, fork: ForkNumber::Main, block_no } if rel == REL => {
+                Ok(page_of(block_no, lsn.as_u64()).into())
+            }
+            Object::SlruPage { page_no, .. } => Ok(page_of(page_no, lsn.as_u64()).into()),
+            object => Err(BackendError::not_found(format!("relation does not exist. object=`{object:?}`"))),
+        }
+    }
+
+    pub fn info(&self) -> TimelineInfo {
+        let last_record_lsn = TimelineBackend::last_record_lsn(self);
+        TimelineInfo {
+            tenant: TENANT.into(),
+            id: ID.into(),
+            name: "main".into(),
+            state: "active".into(),
+            pg_version: Some(PgVersion::V15),
+            ancestor: None,
+            first_readable_lsn: Lsn::new(FIRST_READABLE),
+            last_record_lsn,
+            durable_lsn: Some(Lsn::new(GROWN_AT)),
+            received_lsn: Some(last_record_lsn),
+            source_end_lsn: last_record_lsn.checked_add(0x100),
+        }
+    }
+}
+
+/// A repository of one.
+pub struct ToyRepository(pub Arc<Toy>);
+
+impl RepositoryBackend for ToyRepository {
+    fn timeline(&self, tenant: Option<&str>, timeline: &str) -> Result<Arc<dyn TimelineBackend>, BackendError> {
+        if ["main", ID].contains(&timeline) && tenant.is_none_or(|tenant| tenant == TENANT) {
+            return Ok(self.0.clone());
+        }
+        Err(BackendError::not_found(format!("timeline does not exist. timeline=`{timeline}`")))
+    }
+
+    fn timelines(&self) -> Result<Vec<TimelineInfo>, BackendError> {
+        Ok(vec![self.0.info()])
+    }
+
+    fn import(
+        &self,
+        name: &str,
+        conninfo: &str,
+        progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+    ) -> Result<TimelineInfo, BackendError> {
+        assert_eq!(conninfo, "host=/tmp user='o''neill'");
+        let steps = if self.0.slow_import.load(Ordering::SeqCst) { 2_000 } else { 2 };
+        for step in 1..=steps {
+            let at = ImportProgress { phase: "base backup".into(), bytes_done: step * 5, bytes_total: Some(steps * 5) };
+            if progress(&at).is_break() {
+                self.0.imports_cancelled.fetch_add(1, Ordering::SeqCst);
+                return Err(BackendError::new(BackendErrorKind::Cancelled, "import cancelled"));
+            }
+            if steps > 2 {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(TimelineInfo { name: name.to_owned(), ..self.0.info() })
+    }
+
+    fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
+        Ok(vec![("files".into(), "3".into()), ("bytes".into(), "4711".into())])
+    }
+}
+
+impl TimelineBackend for Toy {
+    fn info(&self) -> TimelineInfo {
+        Toy::info(self)
+    }
+
+    fn last_record_lsn(&self) -> Lsn {
+        Lsn::new(self.last_record_lsn.load(Ordering::SeqCst))
+    }
+
+    fn first_readable_lsn(&self) -> Lsn {
+        Lsn::new(FIRST_READABLE)
+    }
+
+    fn is_leased(&self, lsn: Lsn) -> bool {
+        lsn == Lsn::new(LEASED)
+    }
+
+    fn wait_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<Lsn, BackendError> {
+        let deadline = Instant::now() + timeout;
+        let mut guard = self.advanced.0.lock();
+        while TimelineBackend::last_record_lsn(self) < lsn {
+            if self.advanced.1.wait_until(&mut guard, deadline).timed_out() {
+                return Err(BackendError::new(
+                    BackendErrorKind::NotYet,
+                    format!("timed out while waiting for WAL. lsn=`{lsn}`"),
+                ));
+            }
+        }
+        Ok(TimelineBackend::last_record_lsn(self))
+    }
+
+    fn get_pages_at_lsn(&self, requests: &[(Key, Lsn)]) -> Vec<Result<Bytes, BackendError>> {
+        self.batches.lock().push(requests.len());
+        if self.shutting_down.load(Ordering::SeqCst) {
+            return vec![Err(BackendError::new(BackendErrorKind::ShuttingDown, "going down")); requests.len()];
+        }
+        requests.iter().map(|(key, lsn)| self.page(*key, *lsn)).collect()
+    }
+
+    fn relation_size(&self, rel: RelTag, fork: ForkNumber, lsn: Lsn) -> Result<Option<u32>, BackendError> {
+        Ok((rel == REL && fork == ForkNumber::Main).then(|| block_count(lsn.as_u64())))
+    }
+
+    fn relations(&self, spc_oid: Oid, db_oid: Oid, lsn: Lsn) -> Result<Vec<(RelTag, ForkNumber, u32)>, BackendError> {
+        let here = (spc_oid, db_oid) == (REL.spc_oid, REL.db_oid);
+        let relations = [(REL, ForkNumber::Main, block_count(lsn.as_u64())), (REL, ForkNumber::Vm, 1)];
+        Ok(if here { relations.to_vec() } else { Vec::new() })
+    }
+
+    fn databases(&self, _: Lsn) -> Result<Vec<(Oid, Oid)>, BackendError> {
+        Ok(vec![(1663, 5)])
+    }
+
+    fn slru_segment_size(&self, kind: SlruKind, segment_no: u32, _: Lsn) -> Result<Option<u32>, BackendError> {
+        Ok((kind == SlruKind::Clog && segment_no == 2).then_some(3))
+    }
+
+    fn slru_segments(&self, kind: SlruKind, _: Lsn) -> Result<Vec<(u32, u32)>, BackendError> {
+        Ok(if kind == SlruKind::Clog { vec![(2, 3)] } else { Vec::new() })
+    }
+
+    fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {
+        let Ok(Object::RelationBlock { block_no, .. }) = key.object() else { return Ok(Vec::new()) };
+        let page = page_of(block_no, GROWN_AT);
+        let versions = [
+            (Lsn::new(LAST_RECORD), Kind::Delta, Bytes::from_static(b"\0record")),
+            (Lsn::new(GROWN_AT), Kind::Image, Bytes::from(page)),
+        ];
+        Ok(versions.into_iter().filter(|(lsn, ..)| lsn_range.contains(lsn)).collect())
+    }
+}

@@ -1,0 +1,188 @@
+//! GetPage@LSN: gather, redo, remember.
+
+use bytes::{Bytes, BytesMut};
+use keyenc::{Key, Kind, Object};
+use postgres_ffi::page::{self, Page, ZERO_PAGE};
+use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, RelTag, SlruKind};
+use std::sync::Arc;
+
+use super::{ReadError, Timeline};
+use crate::redo::{Chain, PendingPage};
+use crate::store::Gathered;
+
+/// A page that is there, or one that redo is still making.
+enum Begun {
+    Done(Result<Bytes, ReadError>),
+    Redo { key: Key, request_lsn: Lsn, version_lsn: Lsn, record_count: usize, pending: PendingPage },
+}
+
+/// The size of the fork that was asked for last: neighbours in a batch mostly ask for the same.
+type SizeSeen = Option<((RelTag, ForkNumber, Lsn), Option<BlockNumber>)>;
+
+impl Timeline {
+    /// The page `key` as of `request_lsn`: 8,192 bytes, with its checksum where the cluster has them.
+    /// Requires: `request_lsn <= last_record_lsn`; wait with [`Timeline::wait_lsn`] first.
+    /// Errors: the fork or SLRU segment does not exist there; the LSN is out of range; the page cannot be proven right.
+    pub fn get_page_at_lsn(&self, key: Key, request_lsn: Lsn) -> Result<Bytes, ReadError> {
+        let begun = self.begin_page(&key, request_lsn, &mut None);
+        self.finish_page(begun)
+    }
+
+    /// As [`Timeline::get_page_at_lsn`] for many, answers in order. Redo of all of them runs at the same time.
+    pub fn get_pages_at_lsn(&self, requests: &[(Key, Lsn)]) -> Vec<Result<Bytes, ReadError>> {
+        let mut size_seen = None;
+        let begun: Vec<Begun> =
+            requests.iter().map(|(key, request_lsn)| self.begin_page(key, *request_lsn, &mut size_seen)).collect();
+        begun.into_iter().map(|begun| self.finish_page(begun)).collect()
+    }
+
+    /// The pages of `keys` as of `request_lsn` for ingest, which may read what nobody else can yet. Existence is not checked.
+    pub(super) fn pages_unchecked(&self, keys: &[Key], request_lsn: Lsn) -> Result<Vec<Bytes>, ReadError> {
+        let begun: Vec<Begun> =
+            keys.iter().map(|key| self.begin_existing_page(key, request_lsn)).collect::<Result<_, _>>()?;
+        begun.into_iter().map(|begun| self.finish_page(begun)).collect()
+    }
+
+    fn begin_page(&self, key: &Key, request_lsn: Lsn, size_seen: &mut SizeSeen) -> Begun {
+        let mut begin = || {
+            self.check_readable(request_lsn)?;
+            match key.object()? {
+                Object::RelationBlock { rel, fork, block_no } => {
+                    if self.block_exists(rel, fork, block_no, request_lsn, size_seen)? {
+                        self.begin_existing_page(key, request_lsn)
+                    } else {
+                        Ok(Begun::Done(Ok(Bytes::from_static(&ZERO_PAGE))))
+                    }
+                }
+                Object::SlruPage { kind, page_no } => {
+                    self.check_slru_page_exists(key, kind, page_no, request_lsn)?;
+                    self.begin_existing_page(key, request_lsn)
+                }
+                _ => Err(ReadError::Missing { key: *key, request_lsn }),
+            }
+        };
+        begin().unwrap_or_else(|error| Begun::Done(Err(error)))
+    }
+
+    /// False for a block behind the end of its fork. Errors: the fork does not exist.
+    fn block_exists(
+        &self,
+        rel: RelTag,
+        fork: ForkNumber,
+        block_no: BlockNumber,
+        request_lsn: Lsn,
+        size_seen: &mut SizeSeen,
+    ) -> Result<bool, ReadError> {
+        let asked = (rel, fork, request_lsn);
+        let block_count = match size_seen {
+            Some((seen, block_count)) if *seen == asked => *block_count,
+            _ => {
+                let block_count = self.count_object(Object::RelationSize { rel, fork }, request_lsn)?;
+                *size_seen = Some((asked, block_count));
+                block_count
+            }
+        };
+        let block_count = block_count.ok_or(ReadError::RelationMissing { rel, fork, request_lsn })?;
+        Ok(block_no < block_count)
+    }
+
+    fn check_slru_page_exists(
+        &self,
+        key: &Key,
+        kind: SlruKind,
+        page_no: u32,
+        request_lsn: Lsn,
+    ) -> Result<(), ReadError> {
+        let pages_per_segment = postgres_ffi::rel::SLRU_PAGES_PER_SEGMENT;
+        let segment_no = page_no / pages_per_segment;
+        match self.count_object(Object::SlruSegment { kind, segment_no }, request_lsn)? {
+            Some(page_count) if page_no % pages_per_segment < page_count => Ok(()),
+            _ => Err(ReadError::Missing { key: *key, request_lsn }),
+        }
+    }
+
+    fn begin_existing_page(&self, key: &Key, request_lsn: Lsn) -> Result<Begun, ReadError> {
+        let unchanged = |after, through| self.is_unchanged(key, after, through);
+        if let Some(known) = self.cache.get(self.no, key, request_lsn, unchanged) {
+            return Ok(Begun::Done(known.ok_or(ReadError::Missing { key: *key, request_lsn })));
+        }
+        let found = self.gather(key, request_lsn)?;
+        let Some((version_lsn, kind, value)) = found.versions.first() else {
+            // Within the fork, but no record ever touched it: the primary extended the file with zeroes.
+            return Ok(Begun::Done(Ok(Bytes::from_static(&ZERO_PAGE))));
+        };
+        let version_lsn = *version_lsn;
+        match kind {
+            Kind::Image => {
+                let page = self.finished(key, version_lsn, value.clone())?;
+                self.cache.insert(self.no, key, Some(version_lsn), request_lsn, Some(page.clone()));
+                Ok(Begun::Done(Ok(page)))
+            }
+            Kind::Tombstone => Err(ReadError::Missing { key: *key, request_lsn }),
+            Kind::Delta | Kind::InitDelta => {
+                let chain = self.chain(key, found)?;
+                let record_count = chain.deltas.len();
+                let pending = self.redo.submit(chain);
+                Ok(Begun::Redo { key: *key, request_lsn, version_lsn, record_count, pending })
+            }
+        }
+    }
+
+    fn finish_page(&self, begun: Begun) -> Result<Bytes, ReadError> {
+        match begun {
+            Begun::Done(answer) => answer,
+            Begun::Redo { key, request_lsn, version_lsn, record_count, pending } => {
+                let made =
+                    pending.wait().map_err(|source| ReadError::Redo { key, request_lsn, source: Arc::new(source) })?;
+                let page = self.finished(&key, version_lsn, made)?;
+                self.cache.insert(self.no, &key, Some(version_lsn), request_lsn, Some(page.clone()));
+                if record_count >= self.cache_back_records_min && self.is_own_version(version_lsn) {
+                    self.store.cache_back(key, version_lsn, page.clone());
+                }
+                Ok(page)
+            }
+        }
+    }
+
+    /// Turns what was gathered, newest first, into base and records, oldest first.
+    fn chain(&self, key: &Key, found: Gathered) -> Result<Chain, ReadError> {
+        let mut versions = found.versions;
+        let newest_lsn = versions.first().map_or(Lsn::ZERO, |(lsn, _, _)| *lsn);
+        let base = match versions.last() {
+            Some((_, Kind::Image, _)) => versions.pop().map(|(lsn, _, page)| (lsn, page)),
+            Some((lsn, Kind::Tombstone, _)) => {
+                return Err(ReadError::Damaged { key: *key, version_lsn: *lsn, reason: "records behind a tombstone" });
+            }
+            Some((_, Kind::InitDelta, _)) => None,
+            // The maps are read as zeroes where nothing was written, by PostgreSQL too (RBM_ZERO_ON_ERROR).
+            Some((_, Kind::Delta, _)) if reads_missing_as_zeroes(key)? => None,
+            Some((lsn, Kind::Delta, _)) => return Err(ReadError::BaseMissing { key: *key, oldest_lsn: *lsn }),
+            None => None,
+        };
+        let deltas = versions.into_iter().rev().map(|(lsn, _, delta)| (lsn, delta)).collect();
+        Ok(Chain { timeline: self.no, key: *key, version_lsn: newest_lsn, base, deltas })
+    }
+
+    /// A page as it is sent: whole, with its checksum. An empty value is a page of zeroes.
+    fn finished(&self, key: &Key, version_lsn: Lsn, value: Bytes) -> Result<Bytes, ReadError> {
+        if value.is_empty() {
+            return Ok(Bytes::from_static(&ZERO_PAGE));
+        }
+        if value.len() != BLCKSZ {
+            return Err(ReadError::Damaged { key: *key, version_lsn, reason: "a page that has not 8,192 bytes" });
+        }
+        let Object::RelationBlock { block_no, .. } = key.object()? else { return Ok(value) };
+        if !self.data_checksums {
+            return Ok(value);
+        }
+        let mut page = value.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        let bytes: &mut Page = page.as_mut().try_into().expect("the length was checked above");
+        page::set_checksum(bytes, block_no);
+        Ok(page.freeze())
+    }
+}
+
+/// True for the forks whose missing pages PostgreSQL itself takes for zeroes.
+fn reads_missing_as_zeroes(key: &Key) -> Result<bool, ReadError> {
+    Ok(matches!(key.object()?, Object::RelationBlock { fork: ForkNumber::Fsm | ForkNumber::Vm, .. }))
+}

@@ -1,0 +1,318 @@
+//! All timelines of one server: opened from their metadata, found by id or name, imported, followed.
+//!
+//! - A timeline whose import did not finish is taken away when the server starts: nothing half imported can be read.
+//! - Opening a timeline reads its metadata and its watermark, and the WAL since that watermark; nothing that grows with the history.
+
+mod engine;
+mod importing;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use keyenc::{Key, Object, TimelineNo};
+use parking_lot::{Mutex, RwLock};
+use postgres_ffi::control_file::{ControlFile, ControlFileError};
+use postgres_ffi::{Lsn, PgVersion};
+use tracing::{info, warn};
+
+use super::metadata::{MetadataError, TimelineMetadata};
+use super::version_cache::{VersionCache, VersionCacheStats};
+use super::{ReadError, TenantId, Timeline, TimelineId};
+use crate::config::Config;
+use crate::import::ImportError;
+use crate::redo::WalRedo;
+use crate::store::{Gathered, Store, StoreConfig, StoreError, StoreStats, TimelineStore};
+
+pub use importing::ImportReport;
+
+/// Directory of the timelines within the data directory.
+const TIMELINES_DIR: &str = "timelines";
+/// Marks a timeline whose import is under way; holds its number.
+const IMPORTING_FILE_NAME: &str = "importing";
+
+/// What can go wrong with timelines as wholes.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// The store cannot be opened or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A timeline's metadata cannot be used.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// A timeline cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The cluster cannot be imported.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// A file or directory of ours cannot be used.
+    #[error("cannot {doing}. path=`{path}`")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// No timeline has this id or name.
+    #[error("Not found: no such timeline; `show timelines` lists them. timeline=`{name}`")]
+    TimelineMissing {
+        /// What was asked for.
+        name: String,
+    },
+    /// The timeline belongs to another tenant.
+    #[error("Not found: the timeline belongs to another tenant. tenant=`{tenant}`, timeline=`{timeline}`")]
+    OtherTenant {
+        /// The tenant asked for.
+        tenant: String,
+        /// The timeline asked for.
+        timeline: String,
+    },
+    /// The name is taken.
+    #[error("a timeline of this name exists; choose another name. name=`{name}`")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// A timeline's ancestor is not there.
+    #[error("the ancestor of a timeline is missing. timeline=`{timeline}`, ancestor=`{ancestor}`")]
+    AncestorMissing {
+        /// The timeline.
+        timeline: TimelineId,
+        /// Its ancestor.
+        ancestor: TimelineId,
+    },
+    /// A timeline without a control file: its import was not whole.
+    #[error("the store holds no control file of this timeline. timeline=`{timeline}`")]
+    ControlFileMissing {
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// The control file in the store is damaged.
+    #[error(transparent)]
+    ControlFile(#[from] ControlFileError),
+    /// No PostgreSQL of this version is installed where we look.
+    #[error(
+        "no PostgreSQL of this version was found; install it, or name its directory in redo.postgres_bin_dirs. version=`{version}`"
+    )]
+    PostgresMissing {
+        /// The major version.
+        version: PgVersion,
+    },
+    /// The server is shutting down.
+    #[error("shutdown")]
+    ShuttingDown,
+}
+
+/// Everything that one server keeps.
+pub struct Repository {
+    timelines_dir: PathBuf,
+    redo_failed_dir: PathBuf,
+    config: Config,
+    store: Arc<Store>,
+    cache: Arc<VersionCache>,
+    timelines: RwLock<HashMap<TimelineId, Arc<Timeline>>>,
+    /// Numbers given out; a number is never given twice, so that no version can be taken for another timeline's.
+    timeline_no_max: Mutex<u32>,
+    redo: Mutex<HashMap<TenantId, Arc<WalRedo>>>,
+    shutting_down: AtomicBool,
+}
+
+impl Repository {
+    /// Opens what `data_dir` holds. Ingest has not begun; see [`Repository::follow_primaries`].
+    pub fn open(data_dir: &Path, config: Config) -> Result<Arc<Self>, RepositoryError> {
+        let store = Store::open(&data_dir.join("store"), &store_config(&config))?;
+        let timelines_dir = data_dir.join(TIMELINES_DIR);
+        create_dir(&timelines_dir)?;
+        let repository = Arc::new(Repository {
+            redo_failed_dir: data_dir.join("redo_failed"),
+            cache: Arc::new(VersionCache::new(config.page_cache_mib << 20)),
+            timelines_dir,
+            config,
+            store,
+            timelines: RwLock::default(),
+            timeline_no_max: Mutex::new(0),
+            redo: Mutex::default(),
+            shutting_down: AtomicBool::new(false),
+        });
+        let metadata = repository.load_metadata()?;
+        repository.open_timelines(metadata)?;
+        Ok(repository)
+    }
+
+    fn load_metadata(&self) -> Result<Vec<TimelineMetadata>, RepositoryError> {
+        let io = |source| RepositoryError::Io { doing: "list the timelines", path: self.timelines_dir.clone(), source };
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.timelines_dir).map_err(io)? {
+            let dir = entry.map_err(io)?.path();
+            if dir.join(IMPORTING_FILE_NAME).exists() {
+                self.discard_unfinished_import(&dir)?;
+                continue;
+            }
+            found.push(TimelineMetadata::load(&dir)?);
+        }
+        let highest = found.iter().map(|metadata| metadata.timeline_no).max().unwrap_or(0);
+        let mut timeline_no_max = self.timeline_no_max.lock();
+        *timeline_no_max = highest.max(*timeline_no_max);
+        Ok(found)
+    }
+
+    /// Opens ancestors before their branches.
+    fn open_timelines(&self, mut metadata: Vec<TimelineMetadata>) -> Result<(), RepositoryError> {
+        while !metadata.is_empty() {
+            let count_before = metadata.len();
+            let mut later = Vec::new();
+            for one in metadata {
+                match &one.ancestor {
+                    Some(ancestor) if !self.timelines.read().contains_key(&ancestor.timeline_id) => later.push(one),
+                    _ => drop(self.open_timeline(one)?),
+                }
+            }
+            if later.len() == count_before {
+                let orphan = &later[0];
+                let ancestor = orphan.ancestor.as_ref().map_or(orphan.timeline_id, |ancestor| ancestor.timeline_id);
+                return Err(RepositoryError::AncestorMissing { timeline: orphan.timeline_id, ancestor });
+            }
+            metadata = later;
+        }
+        Ok(())
+    }
+
+    fn open_timeline(&self, metadata: TimelineMetadata) -> Result<Arc<Timeline>, RepositoryError> {
+        let mut ancestors = Vec::new();
+        if let Some(ancestor) = &metadata.ancestor {
+            let parent = self.timeline(ancestor.timeline_id)?;
+            let inherited: Vec<_> =
+                parent.ancestors.iter().map(|(t, lsn)| (Arc::clone(t), (*lsn).min(ancestor.lsn))).collect();
+            ancestors.push((parent, ancestor.lsn));
+            ancestors.extend(inherited);
+        }
+        let timeline_id = metadata.timeline_id;
+        let store = self.store.timeline(metadata.timeline_no())?;
+        let control_file = self.control_file(&metadata, &store, &ancestors)?;
+        let redo = self.redo_of(&metadata, &control_file);
+        let timeline = Arc::new(Timeline::new(metadata, store, ancestors, redo, Arc::clone(&self.cache), &self.config));
+        self.timelines.write().insert(timeline_id, Arc::clone(&timeline));
+        Ok(timeline)
+    }
+
+    /// The newest control file of the timeline, which the redo engine needs.
+    fn control_file(
+        &self,
+        metadata: &TimelineMetadata,
+        store: &TimelineStore,
+        ancestors: &[(Arc<Timeline>, Lsn)],
+    ) -> Result<ControlFile, RepositoryError> {
+        let key = Key::from(Object::ControlFile);
+        let mut found = Gathered::default();
+        let own = std::iter::once((store, Lsn::MAX));
+        let inherited = ancestors.iter().map(|(ancestor, branch_lsn)| (&*ancestor.store, *branch_lsn));
+        for (store, lsn) in own.chain(inherited) {
+            if store.gather(&key, lsn, &mut found)? {
+                break;
+            }
+        }
+        let missing = || RepositoryError::ControlFileMissing { timeline: metadata.timeline_id };
+        let (_, _, bytes) = found.versions.first().ok_or_else(missing)?;
+        Ok(ControlFile::decode_as(metadata.cluster.pg_version, bytes)?)
+    }
+
+    /// The timeline with this id.
+    pub fn timeline(&self, timeline_id: TimelineId) -> Result<Arc<Timeline>, RepositoryError> {
+        let found = self.timelines.read().get(&timeline_id).cloned();
+        found.ok_or_else(|| RepositoryError::TimelineMissing { name: timeline_id.to_string() })
+    }
+
+    /// The timeline that `name` names: its name, or its id as 32 hexadecimal digits.
+    pub fn timeline_named(&self, name: &str) -> Result<Arc<Timeline>, RepositoryError> {
+        if let Ok(timeline_id) = name.parse() {
+            return self.timeline(timeline_id);
+        }
+        let found = self.timelines.read().values().find(|timeline| timeline.metadata().name == name).cloned();
+        found.ok_or_else(|| RepositoryError::TimelineMissing { name: name.chars().take(64).collect() })
+    }
+
+    /// The timeline named `timeline` of the tenant with the id `tenant`.
+    pub fn timeline_of_tenant(&self, tenant: &str, timeline: &str) -> Result<Arc<Timeline>, RepositoryError> {
+        let found = self.timeline_named(timeline)?;
+        let own_tenant = found.metadata().tenant_id.to_string();
+        // Upper case digits name the same id.
+        if own_tenant.eq_ignore_ascii_case(tenant) {
+            return Ok(found);
+        }
+        let clip = |text: &str| text.chars().take(64).collect();
+        Err(RepositoryError::OtherTenant { tenant: clip(tenant), timeline: clip(timeline) })
+    }
+
+    /// All timelines, ordered by name.
+    pub fn timelines(&self) -> Vec<Arc<Timeline>> {
+        let mut all: Vec<_> = self.timelines.read().values().cloned().collect();
+        all.sort_by_key(|timeline| timeline.metadata().name.clone());
+        all
+    }
+
+    /// Counters of the store.
+    pub fn store_stats(&self) -> StoreStats {
+        self.store.stats()
+    }
+
+    /// Counters of the version cache.
+    pub fn cache_stats(&self) -> VersionCacheStats {
+        self.cache.stats()
+    }
+
+    fn timeline_dir(&self, timeline_id: TimelineId) -> PathBuf {
+        self.timelines_dir.join(timeline_id.to_string())
+    }
+
+    /// Ends the receivers, wakes who waits, and writes out what is in memory.
+    pub fn shutdown(&self) -> Result<(), RepositoryError> {
+        self.shutting_down.store(true, Ordering::Release);
+        for timeline in self.timelines() {
+            timeline.last_record.shutdown();
+        }
+        for timeline in self.timelines() {
+            if timeline.store.watermark().is_some() {
+                timeline.store.flush(true)?;
+            }
+            info!(timeline = %timeline.metadata().name, durable_lsn = ?timeline.durable_lsn(), "flushed");
+        }
+        Ok(())
+    }
+
+    fn discard_unfinished_import(&self, dir: &Path) -> Result<(), RepositoryError> {
+        let marker = dir.join(IMPORTING_FILE_NAME);
+        let io = |doing| move |source| RepositoryError::Io { doing, path: dir.to_owned(), source };
+        let text = std::fs::read_to_string(&marker).map_err(io("read the mark of an unfinished import"))?;
+        // An empty mark was cut off by a crash before anything was stored under its number.
+        if let Ok(number) = text.trim().parse::<u32>() {
+            self.store.delete_timeline(TimelineNo(number))?;
+            let mut timeline_no_max = self.timeline_no_max.lock();
+            *timeline_no_max = number.max(*timeline_no_max);
+        }
+        warn!(dir = %dir.display(), "took away a timeline whose import did not finish");
+        std::fs::remove_dir_all(dir).map_err(io("take away an unfinished import"))
+    }
+}
+
+fn store_config(config: &Config) -> StoreConfig {
+    let bytes = |mib: u64| usize::try_from(mib << 20).unwrap_or(usize::MAX);
+    StoreConfig {
+        layer_bytes: bytes(config.store.layer_mib),
+        block_cache_bytes: bytes(config.store.block_cache_mib),
+        flush_interval: std::time::Duration::from_secs(config.store.flush_interval_seconds),
+        compaction_bytes_per_second: config.store.background_mib_per_second << 20,
+        ..StoreConfig::default()
+    }
+}
+
+fn create_dir(path: &Path) -> Result<(), RepositoryError> {
+    std::fs::create_dir_all(path).map_err(|source| RepositoryError::Io {
+        doing: "create a directory",
+        path: path.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,158 @@
+//! A cluster becomes a new timeline of a new tenant.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use keyenc::TimelineNo;
+use postgres_ffi::PgVersion;
+use tracing::info;
+
+use super::{IMPORTING_FILE_NAME, Repository, RepositoryError, create_dir};
+use crate::import::{ImportSummary, data_dir};
+use crate::timeline::metadata::{ClusterFacts, Imported, Primary, TimelineMetadata, check_name};
+use crate::timeline::{TenantId, Timeline, TimelineId};
+
+/// What an import brought, for people.
+#[derive(Clone, Debug)]
+pub struct ImportReport {
+    /// The new timeline's name.
+    pub name: String,
+    /// What was imported.
+    pub summary: ImportSummary,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+impl std::fmt::Display for ImportReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ImportSummary { control_file, counts, first_readable_lsn, .. } = &self.summary;
+        let mib = counts.bytes as f64 / f64::from(1 << 20);
+        let seconds = self.duration.as_secs_f64();
+        write!(
+            f,
+            "imported timeline `{}`: PostgreSQL {}, {} pages of {} forks in {} databases, {mib:.1} MiB in {seconds:.1} s, readable from {first_readable_lsn}",
+            self.name, control_file.version, counts.page_count, counts.fork_count, counts.database_count,
+        )
+    }
+}
+
+/// A timeline that is being made. Its directory bears the mark of an unfinished import until [`Repository::finish_import`].
+pub(super) struct NewTimeline {
+    pub tenant_id: TenantId,
+    pub timeline_id: TimelineId,
+    pub no: TimelineNo,
+    pub name: String,
+    dir: PathBuf,
+    begun: Instant,
+}
+
+impl Repository {
+    /// Runs `initdb` of the installed PostgreSQL `version` with `options` and imports the new cluster as timeline `name`.
+    pub fn import_initdb(
+        &self,
+        name: &str,
+        version: PgVersion,
+        options: &[String],
+    ) -> Result<ImportReport, RepositoryError> {
+        let bin_dir = self.postgres_bin_dir(version)?;
+        let new = self.begin_import(name)?;
+        let imported = data_dir::run_initdb(&bin_dir, &self.config.redo.run_as, options).and_then(|dir| {
+            let store = self.store.timeline(new.no)?;
+            data_dir::import_data_dir(store, version, &dir.path().join("data"))
+        });
+        let (_, report) = self.end_import(new, imported.map_err(RepositoryError::from), None)?;
+        Ok(report)
+    }
+
+    /// Reserves name, ids and number, durably: whatever is stored under the number from now on is taken away after a crash.
+    pub(super) fn begin_import(&self, name: &str) -> Result<NewTimeline, RepositoryError> {
+        check_name(name)?;
+        if self.timelines.read().values().any(|timeline| timeline.metadata().name == name) {
+            return Err(RepositoryError::NameTaken { name: name.to_string() });
+        }
+        let no = {
+            let mut timeline_no_max = self.timeline_no_max.lock();
+            *timeline_no_max += 1;
+            *timeline_no_max
+        };
+        let timeline_id = TimelineId::generate();
+        let dir = self.timeline_dir(timeline_id);
+        create_dir(&dir.join("wal"))?;
+        let mark = dir.join(IMPORTING_FILE_NAME);
+        let write = || {
+            use std::io::Write;
+            let mut file = std::fs::File::create(&mark)?;
+            writeln!(file, "{no}")?;
+            file.sync_all()?;
+            std::fs::File::open(&dir)?.sync_all()?;
+            std::fs::File::open(&self.timelines_dir)?.sync_all()
+        };
+        write().map_err(|source| RepositoryError::Io { doing: "mark an import", path: mark.clone(), source })?;
+        Ok(NewTimeline {
+            tenant_id: TenantId::generate(),
+            timeline_id,
+            no: TimelineNo(no),
+            name: name.to_string(),
+            dir,
+            begun: Instant::now(),
+        })
+    }
+
+    /// Opens what was imported, or takes away what was begun.
+    pub(super) fn end_import(
+        &self,
+        new: NewTimeline,
+        imported: Result<ImportSummary, RepositoryError>,
+        primary: Option<Primary>,
+    ) -> Result<(Arc<Timeline>, ImportReport), RepositoryError> {
+        match imported
+            .and_then(|summary| self.finish_import(&new, &summary, primary).map(|timeline| (timeline, summary)))
+        {
+            Ok((timeline, summary)) => {
+                let report = ImportReport { name: new.name, summary, duration: new.begun.elapsed() };
+                info!("{report}");
+                Ok((timeline, report))
+            }
+            Err(error) => {
+                // If this fails too, the mark makes the next start do it.
+                let _ = self.discard_unfinished_import(&new.dir);
+                Err(error)
+            }
+        }
+    }
+
+    fn finish_import(
+        &self,
+        new: &NewTimeline,
+        summary: &ImportSummary,
+        primary: Option<Primary>,
+    ) -> Result<Arc<Timeline>, RepositoryError> {
+        let control_file = &summary.control_file;
+        let metadata = TimelineMetadata {
+            format: TimelineMetadata::format(),
+            tenant_id: new.tenant_id,
+            timeline_id: new.timeline_id,
+            timeline_no: new.no.0,
+            name: new.name.clone(),
+            ancestor: None,
+            cluster: ClusterFacts {
+                pg_version: control_file.version,
+                system_identifier: control_file.system_identifier,
+                wal_segment_bytes: control_file.xlog_seg_size,
+                data_checksums: control_file.data_checksums(),
+                pg_timeline_id: summary.pg_timeline_id,
+            },
+            imported: Some(Imported { start_lsn: summary.start_lsn, first_readable_lsn: summary.first_readable_lsn }),
+            primary,
+        };
+        metadata.save(&new.dir)?;
+        let mark = new.dir.join(IMPORTING_FILE_NAME);
+        let unmark = || {
+            std::fs::remove_file(&mark)?;
+            std::fs::File::open(&new.dir)?.sync_all()
+        };
+        unmark().map_err(|source| RepositoryError::Io { doing: "end an import", path: mark.clone(), source })?;
+        self.open_timeline(metadata)
+    }
+}

@@ -1,0 +1,171 @@
+//! WAL bytes become readable versions: decode, ingest, put, advance.
+//!
+//! - Takes only WAL that is fsynced: what is put may become durable in the store, which must not be ahead of the WAL on disk.
+//! - A record that cannot be ingested stops the timeline at the end of the record before it; nothing is skipped.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use keyenc::Key;
+use postgres_ffi::wal::{DecodeError, DecodedRecord, WalError, WalStreamDecoder};
+use postgres_ffi::{Lsn, PgVersion};
+use tracing::{error, info};
+
+use super::{ReadError, Timeline, TimelineState};
+use crate::ingest::{IngestError, StateError, TimelineReader, WalIngest};
+use crate::store::{Batch, StoreError};
+
+/// A batch is put when it holds this many bytes: large enough to pay for the lock, small enough for readers not to wait.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// The same in versions.
+const BATCH_VERSIONS_MAX: usize = 8192;
+
+/// Ingest ended. The timeline is stopped; what was ingested before can be read.
+#[derive(Debug, thiserror::Error)]
+pub enum TimelineIngestError {
+    /// The bytes are not WAL that goes on where the last record ended.
+    #[error("WAL cannot be read")]
+    Wal(#[from] WalError),
+    /// A record with a right checksum has no form that we know.
+    #[error("record cannot be decoded. record_start_lsn=`{start_lsn}`")]
+    Decode {
+        /// Where it starts.
+        start_lsn: Lsn,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
+    /// A record cannot be turned into versions.
+    #[error("record cannot be ingested")]
+    Ingest(#[from] IngestError),
+    /// The store takes no writes.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Feeds one timeline with WAL. There is one at a time, owned by whoever reads the timeline's WAL.
+pub struct TimelineIngest {
+    timeline: Arc<Timeline>,
+    version: PgVersion,
+    decoder: WalStreamDecoder,
+    ingest: WalIngest,
+    batch: Batch,
+}
+
+impl TimelineIngest {
+    /// Ingest that goes on behind the last record of `timeline`.
+    pub fn new(timeline: Arc<Timeline>) -> Result<Self, TimelineIngestError> {
+        let cluster = timeline.metadata().cluster.clone();
+        let start_lsn = timeline.last_record_lsn();
+        let ingest = WalIngest::new(cluster.pg_version, start_lsn, &*timeline)?;
+        Ok(TimelineIngest {
+            version: cluster.pg_version,
+            decoder: WalStreamDecoder::new(cluster.pg_version, start_lsn, cluster.wal_segment_bytes)
+                .with_system_id(cluster.system_identifier),
+            ingest,
+            batch: Batch::new(),
+            timeline,
+        })
+    }
+
+    /// The timeline that is fed.
+    pub fn timeline(&self) -> &Arc<Timeline> {
+        &self.timeline
+    }
+
+    /// Where the next bytes must start.
+    pub fn fed_until(&self) -> Lsn {
+        self.decoder.fed_until()
+    }
+
+    /// Ingests every record that is whole with `bytes`, which follow those given before. The end of the last one, readable by then.
+    /// Blocks while the store is behind. On an error the timeline is stopped with its reason, and this value is of no more use.
+    pub fn feed(&mut self, bytes: Bytes) -> Result<Lsn, TimelineIngestError> {
+        self.timeline.wal_bytes_ingested.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        self.decoder.feed(bytes);
+        let outcome = self.ingest_whole_records();
+        if let Err(error) = &outcome {
+            self.timeline.stop(error);
+        }
+        outcome
+    }
+
+    fn ingest_whole_records(&mut self) -> Result<Lsn, TimelineIngestError> {
+        while let Some((start_lsn, end_lsn, raw)) = self.decoder.next_record()? {
+            let record = DecodedRecord::decode(self.version, start_lsn, end_lsn, raw)
+                .map_err(|source| TimelineIngestError::Decode { start_lsn, source })?;
+            self.ingest.ingest_record(&record, &mut self.batch, &*self.timeline)?;
+            if self.batch.value_bytes() >= BATCH_BYTES_MAX || self.batch.len() >= BATCH_VERSIONS_MAX {
+                self.timeline.commit_batch(&mut self.batch, end_lsn)?;
+            }
+        }
+        let last_record_lsn = self.ingest.last_record_lsn();
+        self.timeline.commit_batch(&mut self.batch, last_record_lsn)?;
+        Ok(last_record_lsn)
+    }
+}
+
+impl Timeline {
+    /// Makes the batch readable, clears it, and wakes who waits for `last_record_lsn`.
+    fn commit_batch(&self, batch: &mut Batch, last_record_lsn: Lsn) -> Result<(), StoreError> {
+        self.store.put(batch, last_record_lsn)?;
+        batch.clear();
+        self.last_record.advance(last_record_lsn);
+        self.leave_catching_up(last_record_lsn);
+        Ok(())
+    }
+
+    fn leave_catching_up(&self, last_record_lsn: Lsn) {
+        if !self.is_catching_up.load(std::sync::atomic::Ordering::Relaxed) {
+            return;
+        }
+        if self.first_readable_lsn().is_some_and(|first_readable_lsn| first_readable_lsn <= last_record_lsn) {
+            self.is_catching_up.store(false, std::sync::atomic::Ordering::Relaxed);
+            *self.state.write() = TimelineState::Active;
+            info!(timeline = %self.metadata().name, %last_record_lsn, "readable");
+        }
+    }
+
+    /// Ends ingest in a state that says why.
+    pub(super) fn stop(&self, error: &dyn std::error::Error) {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(below) = source {
+            reason = format!("{reason}: {below}");
+            source = below.source();
+        }
+        let at_lsn = self.last_record_lsn();
+        error!(timeline = %self.metadata().name, %at_lsn, reason, "ingest stopped");
+        *self.state.write() = TimelineState::Stopped { at_lsn, reason };
+    }
+}
+
+impl TimelineReader for Timeline {
+    fn object(&self, key: &Key, request_lsn: Lsn) -> Result<Option<Bytes>, StateError> {
+        Ok(self.object_unchecked(key, request_lsn)?)
+    }
+
+    fn scan(
+        &self,
+        first: &Key,
+        last: &Key,
+        request_lsn: Lsn,
+        each: &mut dyn FnMut(Key, Bytes) -> ControlFlow<()>,
+    ) -> Result<(), StateError> {
+        for (key, value) in self.objects_between(first, last, request_lsn)? {
+            if each(key, value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn pages(&self, keys: &[Key], request_lsn: Lsn) -> Result<Vec<Bytes>, StateError> {
+        let pages: Result<Vec<Bytes>, ReadError> = self.pages_unchecked(keys, request_lsn);
+        Ok(pages?)
+    }
+
+    fn commit(&self, batch: &mut Batch, last_record_lsn: Lsn) -> Result<(), StateError> {
+        Ok(self.commit_batch(batch, last_record_lsn)?)
+    }
+}

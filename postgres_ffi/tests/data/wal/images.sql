@@ -1,0 +1,2 @@
+CHECKPOINT;
+UPDATE t SET v = v || 'c' WHERE id < 60;

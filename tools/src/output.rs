@@ -1,0 +1,91 @@
+//! Where answers go: standard output, as text for people or as JSON for programs.
+//!
+//! - Data to standard output, everything else to standard error.
+//! - With `--json`: one JSON value, or one per line where there may be many.
+//! - A reader that went away (`pagectl ... | head`) ends the program quietly.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; nothing to complain about.
+    Good,
+    /// Done, and the answer is that something is wrong: pages differ, a record does not replay.
+    Bad,
+}
+
+impl Outcome {
+    /// Exit code of the process. 2 is for commands that could not be carried out.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Outcome::Good => 0,
+            Outcome::Bad => 1,
+        }
+    }
+}
+
+/// The answer's way out.
+pub struct Output {
+    json: bool,
+    out: io::BufWriter<io::StdoutLock<'static>>,
+}
+
+impl Output {
+    /// Writes to standard output.
+    pub fn new(json: bool) -> Self {
+        Output { json, out: io::BufWriter::new(io::stdout().lock()) }
+    }
+
+    /// True when the answer is to be JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// One value on a line of its own.
+    pub fn value(&mut self, value: &(impl Serialize + Display)) -> Result<()> {
+        if self.json {
+            return self.json_line(value);
+        }
+        writeln!(self.out, "{value}")?;
+        Ok(())
+    }
+
+    /// One JSON value on a line of its own.
+    pub fn json_line(&mut self, value: &impl Serialize) -> Result<()> {
+        serde_json::to_writer(&mut self.out, value)?;
+        writeln!(self.out)?;
+        Ok(())
+    }
+
+    /// Text as it is.
+    pub fn text(&mut self, text: &str) -> Result<()> {
+        self.out.write_all(text.as_bytes())?;
+        Ok(())
+    }
+
+    /// Bytes as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes)?;
+        Ok(())
+    }
+
+    /// Sends what was written.
+    pub fn finish(mut self) -> Result<()> {
+        self.out.flush()?;
+        Ok(())
+    }
+}
+
+/// True when `error` says that nobody reads our output any more.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io_kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let json_kind = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        io_kind.or(json_kind) == Some(io::ErrorKind::BrokenPipe)
+    })
+}
