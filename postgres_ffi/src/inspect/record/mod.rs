@@ -5,6 +5,7 @@
 
 mod body;
 mod names;
+mod time;
 
 use std::fmt;
 
