@@ -2,6 +2,8 @@
 //!
 //! Method: all of it once, on the oldest and the newest version, without a page server: what fails here is the harness.
 
+#![allow(clippy::unwrap_used, reason = "a test; helpers of tests as well")]
+
 use std::time::Duration;
 
 use rand::SeedableRng;

@@ -2,6 +2,8 @@
 //!
 //! Method: see `tests::prove`. The long course has more of everything and both legs of each version.
 
+#![allow(clippy::unwrap_used, reason = "a test; helpers of tests as well")]
+
 use postgres_ffi::PgVersion;
 use tests::prove::{Leg, Plan, Times, run_leg};
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use postgres::Client;
 use postgres::error::SqlState;
 use postgres_ffi::mask::{self, Equality, PageKind};
-use postgres_ffi::page::{BLCKSZ, Page, page_lsn};
+use postgres_ffi::page::{BLCKSZ, Page, ZERO_PAGE, page_lsn};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -183,11 +183,12 @@ fn flush(client: &mut Client) -> Result<()> {
 /// The page that the page server has for `sample`.
 fn ask(session: &mut Client, timeline: &str, sample: &Sample) -> Result<Box<Page>> {
     let Sample { rel, fork, block_no, request_lsn, .. } = sample;
-    let command = format!("PAGE GET {timeline} {rel}/{fork}/{block_no} AT {request_lsn}");
+    let command = format!("PAGE GET {timeline} '{rel}/{fork}/{block_no}' AT '{request_lsn}'");
     for message in session.simple_query(&command).with_context(|| command.clone())? {
         if let postgres::SimpleQueryMessage::Row(row) = message {
-            let hex = row.get("page").and_then(|text| text.strip_prefix("\\x")).context("no page in the answer")?;
-            return to_page(decode_hex(hex)?);
+            // Null: behind the end. The primary may have taken more room, all zeroes, without saying so in WAL.
+            let Some(text) = row.try_get("page")? else { return Ok(Box::new(ZERO_PAGE)) };
+            return to_page(decode_hex(text.strip_prefix("\\x").context("not a bytea")?)?);
         }
     }
     bail!("no answer to {command}")
