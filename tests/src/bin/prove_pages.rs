@@ -29,8 +29,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let plan =
-        Plan { scale: arguments.scale, moments: arguments.moments, seed: arguments.seed.unwrap_or_else(rand::random) };
+    let times = Times { moments: arguments.moments, ..Times::PROOF };
+    let plan = Plan { scale: arguments.scale, times, seed: arguments.seed.unwrap_or_else(rand::random) };
     println!("seed: {}", plan.seed);
     let mut table = Vec::new();
     for version in &arguments.versions {
