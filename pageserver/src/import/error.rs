@@ -4,11 +4,15 @@ use std::path::PathBuf;
 
 use postgres_ffi::control_file::ControlFileError;
 
+use crate::replication::ReplicationError;
 use crate::store::StoreError;
 
 /// An import failed; nothing of it stays.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
+    /// The primary refused, or the connection broke.
+    #[error(transparent)]
+    Replication(#[from] ReplicationError),
     /// The store takes no writes.
     #[error(transparent)]
     Store(#[from] StoreError),

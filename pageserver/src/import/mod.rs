@@ -7,8 +7,9 @@
 //! - A fork's size enters as the file was copied. Where it was cut or extended since the redo point, WAL says so again.
 //! - A backup that breaks off leaves nothing: its versions have no watermark, and the timeline's number is not used again.
 //!
-//! In reading order: which file is what ([`layout`]), files to versions ([`sink`]), where they come from ([`data_dir`]).
+//! In reading order: which file is what ([`layout`]), files to versions ([`sink`]), where they come from ([`base_backup`], [`data_dir`]).
 
+pub mod base_backup;
 pub mod data_dir;
 mod error;
 pub mod layout;

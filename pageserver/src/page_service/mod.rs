@@ -8,6 +8,7 @@
 //! the socket (`transport`), threads ([`server`]), one client (`connection`, `extended`), [`command`]s, [`pagestream`]s.
 
 pub mod backend;
+mod repository_backend;
 
 pub mod error;
 pub mod frame;

@@ -4,12 +4,14 @@
 //! - Opening a timeline reads its metadata and its watermark, and the WAL since that watermark; nothing that grows with the history.
 
 mod engine;
+mod following;
 mod importing;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use keyenc::{Key, Object, TimelineNo};
 use parking_lot::{Mutex, RwLock};
@@ -118,7 +120,8 @@ pub struct Repository {
     /// Numbers given out; a number is never given twice, so that no version can be taken for another timeline's.
     timeline_no_max: Mutex<u32>,
     redo: Mutex<HashMap<TenantId, Arc<WalRedo>>>,
-    shutting_down: AtomicBool,
+    receivers: Mutex<HashMap<TimelineId, JoinHandle<()>>>,
+    shutting_down: Arc<AtomicBool>,
 }
 
 impl Repository {
@@ -136,7 +139,8 @@ impl Repository {
             timelines: RwLock::default(),
             timeline_no_max: Mutex::new(0),
             redo: Mutex::default(),
-            shutting_down: AtomicBool::new(false),
+            receivers: Mutex::default(),
+            shutting_down: Arc::default(),
         });
         let metadata = repository.load_metadata()?;
         repository.open_timelines(metadata)?;
@@ -273,6 +277,10 @@ impl Repository {
         self.shutting_down.store(true, Ordering::Release);
         for timeline in self.timelines() {
             timeline.last_record.shutdown();
+        }
+        let receivers: Vec<_> = self.receivers.lock().drain().map(|(_, thread)| thread).collect();
+        for thread in receivers {
+            let _ = thread.join(); // A panic there was printed.
         }
         for timeline in self.timelines() {
             if timeline.store.watermark().is_some() {

@@ -9,7 +9,9 @@ use postgres_ffi::PgVersion;
 use tracing::info;
 
 use super::{IMPORTING_FILE_NAME, Repository, RepositoryError, create_dir};
-use crate::import::{ImportSummary, data_dir};
+use crate::import::base_backup::{OnProgress, import_primary};
+use crate::import::{ImportError, ImportSummary, data_dir};
+use crate::replication::{ConnInfo, ReplicationError};
 use crate::timeline::metadata::{ClusterFacts, Imported, Primary, TimelineMetadata, check_name};
 use crate::timeline::{TenantId, Timeline, TimelineId};
 
@@ -63,6 +65,24 @@ impl Repository {
         });
         let (_, report) = self.end_import(new, imported.map_err(RepositoryError::from), None)?;
         Ok(report)
+    }
+
+    /// Imports the running primary at `conninfo` as timeline `name`. The timeline can be read once WAL up to the end of the backup has come.
+    pub fn import_primary(
+        &self,
+        name: &str,
+        conninfo: &str,
+        on_progress: OnProgress<'_>,
+    ) -> Result<(Arc<Timeline>, ImportReport), RepositoryError> {
+        let parsed: ConnInfo = conninfo.parse().map_err(ReplicationError::from).map_err(ImportError::from)?;
+        let new = self.begin_import(name)?;
+        let slot = format!("pageserver_{}", new.timeline_id);
+        let imported = self.store.timeline(new.no).map_err(ImportError::from);
+        let imported = imported.and_then(|store| import_primary(&parsed, &slot, store, on_progress));
+        let primary = Primary { conninfo: conninfo.to_string(), slot };
+        let (timeline, report) = self.end_import(new, imported.map_err(RepositoryError::from), Some(primary))?;
+        self.follow(&timeline);
+        Ok((timeline, report))
     }
 
     /// Reserves name, ids and number, durably: whatever is stored under the number from now on is taken away after a crash.

@@ -1,0 +1,182 @@
+//! `pageserver`: makes a data directory, serves it, stops it, says how it is.
+//!
+//! Data goes to stdout, logs to stderr. Exit status: 0 done, 1 failed, 2 wrong use.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use nix::sys::signal::{Signal, kill};
+use pageserver::config::{CONFIG_FILE_NAME, Config};
+use pageserver::page_service::{PageService, PageServiceConfig};
+use pageserver::pid_file::PidFile;
+use pageserver::timeline::Repository;
+use postgres_ffi::PgVersion;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing::info;
+
+const PID_FILE_NAME: &str = "pageserver.pid";
+/// How long `stop` waits for the server to write out what it holds in memory.
+const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Versioned page storage for stock PostgreSQL: takes a primary's WAL, gives back any page as of any LSN.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct DataDir {
+    /// Directory of the store, the WAL and the configuration.
+    #[arg(long, env = "PAGESERVER_DATA_DIR", value_name = "DIR")]
+    data_dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes a new data directory with a configuration file; with --initdb also a new cluster as timeline `main`.
+    Init(Init),
+    /// Serves a data directory until SIGTERM or SIGINT.
+    Serve(Serve),
+    /// Ends the server of a data directory: it writes out what it holds, then exits.
+    Stop(DataDir),
+    /// Says whether a server runs, and how its timelines are.
+    Status(DataDir),
+}
+
+#[derive(Args)]
+struct Init {
+    #[command(flatten)]
+    dir: DataDir,
+    /// Runs initdb and imports the new cluster as timeline `main`.
+    #[arg(long)]
+    initdb: bool,
+    /// Major version of the new cluster, 14 to 18.
+    #[arg(long, default_value = "15", requires = "initdb", value_name = "VERSION")]
+    pg_version: PgVersion,
+    /// Passed to initdb; may be given more than once.
+    #[arg(long, requires = "initdb", value_name = "OPTION", allow_hyphen_values = true)]
+    initdb_option: Vec<String>,
+}
+
+#[derive(Args)]
+struct Serve {
+    #[command(flatten)]
+    dir: DataDir,
+    /// Address to listen on, instead of the configured one.
+    #[arg(long, env = "PAGESERVER_LISTEN", value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Logs as one JSON object per line.
+    #[arg(long)]
+    log_json: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Init(args) => init(&args),
+        Command::Serve(args) => serve(&args),
+        Command::Stop(args) => stop(&args.data_dir),
+        Command::Status(args) => status(&args.data_dir),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pageserver: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logging(json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PAGESERVER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json { builder.json().init() } else { builder.with_ansi(false).init() }
+}
+
+fn init(args: &Init) -> anyhow::Result<()> {
+    let dir = &args.dir.data_dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    if std::fs::read_dir(dir)?.next().is_some() {
+        bail!("the directory is not empty; name a new one, or start the server on this one. data_dir=`{}`", dir.display());
+    }
+    std::fs::write(dir.join(CONFIG_FILE_NAME), Config::default_file())?;
+    let config = Config::load(dir)?;
+    start_logging(false);
+    let repository = Repository::open(dir, config)?;
+    if args.initdb {
+        let summary = repository.import_initdb("main", args.pg_version, &args.initdb_option)?;
+        println!("{summary}");
+    }
+    repository.shutdown()?;
+    println!("ready: pageserver serve --data-dir {}", dir.display());
+    Ok(())
+}
+
+fn serve(args: &Serve) -> anyhow::Result<()> {
+    let dir = &args.dir.data_dir;
+    let mut config = Config::load(dir)
+        .with_context(|| format!("is `{}` a data directory? `pageserver init` makes one", dir.display()))?;
+    if let Some(listen) = args.listen {
+        config.listen = listen;
+    }
+    config.check()?;
+    start_logging(args.log_json);
+    let _pid_file = PidFile::claim(&dir.join(PID_FILE_NAME))?;
+    // Registered before anything is opened, so that an early signal ends us cleanly too.
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let begun = Instant::now();
+    let repository = Repository::open(dir, config.clone())?;
+    let service = PageService::start(service_config(&config), Arc::clone(&repository) as _)?;
+    repository.follow_primaries();
+    info!(listen = %service.local_addr(), open_seconds = begun.elapsed().as_secs_f64(), "serving");
+    let signal = signals.forever().next();
+    info!(signal, "shutting down");
+    service.shutdown();
+    repository.shutdown()?;
+    info!("stopped");
+    Ok(())
+}
+
+fn service_config(config: &Config) -> PageServiceConfig {
+    PageServiceConfig {
+        listen: config.listen,
+        connections_max: config.connections_max,
+        idle_timeout: Duration::from_secs(config.idle_timeout_seconds),
+        wait_lsn_timeout: config.wait_lsn_timeout(),
+        ..PageServiceConfig::default()
+    }
+}
+
+fn stop(data_dir: &Path) -> anyhow::Result<()> {
+    let path = data_dir.join(PID_FILE_NAME);
+    let Some(pid) = PidFile::holder(&path)? else {
+        bail!("no page server runs on this data directory. data_dir=`{}`", data_dir.display());
+    };
+    kill(pid, Signal::SIGTERM).with_context(|| format!("signal pid {pid}"))?;
+    let begun = Instant::now();
+    while PidFile::holder(&path)?.is_some() {
+        if begun.elapsed() > STOP_TIMEOUT {
+            bail!("the page server has not ended within {} s. pid=`{pid}`", STOP_TIMEOUT.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    println!("stopped");
+    Ok(())
+}
+
+fn status(data_dir: &Path) -> anyhow::Result<()> {
+    let Some(pid) = PidFile::holder(&data_dir.join(PID_FILE_NAME))? else {
+        bail!("no page server runs on this data directory. data_dir=`{}`", data_dir.display());
+    };
+    println!("running, pid {pid}");
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Import of a running primary by `BASE_BACKUP` over the replication protocol.
+//!
+//! The slot is made before the backup begins, so that the primary keeps all WAL from the backup's redo point on.
+
+use std::io::Read;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::{ImportError, ImportSink, ImportSummary};
+use crate::replication::{BackupOptions, BaseBackup, ConnInfo, Connection, Mode};
+use crate::store::TimelineStore;
+
+/// How far an import is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// Bytes received.
+    pub bytes_done: u64,
+    /// The primary's estimate of all bytes.
+    pub bytes_total: Option<u64>,
+}
+
+/// Called after each file; asks to stop by breaking.
+pub type OnProgress<'a> = &'a mut dyn FnMut(&ImportProgress) -> ControlFlow<()>;
+
+/// Imports the cluster at `conninfo` into `store` and leaves behind the replication slot `slot`, from which its WAL can be streamed.
+/// Errors: the primary refuses or its cluster cannot be served, the backup breaks off, the store fails, `on_progress` asks to stop. Then the
+/// slot is dropped again as far as the primary lets us, and nothing was published in the store.
+pub fn import_primary(
+    conninfo: &ConnInfo,
+    slot: &str,
+    store: Arc<TimelineStore>,
+    on_progress: OnProgress<'_>,
+) -> Result<ImportSummary, ImportError> {
+    let mut connection = Connection::connect(conninfo, Mode::Replication)?;
+    let wal_level = connection.show("wal_level")?;
+    if !matches!(wal_level.as_str(), "replica" | "logical") {
+        let (setting, expected) = ("wal_level", "replica or logical (set it on the primary and restart it)");
+        return Err(ImportError::UnsupportedCluster { setting, expected, value: wal_level });
+    }
+    connection.create_physical_slot(slot)?;
+    let imported = import_backup(connection, store, on_progress);
+    if imported.is_err() {
+        // The first error is the one to report; a slot that stays is named in the primary's pg_replication_slots.
+        let _ = Connection::connect(conninfo, Mode::Replication).and_then(|mut again| again.drop_slot(slot));
+    }
+    imported
+}
+
+fn import_backup(
+    connection: Connection,
+    store: Arc<TimelineStore>,
+    on_progress: OnProgress<'_>,
+) -> Result<ImportSummary, ImportError> {
+    let version = connection.version();
+    let mut backup = connection.base_backup(&BackupOptions::default())?;
+    let start_lsn = backup.start_lsn();
+    let mut sink = ImportSink::new(store, version, start_lsn);
+    let sizes: Option<Vec<u64>> = backup.tablespaces().iter().map(|tablespace| tablespace.size_kib).collect();
+    let bytes_total = sizes.map(|sizes| sizes.iter().sum::<u64>() * 1024);
+    while let Some(index) = backup.next_archive()? {
+        let prefix = match backup.tablespaces().get(index).and_then(|tablespace| tablespace.oid) {
+            Some(oid) => format!("pg_tblspc/{oid}/"),
+            None => String::new(),
+        };
+        import_archive(&mut backup, &prefix, &mut sink, bytes_total, on_progress)?;
+    }
+    let (end, _connection) = backup.finish()?;
+    let (control_file, counts) = sink.finish()?;
+    Ok(ImportSummary { control_file, pg_timeline_id: end.timeline_id, start_lsn, first_readable_lsn: end.end_lsn, counts })
+}
+
+fn import_archive(
+    backup: &mut BaseBackup,
+    prefix: &str,
+    sink: &mut ImportSink,
+    bytes_total: Option<u64>,
+    on_progress: OnProgress<'_>,
+) -> Result<(), ImportError> {
+    let archive_error = |source| ImportError::Archive { archive: prefix.to_string(), source };
+    let bytes_before = backup.bytes_done();
+    let mut archive_bytes = 0;
+    let mut archive = tar::Archive::new(backup.reader());
+    for entry in archive.entries().map_err(archive_error)? {
+        let mut entry = entry.map_err(archive_error)?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let path = format!("{prefix}{}", path.trim_start_matches("./"));
+        let length = entry.size();
+        let kept = sink.file(&path, length, &mut entry)?;
+        let skipped = std::io::copy(&mut entry, &mut std::io::sink()).map_err(archive_error)?;
+        if kept && skipped > 0 {
+            return Err(ImportError::FileDamaged { file: path, reason: "longer than its kind can be" });
+        }
+        archive_bytes += length;
+        let progress = ImportProgress { bytes_done: bytes_before + archive_bytes, bytes_total };
+        if on_progress(&progress).is_break() {
+            return Err(ImportError::Cancelled);
+        }
+    }
+    // What follows the end mark of the archive belongs to it too.
+    let mut rest = archive.into_inner();
+    std::io::copy(&mut rest as &mut dyn Read, &mut std::io::sink()).map_err(archive_error)?;
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! The real backend of the page service: the repository and its timelines.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use keyenc::{Key, Kind, Object};
+use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
+
+use super::backend::{
+    BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
+};
+use crate::import::base_backup;
+use crate::redo::RedoErrorKind;
+use crate::store::StoreError;
+use crate::timeline::{DatabaseTag, ReadError, Repository, RepositoryError, Timeline, TimelineState};
+
+/// How often somebody who waits for an import hears of it.
+const CATCH_UP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+impl From<ReadError> for BackendError {
+    fn from(error: ReadError) -> Self {
+        let kind = match &error {
+            ReadError::BelowFirstReadable { .. } => BackendErrorKind::InvalidRequest,
+            ReadError::NotYet { .. } | ReadError::WaitTimeout { .. } => BackendErrorKind::NotYet,
+            ReadError::RelationMissing { .. } | ReadError::Missing { .. } => BackendErrorKind::NotFound,
+            ReadError::Damaged { .. } | ReadError::DamagedKey(_) | ReadError::BaseMissing { .. } => BackendErrorKind::Corrupt,
+            ReadError::Redo { source, .. } => match source.kind() {
+                RedoErrorKind::Corrupt => BackendErrorKind::Corrupt,
+                RedoErrorKind::Unavailable => BackendErrorKind::Unavailable,
+                RedoErrorKind::ShuttingDown => BackendErrorKind::ShuttingDown,
+                RedoErrorKind::Internal => BackendErrorKind::Internal,
+            },
+            ReadError::Store(source) => match source.as_ref() {
+                StoreError::Corrupt { .. } => BackendErrorKind::Corrupt,
+                StoreError::ShuttingDown => BackendErrorKind::ShuttingDown,
+                _ => BackendErrorKind::Unavailable,
+            },
+            ReadError::ShuttingDown => BackendErrorKind::ShuttingDown,
+        };
+        BackendError::new(kind, error.to_string())
+    }
+}
+
+impl From<RepositoryError> for BackendError {
+    fn from(error: RepositoryError) -> Self {
+        let kind = match error {
+            RepositoryError::Read(error) => return error.into(),
+            RepositoryError::TimelineMissing { .. } | RepositoryError::OtherTenant { .. } => BackendErrorKind::NotFound,
+            RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
+            RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
+            _ => BackendErrorKind::Unavailable,
+        };
+        BackendError::new(kind, with_sources(&error))
+    }
+}
+
+/// The error and what lies below it, in one line.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(below) = source {
+        let line = below.to_string();
+        if !text.contains(&line) {
+            text = format!("{text}: {line}");
+        }
+        source = below.source();
+    }
+    text
+}
+
+impl RepositoryBackend for Repository {
+    fn timeline(&self, tenant: Option<&str>, timeline: &str) -> Result<Arc<dyn TimelineBackend>, BackendError> {
+        let found = match tenant {
+            Some(tenant) => self.timeline_of_tenant(tenant, timeline)?,
+            None => self.timeline_named(timeline)?,
+        };
+        Ok(found)
+    }
+
+    fn timelines(&self) -> Result<Vec<TimelineInfo>, BackendError> {
+        Ok(Repository::timelines(self).iter().map(|timeline| timeline.info()).collect())
+    }
+
+    fn import(
+        &self,
+        name: &str,
+        conninfo: &str,
+        progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+    ) -> Result<TimelineInfo, BackendError> {
+        let mut on_progress = |copied: &base_backup::ImportProgress| {
+            let phase = "base backup".to_string();
+            progress(&ImportProgress { phase, bytes_done: copied.bytes_done, bytes_total: copied.bytes_total })
+        };
+        let (timeline, _) = self.import_primary(name, conninfo, &mut on_progress)?;
+        wait_until_readable(&timeline, progress)?;
+        Ok(timeline.info())
+    }
+
+    fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
+        let value = serde_json::json!({ "store": Repository::store_stats(self), "version_cache": self.cache_stats() });
+        let mut rows = Vec::new();
+        flatten("", &value, &mut rows);
+        Ok(rows)
+    }
+}
+
+/// Waits for WAL up to the end of the backup. The timeline stays whether or not somebody waits for it.
+fn wait_until_readable(
+    timeline: &Timeline,
+    progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+) -> Result<(), BackendError> {
+    let start_lsn = timeline.last_record_lsn();
+    let goal = Timeline::first_readable_lsn(timeline).unwrap_or(start_lsn);
+    loop {
+        match timeline.wait_lsn_for(goal, CATCH_UP_REPORT_INTERVAL) {
+            Ok(_) => return Ok(()),
+            Err(ReadError::WaitTimeout { last_record_lsn, .. }) => {
+                if let TimelineState::Stopped { at_lsn, reason } = timeline.state() {
+                    let message = format!("ingest stopped at {at_lsn}: {reason}");
+                    return Err(BackendError::new(BackendErrorKind::Unavailable, message));
+                }
+                let phase = "catching up".to_string();
+                let bytes_done = last_record_lsn.saturating_sub(start_lsn);
+                let bytes_total = Some(goal.saturating_sub(start_lsn));
+                if progress(&ImportProgress { phase, bytes_done, bytes_total }).is_break() {
+                    let message = "no longer waiting; the timeline catches up by itself";
+                    return Err(BackendError::new(BackendErrorKind::Cancelled, message));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Nested figures as rows: `store.levels.0.bytes`, value.
+fn flatten(path: &str, value: &serde_json::Value, rows: &mut Vec<(String, String)>) {
+    let below = |name: &str| if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
+    match value {
+        serde_json::Value::Object(fields) => fields.iter().for_each(|(name, field)| flatten(&below(name), field, rows)),
+        serde_json::Value::Array(items) => {
+            items.iter().enumerate().for_each(|(i, item)| flatten(&below(&i.to_string()), item, rows));
+        }
+        serde_json::Value::String(text) => rows.push((path.to_string(), text.clone())),
+        other => rows.push((path.to_string(), other.to_string())),
+    }
+}
+
+impl TimelineBackend for Timeline {
+    fn info(&self) -> TimelineInfo {
+        let metadata = self.metadata();
+        let received = self.receiver_positions();
+        TimelineInfo {
+            tenant: metadata.tenant_id.to_string(),
+            id: metadata.timeline_id.to_string(),
+            name: metadata.name.clone(),
+            state: self.state().name().to_string(),
+            pg_version: Some(metadata.cluster.pg_version),
+            ancestor: self.nearest_ancestor().map(|(ancestor, lsn)| (ancestor.metadata().name.clone(), lsn)),
+            first_readable_lsn: Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX),
+            last_record_lsn: Timeline::last_record_lsn(self),
+            durable_lsn: self.durable_lsn(),
+            received_lsn: received.map(|positions| positions.flushed_lsn),
+            source_end_lsn: received.and_then(|positions| positions.primary_lsn),
+        }
+    }
+
+    fn last_record_lsn(&self) -> Lsn {
+        Timeline::last_record_lsn(self)
+    }
+
+    fn first_readable_lsn(&self) -> Lsn {
+        Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX)
+    }
+
+    fn wait_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<Lsn, BackendError> {
+        Ok(self.wait_lsn_for(lsn, timeout)?)
+    }
+
+    fn get_pages_at_lsn(&self, requests: &[(Key, Lsn)]) -> Vec<Result<Bytes, BackendError>> {
+        Timeline::get_pages_at_lsn(self, requests).into_iter().map(|page| page.map_err(BackendError::from)).collect()
+    }
+
+    fn relation_size(&self, rel: RelTag, fork: ForkNumber, lsn: Lsn) -> Result<Option<BlockNumber>, BackendError> {
+        Ok(Timeline::relation_size(self, rel, fork, lsn)?)
+    }
+
+    fn relations(&self, spc_oid: Oid, db_oid: Oid, lsn: Lsn) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, BackendError> {
+        Ok(Timeline::relations(self, DatabaseTag { spc_oid, db_oid }, lsn)?)
+    }
+
+    fn databases(&self, lsn: Lsn) -> Result<Vec<(Oid, Oid)>, BackendError> {
+        let found = Timeline::databases(self, lsn)?;
+        Ok(found.into_iter().map(|database| (database.spc_oid, database.db_oid)).collect())
+    }
+
+    fn slru_segment_size(&self, kind: SlruKind, segment_no: u32, lsn: Lsn) -> Result<Option<u32>, BackendError> {
+        Ok(self.slru_segment_pages(kind, segment_no, lsn)?)
+    }
+
+    fn slru_segments(&self, kind: SlruKind, lsn: Lsn) -> Result<Vec<(u32, u32)>, BackendError> {
+        Ok(Timeline::slru_segments(self, kind, lsn)?)
+    }
+
+    fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {
+        let object: Object = key.object().map_err(ReadError::from)?;
+        Ok(Timeline::history(self, object, lsn_range)?)
+    }
+}
