@@ -6,10 +6,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use postgres_ffi::Lsn;
 use postgres_ffi::wal::find_end::{WalEnd, find_end};
+use postgres_ffi::wal::page_header::{LONG_HEADER_LEN, WAL_PAGE_BYTES};
+use postgres_ffi::wal::stream::WalErrorReason;
 use postgres_ffi::wal::{WalError, WalErrorKind, WalStreamDecoder};
 
 use super::error::{WalFileError, io_error};
@@ -99,26 +102,48 @@ fn scan(layout: &WalLayout, segments: &[Segment]) -> Result<(WalEnd, u32), WalFi
 
 /// Is it the end of the log that stopped the reading, or damage?
 fn check_is_an_end(layout: &WalLayout, segments: &[Segment], error: &WalError) -> Result<(), WalFileError> {
+    if let (WalErrorKind::Foreign, WalErrorReason::Page { page_lsn, .. }) = (error.kind(), &error.reason) {
+        return check_is_torn_header(layout, segments, *page_lsn, error);
+    }
     let lsn = error.record_lsn;
     let segment_no = layout.segment_no(lsn);
     let Some(index) = segments.iter().position(|segment| segment.segment_no == segment_no) else { return Ok(()) };
-    let path = layout.segment_path(segments[index]);
-    let offset = layout.segment_offset(lsn);
-    if error.kind() == WalErrorKind::Foreign {
-        return Err(WalFileError::Foreign { path, source: error.clone() });
-    }
     if index + 1 == segments.len() {
         return Ok(());
     }
     // Not in the last segment. The record may still reach into it, and then it is torn.
+    let offset = layout.segment_offset(lsn);
     let mut total_len = [0; 4];
-    let file = File::open(&path).map_err(io_error("open", &path))?;
-    std::os::unix::fs::FileExt::read_exact_at(&file, &mut total_len, offset).map_err(io_error("read", &path))?;
+    let path = layout.segment_path(segments[index]);
+    let file = layout.open_segment(segments[index])?;
+    file.read_exact_at(&mut total_len, offset).map_err(io_error("read", &path))?;
     let claimed_end = offset.saturating_add(u32::from_le_bytes(total_len).into());
     if u64::from(layout.segment_bytes) <= claimed_end {
         return Ok(());
     }
     Err(WalFileError::Corrupt { path, offset, lsn, source: error.clone() })
+}
+
+/// A header that was being written when the machine stopped looks like one of another cluster, but nothing stands behind it.
+fn check_is_torn_header(
+    layout: &WalLayout,
+    segments: &[Segment],
+    page_lsn: Lsn,
+    error: &WalError,
+) -> Result<(), WalFileError> {
+    let segment_no = layout.segment_no(page_lsn);
+    let Some(segment) = segments.iter().find(|segment| segment.segment_no == segment_no) else { return Ok(()) };
+    let path = layout.segment_path(*segment);
+    let mut content = [0; WAL_PAGE_BYTES - LONG_HEADER_LEN];
+    let offset = layout.segment_offset(page_lsn) + LONG_HEADER_LEN as u64;
+    let file = layout.open_segment(*segment)?;
+    let is_last = segments.last() == Some(segment);
+    // Shorter than a page is torn too.
+    let is_read = file.read_exact_at(&mut content, offset).is_ok();
+    if is_last && (!is_read || content.iter().all(|byte| *byte == 0)) {
+        return Ok(());
+    }
+    Err(WalFileError::Foreign { path, source: error.clone() })
 }
 
 /// The bytes of one segment file in pieces, zeroes behind the end of a short one.
