@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use pageserver::client::quote;
 
+use crate::bench_getpage::{self, BenchGetPageArgs};
 use crate::compare::Compare;
 use crate::connect::ServerArgs;
 use crate::output::{Outcome, Output, is_broken_pipe};
@@ -46,6 +47,9 @@ enum Command {
     #[command(subcommand)]
     Store(StoreCommand),
     Compare(Compare),
+    /// Puts load on a page server
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Shows how the page server is doing
     Status,
     /// Prints a completion script for a shell
@@ -78,6 +82,12 @@ enum WalCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum BenchCommand {
+    #[command(name = "getpage")]
+    GetPage(BenchGetPageArgs),
+}
+
+#[derive(Debug, Subcommand)]
 enum StoreCommand {
     /// Shows sizes and counters of the store
     Stats,
@@ -107,6 +117,7 @@ impl Cli {
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
             Command::Compare(compare) => return compare.run(server, output),
+            Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args)?,
             Command::Status => server.show("SHOW STATUS", output)?,
             Command::Completion { shell } => {
                 let mut script = Vec::new();

@@ -16,7 +16,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServerArgs {
     /// Page server to talk to, HOST:PORT
-    #[arg(long, global = true, default_value = "127.0.0.1:64000", env = "PAGECTL_SERVER")]
+    #[arg(long, global = true, default_value = "127.0.0.1:6400", env = "PAGECTL_SERVER")]
     pub server: String,
 }
 
