@@ -3,13 +3,13 @@
 //! In stack order: the answer's way out ([`output`]), talking to a page server ([`connect`]), files of a cluster ([`datadir`]), pages
 //! ([`page_dump`], [`page`]), WAL ([`wal_dump`]), comparison ([`compare`]), load ([`bench_getpage`]), failed redo ([`redo`]), the command line ([`cli`]).
 
-pub mod output;
+pub mod bench_getpage;
+pub mod cli;
+pub mod compare;
 pub mod connect;
 pub mod datadir;
-pub mod page_dump;
+pub mod output;
 pub mod page;
-pub mod wal_dump;
-pub mod compare;
-pub mod bench_getpage;
+pub mod page_dump;
 pub mod redo;
-pub mod cli;
+pub mod wal_dump;
