@@ -142,7 +142,7 @@ impl PageServer {
 
     /// `pagectl`, talking to this server.
     pub fn pagectl(&self) -> Result<Pagectl> {
-        Ok(Pagectl { program: built_program("pagectl")?, conninfo: self.conninfo() })
+        Ok(Pagectl { program: built_program("pagectl")?, server: format!("127.0.0.1:{}", self.port) })
     }
 
     /// Starts it and returns when it takes connections.
@@ -254,13 +254,13 @@ impl Drop for PageServer {
 #[derive(Clone, Debug)]
 pub struct Pagectl {
     program: PathBuf,
-    conninfo: String,
+    server: String,
 }
 
 /// What one run of `pagectl` gave.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// 0: well; 1: it found what it looks for (mismatches) or failed; 2: wrong usage.
+    /// 0: well; 1: done, and something is wrong (pages differ); 2: it could not be done.
     pub exit_code: i32,
     /// Data.
     pub stdout: String,
@@ -272,7 +272,7 @@ impl Pagectl {
     /// Runs `pagectl` with `arguments`; whatever it says is the outcome.
     pub fn outcome(&self, arguments: &[&str]) -> Result<Outcome> {
         let mut command = Command::new(&self.program);
-        command.args(arguments).env("PAGESERVER_CONNINFO", &self.conninfo).stdin(Stdio::null());
+        command.args(arguments).env("PAGECTL_SERVER", &self.server).stdin(Stdio::null());
         let output = command.output().with_context(|| format!("run {command:?}"))?;
         Ok(Outcome {
             exit_code: output.status.code().context("pagectl was killed")?,

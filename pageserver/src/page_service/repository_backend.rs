@@ -25,7 +25,9 @@ impl From<ReadError> for BackendError {
             ReadError::BelowFirstReadable { .. } => BackendErrorKind::InvalidRequest,
             ReadError::NotYet { .. } | ReadError::WaitTimeout { .. } => BackendErrorKind::NotYet,
             ReadError::RelationMissing { .. } | ReadError::Missing { .. } => BackendErrorKind::NotFound,
-            ReadError::Damaged { .. } | ReadError::DamagedKey(_) | ReadError::BaseMissing { .. } => BackendErrorKind::Corrupt,
+            ReadError::Damaged { .. } | ReadError::DamagedKey(_) | ReadError::BaseMissing { .. } => {
+                BackendErrorKind::Corrupt
+            }
             ReadError::Redo { source, .. } => match source.kind() {
                 RedoErrorKind::Corrupt => BackendErrorKind::Corrupt,
                 RedoErrorKind::Unavailable => BackendErrorKind::Unavailable,
@@ -150,7 +152,7 @@ fn flatten(path: &str, value: &serde_json::Value, rows: &mut Vec<(String, String
 impl TimelineBackend for Timeline {
     fn info(&self) -> TimelineInfo {
         let metadata = self.metadata();
-        let received = self.receiver_positions();
+        let receiver = self.receiver_status();
         TimelineInfo {
             tenant: metadata.tenant_id.to_string(),
             id: metadata.timeline_id.to_string(),
@@ -161,8 +163,8 @@ impl TimelineBackend for Timeline {
             first_readable_lsn: Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX),
             last_record_lsn: Timeline::last_record_lsn(self),
             durable_lsn: self.durable_lsn(),
-            received_lsn: received.map(|positions| positions.flushed_lsn),
-            source_end_lsn: received.and_then(|positions| positions.primary_lsn),
+            received_lsn: receiver.as_ref().and_then(|status| status.flushed_lsn),
+            source_end_lsn: receiver.as_ref().and_then(|status| status.primary_lsn),
         }
     }
 
@@ -186,7 +188,12 @@ impl TimelineBackend for Timeline {
         Ok(Timeline::relation_size(self, rel, fork, lsn)?)
     }
 
-    fn relations(&self, spc_oid: Oid, db_oid: Oid, lsn: Lsn) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, BackendError> {
+    fn relations(
+        &self,
+        spc_oid: Oid,
+        db_oid: Oid,
+        lsn: Lsn,
+    ) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, BackendError> {
         Ok(Timeline::relations(self, DatabaseTag { spc_oid, db_oid }, lsn)?)
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -239,4 +239,33 @@ pub fn chains(records: &[DecodedRecord]) -> HashMap<BlockTag, EngineRequest> {
         }
     }
     chains
+}
+
+/// A cluster of version 15 with a table that was inserted into, updated and deleted from, and a request for each block
+/// of it. Tests that run at the same time share it.
+pub fn heap_requests() -> Arc<(Cluster, Vec<EngineRequest>)> {
+    static SHARED: Mutex<Weak<(Cluster, Vec<EngineRequest>)>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap();
+    shared.upgrade().unwrap_or_else(|| {
+        let made = Arc::new(make_heap_requests(PgVersion::V15));
+        *shared = Arc::downgrade(&made);
+        made
+    })
+}
+
+fn make_heap_requests(version: PgVersion) -> (Cluster, Vec<EngineRequest>) {
+    let cluster = Cluster::init(version, &["full_page_writes=off"], &[]);
+    cluster.sql(&[
+        "CREATE TABLE t (id int, v text)",
+        "INSERT INTO t SELECT i, repeat('x', i % 100) FROM generate_series(1, 400) i",
+        "UPDATE t SET v = v || 'y' WHERE id % 3 = 0",
+        "DELETE FROM t WHERE id % 5 = 0",
+    ]);
+    let chains = chains(&cluster.records());
+    let mut requests: Vec<_> = chains.into_values().filter(|chain| chain.records.len() > 1).collect();
+    let newest = requests.iter().map(|request| request.rel.rel_number).max().unwrap();
+    requests.retain(|request| request.rel.rel_number == newest && request.fork == ForkNumber::Main);
+    requests.sort_by_key(|request| request.block_no);
+    assert!(requests.len() >= 3);
+    (cluster, requests)
 }

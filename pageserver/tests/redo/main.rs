@@ -6,3 +6,4 @@
 
 mod cluster;
 mod redo_engine;
+mod redo_pool;

@@ -169,7 +169,8 @@ fn stderr_flood_blocks_nobody() {
     let engine = engine(&script);
     let answer = engine.redo(&[request()]).pop().unwrap();
     assert!(message(&answer).contains("no way"), "{answer:?}");
-    assert!(engine.stderr_bytes().unwrap() >= 6_000_000);
+    // Two floods before the answer, but for what may still be in the pipe.
+    assert!(engine.stderr_bytes().unwrap() >= 5_900_000);
 }
 
 #[test]
