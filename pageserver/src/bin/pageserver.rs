@@ -106,7 +106,10 @@ fn init(args: &Init) -> anyhow::Result<()> {
     let dir = &args.dir.data_dir;
     std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     if std::fs::read_dir(dir)?.next().is_some() {
-        bail!("the directory is not empty; name a new one, or start the server on this one. data_dir=`{}`", dir.display());
+        bail!(
+            "the directory is not empty; name a new one, or start the server on this one. data_dir=`{}`",
+            dir.display()
+        );
     }
     std::fs::write(dir.join(CONFIG_FILE_NAME), Config::default_file())?;
     let config = Config::load(dir)?;

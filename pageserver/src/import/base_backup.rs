@@ -66,7 +66,13 @@ fn import_backup(
     }
     let (end, _connection) = backup.finish()?;
     let (control_file, counts) = sink.finish()?;
-    Ok(ImportSummary { control_file, pg_timeline_id: end.timeline_id, start_lsn, first_readable_lsn: end.end_lsn, counts })
+    Ok(ImportSummary {
+        control_file,
+        pg_timeline_id: end.timeline_id,
+        start_lsn,
+        first_readable_lsn: end.end_lsn,
+        counts,
+    })
 }
 
 fn import_archive(

@@ -25,7 +25,9 @@ impl From<ReadError> for BackendError {
             ReadError::BelowFirstReadable { .. } => BackendErrorKind::InvalidRequest,
             ReadError::NotYet { .. } | ReadError::WaitTimeout { .. } => BackendErrorKind::NotYet,
             ReadError::RelationMissing { .. } | ReadError::Missing { .. } => BackendErrorKind::NotFound,
-            ReadError::Damaged { .. } | ReadError::DamagedKey(_) | ReadError::BaseMissing { .. } => BackendErrorKind::Corrupt,
+            ReadError::Damaged { .. } | ReadError::DamagedKey(_) | ReadError::BaseMissing { .. } => {
+                BackendErrorKind::Corrupt
+            }
             ReadError::Redo { source, .. } => match source.kind() {
                 RedoErrorKind::Corrupt => BackendErrorKind::Corrupt,
                 RedoErrorKind::Unavailable => BackendErrorKind::Unavailable,
@@ -186,7 +188,12 @@ impl TimelineBackend for Timeline {
         Ok(Timeline::relation_size(self, rel, fork, lsn)?)
     }
 
-    fn relations(&self, spc_oid: Oid, db_oid: Oid, lsn: Lsn) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, BackendError> {
+    fn relations(
+        &self,
+        spc_oid: Oid,
+        db_oid: Oid,
+        lsn: Lsn,
+    ) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, BackendError> {
         Ok(Timeline::relations(self, DatabaseTag { spc_oid, db_oid }, lsn)?)
     }
 

@@ -11,7 +11,9 @@ use postgres_ffi::Lsn;
 use tracing::{info, warn};
 
 use super::Repository;
-use crate::replication::{ConnInfo, Connection, Mode, ReplicationError, Started, Status, WalEvent, WalStream, one_line};
+use crate::replication::{
+    ConnInfo, Connection, Mode, ReplicationError, Started, Status, WalEvent, WalStream, one_line,
+};
 use crate::timeline::{ReceiverPositions, Timeline, TimelineIngest, TimelineState};
 
 const RETRY_DELAY: Duration = Duration::from_millis(500);
