@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use benches::is_full_size;
+use benches::{clock, cpu_time, is_full_size};
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use keyenc::{Key, Kind, OBJECT_PREFIX_LEN, TimelineNo, VersionKey};
 use pageserver::store::{Batch, Gathered, Store, StoreConfig, TimelineStore};
@@ -111,11 +111,6 @@ fn print_stats(store: &Store, elapsed: Duration, cpu_started_at: Duration) {
     );
 }
 
-fn cpu_time(task: &str) -> Duration {
-    let text = std::fs::read_to_string(format!("/proc/{task}/schedstat")).expect("Linux counts it");
-    Duration::from_nanos(text.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).expect("a number"))
-}
-
 fn put(c: &mut Criterion) {
     let sizes = sizes();
     let mut group = c.benchmark_group("put_and_flush_100_bytes");
@@ -209,6 +204,12 @@ fn gather_from_store(timeline: &TimelineStore, key: &Key, request_lsn: Lsn) -> u
     black_box(&found).versions.len()
 }
 
+fn timed(times: u64, mut each: impl FnMut() -> usize) -> Duration {
+    let started_at = clock();
+    (0..times).for_each(|_| assert!(black_box(each()) <= DELTAS_PER_PAGE as usize + 1));
+    clock() - started_at
+}
+
 fn gather(c: &mut Criterion) {
     let pages = sizes().gather_pages;
     let (store_dir, rocksdb_dir) =
@@ -225,7 +226,7 @@ fn gather(c: &mut Criterion) {
         let mut any_block = any_block.clone();
         group.bench_function(name, |b| {
             (0..pages).for_each(|block_no| assert_eq!(read(&block(block_no)), versions_per_page)); // Warms the cache too.
-            b.iter(|| read(&any_block()))
+            b.iter_custom(|reads| timed(reads, || read(&any_block())))
         });
     };
     run("plain_rocksdb", &mut group, &|key| gather_from_rocksdb(&db, key, Lsn::MAX));
@@ -249,7 +250,9 @@ fn miss(c: &mut Criterion) {
     let mut random = SmallRng::seed_from_u64(SEED);
     let mut group = c.benchmark_group("gather_miss_in_branch");
     group.bench_function("store", |b| {
-        b.iter(|| gather_from_store(&child, &block(random.random_range(0..pages) / 10 * 10 + 1), Lsn::MAX))
+        LazyCell::force(&child);
+        let mut read = || gather_from_store(&child, &block(random.random_range(0..pages) / 10 * 10 + 1), Lsn::MAX);
+        b.iter_custom(|reads| timed(reads, &mut read))
     });
     group.finish();
 }

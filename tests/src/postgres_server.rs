@@ -20,6 +20,8 @@ use crate::{TestDir, wait_until};
 const START_LIMIT: Duration = Duration::from_secs(180);
 /// Until a server that was told to end has ended: a checkpoint, and the rest of the WAL sent to those who follow it.
 const STOP_LIMIT: Duration = Duration::from_secs(180);
+/// Until a standby that was told to take over takes writes: it replays what it has first.
+const PROMOTE_LIMIT: Duration = Duration::from_secs(180);
 /// The superuser.
 const USER: &str = "postgres";
 /// Its password, where the server asks for one.
@@ -172,6 +174,7 @@ impl Postgres {
             ("listen_addresses", "127.0.0.1"),
             ("unix_socket_directories", ""),
             ("fsync", "off"),
+            ("allow_in_place_tablespaces", "on"),
             ("shared_buffers", "64MB"),
             ("max_connections", "60"),
             ("wal_level", "replica"),
@@ -309,9 +312,16 @@ impl Postgres {
 
     /// Makes a standby a primary and returns when it takes writes.
     pub fn promote(&mut self) -> Result<()> {
-        self.execute("SELECT pg_promote(true, 120)")?;
+        // As `pg_ctl promote` does: a query may be cancelled by what is still being replayed.
+        let signal_file = self.data_dir.join("promote");
+        fs::write(&signal_file, "")?;
+        give_to_server_user(&signal_file)?;
+        self.process.as_ref().context("PostgreSQL is not running")?.signal(Signal::SIGUSR1)?;
         let sql = "SELECT pg_is_in_recovery()::text";
-        wait_until("the promotion", Duration::from_secs(120), || Ok(self.query_text(sql)? == "false"))
+        wait_until("the promotion", PROMOTE_LIMIT, || {
+            self.check_alive()?;
+            Ok(self.query_text(sql).is_ok_and(|text| text == "false"))
+        })
     }
 
     /// Says so, with the tail of its log, if it is not running any more.

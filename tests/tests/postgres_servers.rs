@@ -1,5 +1,7 @@
 //! The harness itself, on real servers: what the other tests rely on when they crash, restart and promote.
 
+#![allow(clippy::unwrap_used, reason = "a test; helpers of tests as well")]
+
 use std::time::Duration;
 
 use postgres_ffi::PgVersion;

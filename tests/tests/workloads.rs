@@ -3,6 +3,8 @@
 //! Method: a server per version; all workloads in random order (the seed is printed), then the server's own count of records
 //! by type (`pg_walinspect`, from 15) against the list below.
 
+#![allow(clippy::unwrap_used, reason = "a test; helpers of tests as well")]
+
 use std::collections::BTreeSet;
 
 use rand::rngs::SmallRng;

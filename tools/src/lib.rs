@@ -1,7 +1,15 @@
-//! The subcommands of `pagectl`, one module each.
+//! `pagectl`, the page server's tool for people: one module per subcommand.
+//!
+//! In stack order: the answer's way out ([`output`]), talking to a page server ([`connect`]), files of a cluster ([`datadir`]), pages
+//! ([`page_dump`], [`page`]), WAL ([`wal_dump`]), comparison ([`compare`]), load ([`bench_getpage`]), failed redo ([`redo`]), the command line ([`cli`]).
 
 pub mod bench_getpage;
+pub mod cli;
 pub mod compare;
+pub mod connect;
 pub mod datadir;
+pub mod output;
+pub mod page;
 pub mod page_dump;
 pub mod redo;
+pub mod wal_dump;

@@ -226,7 +226,8 @@ fn read_first_page(path: &Path) -> Result<(PageHeader, LongPart)> {
 
 fn parse_segment_name(path: &Path) -> Option<(TimeLineId, u32, u32)> {
     let name = path.file_name()?.to_str()?;
-    if name.len() != SEGMENT_NAME_LEN || !name.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'A'..=b'F')) {
+    if name.len() != SEGMENT_NAME_LEN || !name.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'A'..=b'F'))
+    {
         return None;
     }
     let part = |range: std::ops::Range<usize>| u32::from_str_radix(&name[range], 16).ok();
@@ -252,7 +253,9 @@ mod tests {
     fn segment_names_are_told_from_other_files() {
         let parse = |name: &str| parse_segment_name(Path::new(name));
         assert_eq!(parse("/x/00000002000000010000000A"), Some((2, 1, 10)));
-        for other in ["00000002.history", "archive_status", "00000002000000010000000A.partial", "00000002000000010000000g"] {
+        for other in
+            ["00000002.history", "archive_status", "00000002000000010000000A.partial", "00000002000000010000000g"]
+        {
             assert_eq!(parse(other), None, "{other}");
         }
     }

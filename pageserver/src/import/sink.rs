@@ -248,8 +248,11 @@ fn read_page(path: &str, contents: &mut dyn Read) -> Result<Option<Box<Page>>, I
 fn read_small(path: &str, contents: &mut dyn Read) -> Result<Vec<u8>, ImportError> {
     let mut bytes = Vec::new();
     contents
-        .take(SMALL_FILE_BYTES_MAX)
+        .take(SMALL_FILE_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(|source| ImportError::Io { path: path.into(), source })?;
+    if bytes.len() as u64 > SMALL_FILE_BYTES_MAX {
+        return Err(ImportError::FileDamaged { file: path.to_string(), reason: "longer than its kind can be" });
+    }
     Ok(bytes)
 }

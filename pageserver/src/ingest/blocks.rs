@@ -3,7 +3,7 @@
 use keyenc::{Key, Kind};
 use postgres_ffi::page::{page_is_new, set_page_lsn};
 use postgres_ffi::records::heap::VmClear;
-use postgres_ffi::wal::{BlockImage, DecodedBlock, trim::trim_for_block};
+use postgres_ffi::wal::{BlockImage, DecodedBlock, trim::redo_goes_on_after_image, trim::trim_for_block};
 use postgres_ffi::{BlockNumber, ForkNumber, RelTag};
 use smallvec::SmallVec;
 
@@ -49,10 +49,14 @@ impl WalIngest {
     #[inline]
     fn ingest_block(&mut self, step: &mut Step<'_>, block: &DecodedBlock) -> Result<(), IngestError> {
         let existed = self.touch_block(step, block.rel, block.fork, block.block_no)?;
-        if let Some(image) = block.image.as_ref().filter(|image| image.apply) {
+        let applied_image = block.image.as_ref().filter(|image| image.apply);
+        if let Some(image) = applied_image
+            && !redo_goes_on_after_image(step.record, block.block_id)
+        {
             return put_image(step, block, image);
         }
-        let kind = if block.will_init || !existed { Kind::InitDelta } else { Kind::Delta };
+        let starts_anew = block.will_init || !existed || applied_image.is_some();
+        let kind = if starts_anew { Kind::InitDelta } else { Kind::Delta };
         self.value.clear();
         self.value.push(POSTGRES_TAG);
         trim_for_block(step.record, block.block_id, &mut self.value);

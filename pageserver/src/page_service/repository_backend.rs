@@ -152,7 +152,7 @@ fn flatten(path: &str, value: &serde_json::Value, rows: &mut Vec<(String, String
 impl TimelineBackend for Timeline {
     fn info(&self) -> TimelineInfo {
         let metadata = self.metadata();
-        let received = self.receiver_positions();
+        let receiver = self.receiver_status();
         TimelineInfo {
             tenant: metadata.tenant_id.to_string(),
             id: metadata.timeline_id.to_string(),
@@ -163,8 +163,8 @@ impl TimelineBackend for Timeline {
             first_readable_lsn: Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX),
             last_record_lsn: Timeline::last_record_lsn(self),
             durable_lsn: self.durable_lsn(),
-            received_lsn: received.map(|positions| positions.flushed_lsn),
-            source_end_lsn: received.and_then(|positions| positions.primary_lsn),
+            received_lsn: receiver.as_ref().and_then(|status| status.flushed_lsn),
+            source_end_lsn: receiver.as_ref().and_then(|status| status.primary_lsn),
         }
     }
 

@@ -32,8 +32,6 @@ pub(crate) const SQLSTATE_DUPLICATE_OBJECT: &str = "42710";
 pub(crate) const SQLSTATE_UNDEFINED_OBJECT: &str = "42704";
 /// The WAL segment asked for has been removed; a history file does not exist.
 pub(crate) const SQLSTATE_UNDEFINED_FILE: &str = "58P01";
-/// Another connection streams from this slot.
-pub(crate) const SQLSTATE_OBJECT_IN_USE: &str = "55006";
 /// A slot that was invalidated, among others.
 pub(crate) const SQLSTATE_NOT_IN_PREREQUISITE_STATE: &str = "55000";
 /// No connection left, also for `max_wal_senders = 0`.

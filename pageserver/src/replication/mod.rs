@@ -14,7 +14,7 @@ mod channel_binding;
 mod commands;
 mod connection;
 mod conninfo;
-mod error;
+pub(crate) mod error;
 mod frames;
 mod passfile;
 mod query;

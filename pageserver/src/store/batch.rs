@@ -6,6 +6,8 @@
 use keyenc::{Key, Kind};
 use postgres_ffi::Lsn;
 
+use super::watermark::watermark_key;
+
 /// Versions in LSN order with their values.
 #[derive(Default)]
 pub struct Batch {
@@ -38,8 +40,10 @@ impl Batch {
 
     /// Adds the version (`key`, `lsn`, `kind`). Of two with the same three the later one counts.
     ///
-    /// Requires: `lsn` is not below that of the version put before; `value` is shorter than 4 GiB.
+    /// Requires: `lsn` is not below that of the version put before; `value` is shorter than 4 GiB; `key` is not `Object::Watermark`,
+    /// which only the store writes.
     pub fn put(&mut self, key: Key, lsn: Lsn, kind: Kind, value: &[u8]) {
+        assert!(key != watermark_key(), "the store writes its watermarks itself");
         if let Some(last) = self.entries.last() {
             assert!(last.lsn <= lsn, "versions come in LSN order");
         }

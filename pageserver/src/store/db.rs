@@ -54,7 +54,7 @@ impl Db {
         fs::create_dir_all(&pending_dir).map_err(refused)?;
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(refused)?;
 
-        let block_cache = Cache::new_lru_cache(config.block_cache_bytes);
+        let block_cache = Cache::new_hyper_clock_cache(config.block_cache_bytes, 0);
         let mut options = options(config, &block_cache);
         options.create_if_missing(true);
         options.create_missing_column_families(true);

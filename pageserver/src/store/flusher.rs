@@ -16,8 +16,8 @@ use bytes::Bytes;
 use super::Watermark;
 use super::file_set::{ExtraImage, FileSet};
 use super::inner::{FlushJob, Inner};
-use super::layer::watermark_key;
 use super::timeline_state::TimelineState;
+use super::watermark::watermark_key;
 
 /// How often ages are looked at, at most.
 const AGE_CHECK_INTERVAL_MAX: Duration = Duration::from_secs(5);

@@ -1,6 +1,6 @@
 //! What the handles of a store and its flusher share: RocksDB, timelines, memory, the queue of frozen layers, the poison.
 //!
-//! Locks, outermost first: `TimelineState::writer`, then `queue`. `timelines` is never held while another lock is taken.
+//! Locks, outermost first: `TimelineState::writer`, then `queue`. None of the two is taken while `timelines` is held.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -147,10 +147,12 @@ impl Inner {
     pub fn freeze(&self, state: &Arc<TimelineState>, writer: &mut WriterState) -> JobNo {
         let frozen = state.layers.freeze(writer.last_record_lsn, writer.publishing);
         writer.changed_at = None;
+        writer.is_published = frozen.publish;
         self.memory.move_to_frozen(frozen.allocated_bytes);
         let mut queue = self.queue.lock();
         queue.queued += 1;
         let job_no = queue.queued;
+        writer.last_job_no = job_no;
         queue.jobs.push_back(FlushJob { job_no, timeline: Arc::clone(state), frozen });
         self.work.notify_one();
         job_no

@@ -11,7 +11,7 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use foldhash::fast::RandomState;
-use keyenc::{Key, Kind, Object};
+use keyenc::{Key, Kind};
 use parking_lot::{RwLock, RwLockReadGuard};
 use postgres_ffi::{ForkNumber, Lsn, RelTag};
 
@@ -275,14 +275,11 @@ fn link_in_order(
     Ok(())
 }
 
-/// The key of the watermark, which the flusher alone writes.
-pub(super) fn watermark_key() -> Key {
-    Object::Watermark.into()
-}
-
 #[cfg(test)]
 mod tests {
     //! Goal: chains come out newest first whatever the order within an LSN; memory is counted. Method: plain cases.
+
+    use keyenc::Object;
 
     use super::*;
 

@@ -11,9 +11,9 @@ use postgres_ffi::Lsn;
 use super::db::Db;
 use super::gather::{self, Gathered};
 use super::inner::Inner;
-use super::layer::watermark_key;
 use super::layer_map::LayerMap;
 use super::timeline_state::TimelineState;
+use super::watermark::watermark_key;
 use super::{StoreConfig, StoreError, StoreStats, TimelineStore, Watermark, file_set, flusher};
 
 /// RocksDB, shared by all timelines, and the thread that flushes. Dropping it ends the thread and flushes nothing.
@@ -38,17 +38,18 @@ impl Store {
     /// The timeline's versions. All calls with the same number share one set of layers. Reads the watermark the first time.
     /// Errors: `Corrupt`, `Read`; `TimelineDeleted` while `delete_timeline` is at work.
     pub fn timeline(self: &Arc<Self>, timeline: TimelineNo) -> Result<Arc<TimelineStore>, StoreError> {
-        let known = self.inner.timelines.lock().get(&timeline).map(Arc::clone);
-        let state = match known {
-            Some(state) => state,
+        // Held over the read: else a timeline deleted meanwhile could come back with its old watermark.
+        let mut timelines = self.inner.timelines.lock();
+        let state = match timelines.get(&timeline) {
+            Some(state) => Arc::clone(state),
             None => {
                 let watermark = read_watermark(&self.inner, timeline)?;
-                // Whoever is second takes the first one's; nothing can have been flushed in between without it.
-                let mut timelines = self.inner.timelines.lock();
-                let new = || Arc::new(TimelineState::new(timeline, watermark));
-                Arc::clone(timelines.entry(timeline).or_insert_with(new))
+                let state = Arc::new(TimelineState::new(timeline, watermark));
+                timelines.insert(timeline, Arc::clone(&state));
+                state
             }
         };
+        drop(timelines);
         state.check_not_deleted()?;
         Ok(Arc::new(TimelineStore::new(Arc::clone(self), state)))
     }

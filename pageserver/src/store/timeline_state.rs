@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use postgres_ffi::Lsn;
 
 use super::cache_back::CacheBack;
+use super::inner::JobNo;
 use super::layer_map::LayerMap;
 use super::{StoreError, Watermark};
 
@@ -28,6 +29,10 @@ pub(super) struct WriterState {
     pub last_record_lsn: Lsn,
     /// True once a watermark may be written.
     pub publishing: bool,
+    /// True when the last layer that was frozen writes its watermark.
+    pub is_published: bool,
+    /// The last layer that was frozen. 0: none since the store was opened.
+    pub last_job_no: JobNo,
     /// When the open layer got its first version, or the LSN moved without one. None: nothing new since the last freeze.
     pub changed_at: Option<Instant>,
 }
@@ -37,6 +42,8 @@ impl TimelineState {
         let writer = WriterState {
             last_record_lsn: watermark.map_or(Lsn::ZERO, |watermark| watermark.last_record_lsn),
             publishing: watermark.is_some(),
+            is_published: watermark.is_some(),
+            last_job_no: 0,
             changed_at: None,
         };
         TimelineState {

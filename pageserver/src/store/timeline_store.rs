@@ -85,6 +85,8 @@ impl TimelineStore {
     /// A timeline gets its first watermark with the first call that says `publish`; before that, flushes (by size and age too)
     /// write none, so a crash during an import leaves a timeline that says it has nothing. After it every flush writes one.
     ///
+    /// With nothing new it writes nothing, and waits for what is being written.
+    ///
     /// Errors: `Poisoned` (what was put may or may not be durable: reopen), `TimelineDeleted`, `ShuttingDown`.
     pub fn flush(&self, publish: bool) -> Result<(), StoreError> {
         let inner = self.store.inner();
@@ -93,7 +95,8 @@ impl TimelineStore {
             let mut writer = self.state.writer.lock();
             self.state.check_not_deleted()?;
             writer.publishing |= publish;
-            inner.freeze(&self.state, &mut writer)
+            let is_new = writer.changed_at.is_some() || writer.publishing != writer.is_published;
+            if is_new { inner.freeze(&self.state, &mut writer) } else { writer.last_job_no }
         };
         inner.wait_for_job(&self.state, job_no)
     }

@@ -6,6 +6,7 @@
 //! ```
 //! Example: `01 0000000101000028` is 1/1000028. A field more is a new format number; old formats stay readable.
 
+use keyenc::{Key, Object};
 use postgres_ffi::Lsn;
 
 use super::StoreError;
@@ -18,6 +19,11 @@ const ENCODED_LEN: usize = 1 + 8;
 pub struct Watermark {
     /// End of the last record whose versions are all in RocksDB. WAL is read again from here.
     pub last_record_lsn: Lsn,
+}
+
+/// The key of the watermark, which the flusher alone writes.
+pub(super) fn watermark_key() -> Key {
+    Object::Watermark.into()
 }
 
 impl Watermark {

@@ -35,16 +35,8 @@ use crate::config::Config;
 use crate::redo::WalRedo;
 use crate::seq_wait::SeqWait;
 use crate::store::{Gathered, TimelineStore};
+use crate::wal_receiver::{ReceiverStatus, WalReceiver};
 use version_cache::VersionCache;
-
-/// How far the WAL of a timeline has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReceiverPositions {
-    /// End of the WAL that is fsynced on our disk.
-    pub flushed_lsn: Lsn,
-    /// End of the primary's WAL, as it last told us.
-    pub primary_lsn: Option<Lsn>,
-}
 
 /// What a timeline is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,8 +83,8 @@ pub struct Timeline {
     /// True until WAL has come up to the first readable LSN. Beside `state`, since it is asked for each batch.
     is_catching_up: AtomicBool,
     wal_bytes_ingested: AtomicU64,
-    /// How far the receiver is, while one runs.
-    receiver: RwLock<Option<ReceiverPositions>>,
+    /// Feeds this timeline from its primary, while one runs.
+    receiver: RwLock<Option<WalReceiver>>,
     wait_lsn_timeout: Duration,
     cache_back_records_min: usize,
 }
@@ -203,9 +195,9 @@ impl Timeline {
         Ok(found)
     }
 
-    /// How far the receiver is; `None` while none runs.
-    pub fn receiver_positions(&self) -> Option<ReceiverPositions> {
-        *self.receiver.read()
+    /// How the receiver is doing; `None` while none runs.
+    pub fn receiver_status(&self) -> Option<ReceiverStatus> {
+        self.receiver.read().as_ref().map(WalReceiver::status)
     }
 
     /// The timeline that this one left, and where; `None` for an imported one.

@@ -82,8 +82,12 @@ impl Timeline {
                 block_count
             }
         };
-        let block_count = block_count.ok_or(ReadError::RelationMissing { rel, fork, request_lsn })?;
-        Ok(block_no < block_count)
+        match block_count {
+            Some(block_count) => Ok(block_no < block_count),
+            // Both maps come into being at their first use; before that they read as zeroes.
+            None if matches!(fork, ForkNumber::Fsm | ForkNumber::Vm) => Ok(false),
+            None => Err(ReadError::RelationMissing { rel, fork, request_lsn }),
+        }
     }
 
     fn check_slru_page_exists(

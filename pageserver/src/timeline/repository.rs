@@ -10,8 +10,6 @@ mod importing;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 
 use keyenc::{Key, Object, TimelineNo};
 use parking_lot::{Mutex, RwLock};
@@ -21,11 +19,14 @@ use tracing::{info, warn};
 
 use super::metadata::{MetadataError, TimelineMetadata};
 use super::version_cache::{VersionCache, VersionCacheStats};
-use super::{ReadError, TenantId, Timeline, TimelineId};
+use super::{ReadError, TenantId, Timeline, TimelineId, TimelineIngestError};
 use crate::config::Config;
 use crate::import::ImportError;
 use crate::redo::WalRedo;
+use crate::replication::ReplicationError;
 use crate::store::{Gathered, Store, StoreConfig, StoreError, StoreStats, TimelineStore};
+use crate::wal::WalFileError;
+use crate::wal_receiver::WalReceiver;
 
 pub use importing::ImportReport;
 
@@ -59,6 +60,15 @@ pub enum RepositoryError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The WAL on our disk cannot be used.
+    #[error(transparent)]
+    Wal(#[from] WalFileError),
+    /// The primary's connection string cannot be used.
+    #[error(transparent)]
+    Replication(#[from] ReplicationError),
+    /// Ingest cannot begin.
+    #[error(transparent)]
+    Ingest(#[from] TimelineIngestError),
     /// No timeline has this id or name.
     #[error("Not found: no such timeline; `show timelines` lists them. timeline=`{name}`")]
     TimelineMissing {
@@ -120,8 +130,6 @@ pub struct Repository {
     /// Numbers given out; a number is never given twice, so that no version can be taken for another timeline's.
     timeline_no_max: Mutex<u32>,
     redo: Mutex<HashMap<TenantId, Arc<WalRedo>>>,
-    receivers: Mutex<HashMap<TimelineId, JoinHandle<()>>>,
-    shutting_down: Arc<AtomicBool>,
 }
 
 impl Repository {
@@ -139,8 +147,6 @@ impl Repository {
             timelines: RwLock::default(),
             timeline_no_max: Mutex::new(0),
             redo: Mutex::default(),
-            receivers: Mutex::default(),
-            shutting_down: Arc::default(),
         });
         let metadata = repository.load_metadata()?;
         repository.open_timelines(metadata)?;
@@ -274,14 +280,13 @@ impl Repository {
 
     /// Ends the receivers, wakes who waits, and writes out what is in memory.
     pub fn shutdown(&self) -> Result<(), RepositoryError> {
-        self.shutting_down.store(true, Ordering::Release);
         for timeline in self.timelines() {
             timeline.last_record.shutdown();
         }
-        let receivers: Vec<_> = self.receivers.lock().drain().map(|(_, thread)| thread).collect();
-        for thread in receivers {
-            let _ = thread.join(); // A panic there was printed.
-        }
+        let mut receivers: Vec<_> =
+            self.timelines().iter().filter_map(|timeline| timeline.receiver.write().take()).collect();
+        receivers.iter_mut().for_each(WalReceiver::request_stop);
+        receivers.into_iter().for_each(WalReceiver::stop);
         for timeline in self.timelines() {
             if timeline.store.watermark().is_some() {
                 timeline.store.flush(true)?;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use postgres_ffi::PgVersion;
-use tests::prove::{Leg, Plan, run_leg};
+use tests::prove::{Leg, Plan, Times, run_leg};
 
 /// Compare every page with the primary's, and pages of the past with what the primary held, after load and crashes.
 #[derive(Parser)]
@@ -29,8 +29,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let plan =
-        Plan { scale: arguments.scale, moments: arguments.moments, seed: arguments.seed.unwrap_or_else(rand::random) };
+    let times = Times { moments: arguments.moments, ..Times::PROOF };
+    let plan = Plan { scale: arguments.scale, times, seed: arguments.seed.unwrap_or_else(rand::random) };
     println!("seed: {}", plan.seed);
     let mut table = Vec::new();
     for version in &arguments.versions {

@@ -26,22 +26,47 @@ pub enum Event {
     Glimpse,
 }
 
-/// How often what happens. The sum of the kills is what the proof asks for: at least 20.
-const TIMES: &[(Event, usize)] = &[
-    (Event::KillPageServer, 12),
-    (Event::KillRedoProcess, 12),
-    (Event::CutStream, 10),
-    (Event::RestartPrimary(Stop::Fast), 1),
-    (Event::RestartPrimary(Stop::Immediate), 1),
-    (Event::KillPrimary, 1),
-    (Event::Promote, 1),
-    (Event::Glimpse, 40),
-];
+/// How often what happens in a leg.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// The page server is killed.
+    pub page_server_kills: usize,
+    /// A redo process is killed.
+    pub redo_kills: usize,
+    /// The stream is cut.
+    pub cuts: usize,
+    /// Quiet moments whose pages are compared in the end.
+    pub moments: usize,
+    /// Pages are taken under load.
+    pub glimpses: usize,
+    /// A standby takes over: once, or not at all.
+    pub promote: bool,
+}
 
-/// All events of a leg with `moments` moments, shuffled.
-pub fn shuffled(rng: &mut SmallRng, moments: usize) -> Vec<Event> {
-    let times = TIMES.iter().copied().chain([(Event::Moment, moments)]);
-    let mut events: Vec<Event> = times.flat_map(|(event, count)| std::iter::repeat_n(event, count)).collect();
+impl Times {
+    /// What the proof promises: the page server and redo processes are killed at least 20 times.
+    pub const PROOF: Times =
+        Times { page_server_kills: 12, redo_kills: 12, cuts: 10, moments: 50, glimpses: 40, promote: true };
+    /// A shorter course for the test suite.
+    pub const SHORT: Times =
+        Times { page_server_kills: 3, redo_kills: 3, cuts: 3, moments: 10, glimpses: 10, promote: true };
+}
+
+/// All events of a leg, shuffled. The primary is restarted in each way once.
+pub fn shuffled(rng: &mut SmallRng, times: Times) -> Vec<Event> {
+    let times = [
+        (Event::KillPageServer, times.page_server_kills),
+        (Event::KillRedoProcess, times.redo_kills),
+        (Event::CutStream, times.cuts),
+        (Event::RestartPrimary(Stop::Fast), 1),
+        (Event::RestartPrimary(Stop::Immediate), 1),
+        (Event::KillPrimary, 1),
+        (Event::Promote, usize::from(times.promote)),
+        (Event::Moment, times.moments),
+        (Event::Glimpse, times.glimpses),
+    ];
+    let mut events: Vec<Event> =
+        times.into_iter().flat_map(|(event, count)| std::iter::repeat_n(event, count)).collect();
     events.shuffle(rng);
     events
 }
@@ -53,14 +78,14 @@ mod tests {
 
     #[test]
     fn a_seed_says_what_happens() {
-        let events = |seed| shuffled(&mut SmallRng::seed_from_u64(seed), 50);
+        let events = |seed| shuffled(&mut SmallRng::seed_from_u64(seed), Times::PROOF);
         assert_eq!(events(1), events(1));
         assert_ne!(events(1), events(2));
     }
 
     #[test]
     fn kills_are_as_many_as_promised() {
-        let events = shuffled(&mut SmallRng::seed_from_u64(1), 0);
+        let events = shuffled(&mut SmallRng::seed_from_u64(1), Times::PROOF);
         let kills = events.iter().filter(|event| matches!(event, Event::KillPageServer | Event::KillRedoProcess));
         assert!(kills.count() >= 20);
     }

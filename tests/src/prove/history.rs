@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use postgres::Client;
+use postgres::error::SqlState;
 use postgres_ffi::mask::{self, Equality, PageKind};
-use postgres_ffi::page::{BLCKSZ, Page, page_lsn};
+use postgres_ffi::page::{BLCKSZ, Page, ZERO_PAGE, page_lsn};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -49,9 +50,12 @@ struct Candidate {
 /// Holds the load and takes pages as of one LSN, which is returned with them.
 pub fn take_moment(target: &Target, rng: &mut SmallRng) -> Result<(Lsn, Vec<Sample>)> {
     let _quiet = target.quiesce();
-    let mut client = target.connect("postgres")?;
+    let mut client = connect(target)?;
     for _ in 0..QUIET_TRIES {
-        let candidates = candidates(&mut client, rng, true)?;
+        let candidates = match candidates(&mut client, rng, true) {
+            Err(error) if is_lock_timeout(&error) => continue,
+            candidates => candidates?,
+        };
         let lsn = insert_lsn(&mut client)?;
         let pages = read_all(&mut client, &candidates)?;
         if insert_lsn(&mut client)? == lsn {
@@ -66,7 +70,7 @@ pub fn take_moment(target: &Target, rng: &mut SmallRng) -> Result<(Lsn, Vec<Samp
 /// Takes pages while the load goes on. `first_lsn`: nothing below can be asked for, and the primary is past it: a page that was not
 /// changed since is the same there.
 pub fn take_glimpse(target: &Target, first_lsn: Lsn, rng: &mut SmallRng) -> Result<Vec<Sample>> {
-    let mut client = target.connect("postgres")?;
+    let mut client = connect(target)?;
     let candidates = candidates(&mut client, rng, false)?;
     let pages = read_all(&mut client, &candidates)?;
     flush(&mut client)?;
@@ -76,6 +80,18 @@ pub fn take_glimpse(target: &Target, first_lsn: Lsn, rng: &mut SmallRng) -> Resu
         Some(sample(candidate, page, lsn.max(first_lsn), true))
     });
     Ok(with_lsn.collect())
+}
+
+/// A session that waits for no table lock for long: one whose owner is held back by our quiet would never be released.
+fn connect(target: &Target) -> Result<Client> {
+    let mut client = target.connect("postgres")?;
+    client.batch_execute("SET lock_timeout = '200ms'")?;
+    Ok(client)
+}
+
+fn is_lock_timeout(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<postgres::Error>();
+    error.is_some_and(|error| error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
 }
 
 fn sample(candidate: &Candidate, page: Box<Page>, request_lsn: Lsn, is_glimpse: bool) -> Sample {
@@ -88,13 +104,15 @@ fn sample(candidate: &Candidate, page: Box<Page>, request_lsn: Lsn, is_glimpse: 
 fn candidates(client: &mut Client, rng: &mut SmallRng, quiet: bool) -> Result<Vec<Candidate>> {
     let kinds = if quiet { "'r', 'i', 't', 'm', 'S'" } else { "'r', 'i', 't', 'm'" };
     let sql = format!(
-        "SELECT c.oid::regclass::text, CASE WHEN c.reltablespace = 0 THEN d.dattablespace ELSE c.reltablespace END,
+        "WITH chosen AS MATERIALIZED (
+             SELECT c.* FROM pg_class c
+              WHERE c.relkind IN ({kinds}) AND c.relpersistence = 'p' AND c.relfilenode IS NOT NULL
+                AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.relation = c.oid AND l.mode = 'AccessExclusiveLock')
+              ORDER BY (c.oid >= 16384) AND random() < 0.8 DESC, random() LIMIT {RELATIONS})
+         SELECT c.oid::regclass::text, CASE WHEN c.reltablespace = 0 THEN d.dattablespace ELSE c.reltablespace END,
                 CASE WHEN c.relisshared THEN 0::oid ELSE d.oid END, pg_relation_filenode(c.oid),
                 pg_relation_size(c.oid, 'main') / 8192, pg_relation_size(c.oid, 'vm') / 8192
-           FROM pg_class c, pg_database d
-          WHERE d.datname = current_database() AND c.relkind IN ({kinds}) AND c.relpersistence = 'p'
-            AND pg_relation_size(c.oid) > 0
-          ORDER BY (c.oid >= 16384) AND random() < 0.8 DESC, random() LIMIT {RELATIONS}"
+           FROM chosen c, pg_database d WHERE d.datname = current_database()"
     );
     let mut candidates = Vec::new();
     for row in client.query(&sql, &[]).context("choose relations")? {
@@ -165,11 +183,12 @@ fn flush(client: &mut Client) -> Result<()> {
 /// The page that the page server has for `sample`.
 fn ask(session: &mut Client, timeline: &str, sample: &Sample) -> Result<Box<Page>> {
     let Sample { rel, fork, block_no, request_lsn, .. } = sample;
-    let command = format!("PAGE GET {timeline} {rel}/{fork}/{block_no} AT {request_lsn}");
+    let command = format!("PAGE GET {timeline} '{rel}/{fork}/{block_no}' AT '{request_lsn}'");
     for message in session.simple_query(&command).with_context(|| command.clone())? {
         if let postgres::SimpleQueryMessage::Row(row) = message {
-            let hex = row.get("page").and_then(|text| text.strip_prefix("\\x")).context("no page in the answer")?;
-            return to_page(decode_hex(hex)?);
+            // Null: behind the end. The primary may have taken more room, all zeroes, without saying so in WAL.
+            let Some(text) = row.try_get("page")? else { return Ok(Box::new(ZERO_PAGE)) };
+            return to_page(decode_hex(text.strip_prefix("\\x").context("not a bytea")?)?);
         }
     }
     bail!("no answer to {command}")

@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::Narrator;
-use super::events::{Event, shuffled};
+use super::events::{Event, Times, shuffled};
 use super::history::{self, Sample};
 use super::load::Load;
 use crate::workload::{Target, tpcb};
@@ -27,6 +27,10 @@ const PAUSE_MS_MAX: u64 = 1000;
 /// After so many bytes at most, counted from the event, the stream is cut.
 const CUT_BYTES_MAX: u64 = 300_000;
 
+/// So little that layers are frozen, flushed and merged all the time, and pages are cached back early.
+const LITTLE_MEMORY: &str = "page_cache_mib = 4\n[store]\nlayer_mib = 8\nblock_cache_mib = 8\nflush_interval_seconds = 5\n\
+    [redo]\ncache_back_records_min = 2\n[wal]\nkeep_mib = 16";
+
 /// The settings of a leg.
 #[derive(Clone, Copy, Debug)]
 pub struct Leg {
@@ -40,14 +44,35 @@ pub struct Leg {
     pub logical: bool,
     /// Size of a WAL segment file.
     pub wal_segment_mb: u32,
+    /// A tablespace outside of the data directory. A standby on the same machine cannot have the same one, so there is no
+    /// promotion then; otherwise tablespaces are in place, and there is one.
+    pub tablespace_outside: bool,
+    /// `pageserver.toml`: little memory, so that much is written and read back, or the defaults.
+    pub little_memory: bool,
 }
 
 impl Leg {
     /// The two legs of a version. Between them each setting stands at both of its values.
     pub fn both(version: PgVersion) -> [Leg; 2] {
         [
-            Leg { version, checksums: true, full_page_writes: true, logical: false, wal_segment_mb: 16 },
-            Leg { version, checksums: false, full_page_writes: false, logical: true, wal_segment_mb: 1 },
+            Leg {
+                version,
+                checksums: true,
+                full_page_writes: true,
+                logical: false,
+                wal_segment_mb: 16,
+                tablespace_outside: false,
+                little_memory: true,
+            },
+            Leg {
+                version,
+                checksums: false,
+                full_page_writes: false,
+                logical: true,
+                wal_segment_mb: 1,
+                tablespace_outside: true,
+                little_memory: false,
+            },
         ]
     }
 
@@ -70,8 +95,8 @@ impl Leg {
 pub struct Plan {
     /// Branches of the bank: 16 MB each.
     pub scale: i32,
-    /// Quiet moments whose pages are compared in the end.
-    pub moments: usize,
+    /// How often what happens.
+    pub times: Times,
     /// What everything random follows from.
     pub seed: u64,
 }
@@ -97,10 +122,12 @@ pub fn run_leg(leg: Leg, plan: Plan) -> Result<Summary> {
     narrator.say(format_args!("{leg:?}, {plan:?}"));
     let mut course = Course::start(leg, plan, narrator)?;
     let result = course.run();
-    if result.is_err() {
-        eprintln!("{}\n{}", course.pageserver.log_tail(), course.primary.log_tail());
+    if let Err(error) = result {
+        let lines = course.pageserver.unexpected_log_lines().join("\n");
+        course.pageserver.ignore_log();
+        let logs = format!("{}\n{}", course.primary.log_tail(), course.pageserver.log_tail());
+        return Err(error.context(format!("{logs}\nunexpected in the page server's log:\n{lines}")));
     }
-    result?;
     Ok(course.summary)
 }
 
@@ -130,9 +157,13 @@ impl Course {
         let mut session = primary.connect()?;
         session.batch_execute("CREATE EXTENSION pageinspect")?;
         tpcb::init(&mut session, plan.scale)?;
+        if leg.tablespace_outside {
+            make_tablespace_outside(&mut session, &dir)?;
+        }
         narrator.say(format_args!("PostgreSQL {} is running with scale {}", leg.version, plan.scale));
         let proxy = CutProxy::start(primary.port())?;
-        let mut pageserver = PageServer::builder().start(&dir)?;
+        let config = if leg.little_memory { LITTLE_MEMORY } else { "" };
+        let mut pageserver = PageServer::builder().config(config)?.start(&dir)?;
         for expected in ["redo process", "wal receiver", "connection to the primary"] {
             pageserver.expect_in_log(expected); // Killed and cut on purpose: to be warned of, and survived.
         }
@@ -163,7 +194,8 @@ impl Course {
     }
 
     fn run(&mut self) -> Result<()> {
-        let events = shuffled(&mut self.rng, self.plan.moments);
+        let times = Times { promote: self.plan.times.promote && !self.leg.tablespace_outside, ..self.plan.times };
+        let events = shuffled(&mut self.rng, times);
         for event in events {
             thread::sleep(Duration::from_millis(self.rng.random_range(0..PAUSE_MS_MAX)));
             self.happen(event).with_context(|| format!("event {event:?}"))?;
@@ -298,6 +330,20 @@ impl Course {
         self.summary.comparison = outcome.stdout;
         Ok(())
     }
+}
+
+/// A tablespace in a directory of its own, with a table, an index and a database in it.
+fn make_tablespace_outside(session: &mut postgres::Client, dir: &TestDir) -> Result<()> {
+    let location = dir.create_subdir("tablespace outside")?;
+    let location = location.to_str().context("a path in UTF-8")?;
+    session.batch_execute(&format!("CREATE TABLESPACE outside LOCATION '{location}'"))?;
+    session.batch_execute(
+        "CREATE TABLE lies_outside (id int PRIMARY KEY USING INDEX TABLESPACE outside, v text) TABLESPACE outside",
+    )?;
+    session.batch_execute("INSERT INTO lies_outside SELECT i, repeat('o', 50) FROM generate_series(1, 5000) i")?;
+    session
+        .batch_execute("CREATE DATABASE lies_outside TEMPLATE template0 TABLESPACE outside")
+        .context("a database outside")
 }
 
 /// The end of the last record that the page server can read.

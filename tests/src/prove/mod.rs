@@ -4,14 +4,15 @@
 //! - What happens, and in which order, follows from a seed, which is printed. How it interleaves with the load does not.
 //! - A leg is one version with one set of settings; see [`Leg`]. It ends with an error at the first wrong page.
 
-mod events;
+pub mod load;
 
-mod history;
+pub mod history;
+
+mod events;
 
 mod leg;
 
-mod load;
-
+pub use events::Times;
 pub use leg::{Leg, Plan, Summary, run_leg};
 
 use std::time::Instant;

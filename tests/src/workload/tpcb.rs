@@ -13,11 +13,10 @@ const ACCOUNTS: i32 = 100_000;
 /// Tellers per unit of scale.
 const TELLERS: i32 = 10;
 
-/// Makes and fills the tables in the current schema, `scale` branches; replaces them if they are there.
+/// Makes and fills the tables in the current schema, `scale` branches. Requires: they are not there.
 pub fn init(client: &mut Client, scale: i32) -> Result<()> {
     client.batch_execute(&format!(
-        "DROP TABLE IF EXISTS pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history;
-         CREATE TABLE pgbench_history (tid int, bid int, aid int, delta int, mtime timestamp, filler char(22));
+        "CREATE TABLE pgbench_history (tid int, bid int, aid int, delta int, mtime timestamp, filler char(22));
          CREATE TABLE pgbench_tellers (tid int PRIMARY KEY, bid int, tbalance int, filler char(84)) WITH (fillfactor = 100);
          CREATE TABLE pgbench_branches (bid int PRIMARY KEY, bbalance int, filler char(88)) WITH (fillfactor = 100);
          CREATE TABLE pgbench_accounts (aid int, bid int, abalance int, filler char(84)) WITH (fillfactor = 100);

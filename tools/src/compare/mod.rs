@@ -4,16 +4,19 @@
 //! - What may differ is decided in `postgres_ffi::mask` (pages) and in [`files`] (everything else), with the reasons.
 //! - Nothing is skipped silently: what is not compared is counted under a reason.
 
+mod command;
 pub mod files;
+pub mod page_server;
 pub mod relations;
 pub mod report;
 pub mod source;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use postgres_ffi::control_file::DbState;
 
+pub use command::Compare;
 pub use report::Report;
 pub use source::Source;
 
@@ -30,22 +33,17 @@ pub struct Options {
     pub save_dir: Option<PathBuf>,
 }
 
-/// Compares the directory with the source. Requires: both are at the same LSN, the server of the directory was stopped cleanly.
+/// Compares the directory with the source. Requires: nothing was written between the end of the directory's shutdown checkpoint and the
+/// source's LSN. Errors: the server of the directory was not stopped cleanly, files or pages cannot be read.
 pub fn compare(dir: &DataDir, source: &dyn Source, options: &Options) -> Result<Report> {
     match dir.control.state {
         DbState::ShutDown => {}
         state => bail!("the cluster was not stopped cleanly, its files are behind its WAL. state=`{state:?}`"),
     }
-    let disk_lsn = dir.checkpoint_end_lsn()?;
-    ensure!(
-        disk_lsn == source.lsn(),
-        "the two sides are not at the same LSN. directory=`{disk_lsn}`, other=`{}`",
-        source.lsn()
-    );
     let mut report = relations::compare(dir, source, options)?;
     files::compare(dir, source, &mut report)?;
     report.compared_with = source.describe();
-    report.lsn = Some(disk_lsn);
+    report.lsn = Some(source.lsn());
     leave_out_others(dir, &mut report);
     report.finish(options.mismatches_max);
     Ok(report)

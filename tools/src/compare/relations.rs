@@ -89,6 +89,8 @@ fn plan(dir: &DataDir, ours: &Sizes, report: &mut Report) -> Vec<Unit> {
             (None, Some(on_disk)) if fork != ForkNumber::Main && on_disk > 0 => {
                 split(&mut units, rel, fork, 0, on_disk);
             }
+            // A map's file is made without WAL (visibilitymap.c, vm_extend): one without blocks says as much as none.
+            (None, Some(0)) | (Some(0), None) if fork == ForkNumber::Vm => {}
             (None, Some(on_disk)) => {
                 report.missing("relations", what, format!("in the directory only, {on_disk} blocks"));
             }

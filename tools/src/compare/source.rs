@@ -51,6 +51,11 @@ impl DirectorySource {
         };
         Ok(DirectorySource { dir, lsn })
     }
+
+    /// Where its replay or its own WAL ended.
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
 }
 
 impl Source for DirectorySource {

@@ -1,4 +1,4 @@
-//! Runs a command that gives rows. Streams and session commands are run by [`super::super::connection`].
+//! Runs a command that gives rows. Streams and session commands are run by `connection`.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

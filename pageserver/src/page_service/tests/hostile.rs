@@ -158,8 +158,8 @@ fn one_byte_at_a_time() {
 #[test]
 fn silence_is_ended() {
     let fixture = Fixture::with(|config| {
-        config.idle_timeout = Duration::from_millis(300);
-        config.startup_timeout = Duration::from_millis(300);
+        config.idle_timeout = Duration::from_secs(1);
+        config.startup_timeout = Duration::from_secs(1);
     });
     let half = |bytes: &[u8]| {
         let mut socket = fixture.session();

@@ -119,9 +119,15 @@ fn read_hello(stdout: &mut std::fs::File, version: PgVersion, deadline: Instant)
 
 fn postgres_command(program: &PostgresProgram, version: PgVersion) -> Result<(Command, TempDir), StartError> {
     let owner = run_as(program.run_as.as_deref())?;
-    let extension = quotable(&program.extension)?;
     let skeleton = skeleton::create(program.work_dir.as_deref(), version, &program.pg_control, owner)
         .map_err(|error| format!("cannot make the data directory: {error}"))?;
+    // Another user may not be allowed to come to where the extension is installed; to the data directory it is.
+    let extension = match owner {
+        Some(owner) => skeleton::add_extension(&skeleton, &program.extension, owner)
+            .map_err(|error| format!("cannot copy {}: {error}", program.extension.display()))?,
+        None => program.extension.clone(),
+    };
+    let extension = quotable(&extension)?;
     let mut command = Command::new(&program.postgres);
     command.env_clear().env("LC_ALL", "C");
     if let Some((uid, gid)) = owner {
@@ -131,7 +137,7 @@ fn postgres_command(program: &PostgresProgram, version: PgVersion) -> Result<(Co
     let mut libraries: Vec<String> = program.preload_libraries.iter().map(|name| format!("\"{name}\"")).collect();
     if version == PgVersion::V14 {
         // 14 loads no libraries in single-user mode.
-        command.env("LD_PRELOAD", &program.extension).env("PAGESERVER_REDO_PRELOAD", "1");
+        command.env("LD_PRELOAD", extension).env("PAGESERVER_REDO_PRELOAD", "1");
     } else {
         libraries.push(format!("\"{extension}\""));
     }

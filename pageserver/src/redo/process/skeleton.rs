@@ -50,6 +50,15 @@ pub fn create(
     Ok(dir)
 }
 
+/// A copy of the extension in the directory, readable by `owner`.
+pub fn add_extension(skeleton: &TempDir, extension: &Path, (uid, gid): (Uid, Gid)) -> io::Result<PathBuf> {
+    let copy = skeleton.path().join("redo_extension.so");
+    fs::copy(extension, &copy)?;
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o500))?;
+    chown(&copy, Some(uid.as_raw()), Some(gid.as_raw()))?;
+    Ok(copy)
+}
+
 /// A new directory that only its owner may enter: PostgreSQL insists on that.
 fn make_dir(work_dir: Option<&Path>) -> io::Result<TempDir> {
     let mut builder = tempfile::Builder::new();

@@ -1,6 +1,7 @@
 //! Goal: readers miss nothing and meet nothing wrong while versions move from the open layer to a frozen one to RocksDB, through compaction.
 //! Method: record n touches one key with a kind and a value that follow from n, so that a reader can tell what any chain must be.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -10,7 +11,7 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 
-const KEYS: u64 = 500;
+pub(super) const KEYS: u64 = 500;
 const RECORDS: u64 = 120_000;
 const RECORDS_PER_BATCH: u64 = 50;
 /// Every so many records of a key one is an image.
@@ -26,7 +27,7 @@ fn value(record: u64) -> Vec<u8> {
 }
 
 /// Ends at LSN `(record + 1) * 8`.
-fn expected_chain(key_no: u64, request_lsn: u64) -> Chain {
+pub(super) fn expected_chain(key_no: u64, request_lsn: u64) -> Chain {
     let mut chain = Vec::new();
     let Some(last_record) = (request_lsn / 8).checked_sub(1) else { return (chain, false) };
     let newest = last_record.checked_sub((last_record + KEYS - key_no) % KEYS);
@@ -41,16 +42,22 @@ fn expected_chain(key_no: u64, request_lsn: u64) -> Chain {
     (chain, false)
 }
 
+/// Puts these records as one batch.
+pub(super) fn put_records(timeline: &TimelineStore, versions: &mut Batch, records: Range<u64>) {
+    versions.clear();
+    let end_lsn = Lsn::new(records.end * 8);
+    for record in records {
+        versions.put(block((record % KEYS) as u32), Lsn::new((record + 1) * 8), kind(record), &value(record));
+    }
+    timeline.put(versions, end_lsn).expect("put");
+}
+
 fn write(timeline: &TimelineStore, last_record_lsn: &AtomicU64) {
     let mut versions = Batch::new();
     for start in (0..RECORDS).step_by(RECORDS_PER_BATCH as usize) {
-        versions.clear();
-        for record in start..start + RECORDS_PER_BATCH {
-            versions.put(block((record % KEYS) as u32), Lsn::new((record + 1) * 8), kind(record), &value(record));
-        }
-        let end_lsn = (start + RECORDS_PER_BATCH) * 8;
-        timeline.put(&versions, Lsn::new(end_lsn)).expect("put");
-        last_record_lsn.store(end_lsn, Ordering::Release);
+        let end = start + RECORDS_PER_BATCH;
+        put_records(timeline, &mut versions, start..end);
+        last_record_lsn.store(end * 8, Ordering::Release);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod concurrent;
 mod faults;
+mod kill;
 mod model;
 mod rules;
 

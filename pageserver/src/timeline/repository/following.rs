@@ -1,96 +1,75 @@
-//! Imported timelines follow their primaries: for each a thread that streams WAL and feeds it to the timeline.
-//!
-//! Reported as flushed is what the store has durably: until then the primary keeps the WAL in our slot.
+//! Imported timelines follow their primaries: each has a receiver that feeds it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use postgres_ffi::Lsn;
-use tracing::{info, warn};
 
-use super::Repository;
-use crate::replication::{
-    ConnInfo, Connection, Mode, ReplicationError, Started, Status, WalEvent, WalStream, one_line,
-};
-use crate::timeline::{ReceiverPositions, Timeline, TimelineIngest, TimelineState};
-
-const RETRY_DELAY: Duration = Duration::from_millis(500);
-const POLL: Duration = Duration::from_millis(200);
+use super::{Repository, RepositoryError};
+use crate::replication::{ConnInfo, ReplicationError};
+use crate::timeline::{Timeline, TimelineIngest, TimelineIngestError};
+use crate::wal::WalLayout;
+use crate::wal_receiver::{ReceiverConfig, SinkError, WalReceiver, WalSink};
 
 impl Repository {
-    /// Starts to follow the primary of every timeline that has one.
-    pub fn follow_primaries(self: &Arc<Self>) {
-        for timeline in self.timelines() {
-            self.follow(&timeline);
-        }
+    /// Starts to follow the primary of every timeline that has one. Errors: the WAL files of a timeline cannot be used.
+    pub fn follow_primaries(&self) -> Result<(), RepositoryError> {
+        self.timelines().iter().try_for_each(|timeline| self.follow(timeline))
     }
 
     /// Starts to follow the timeline's primary, if it has one.
-    pub(super) fn follow(&self, timeline: &Arc<Timeline>) {
-        if timeline.metadata().primary.is_none() {
-            return;
-        }
-        let timeline_id = timeline.metadata().timeline_id;
-        let shutting_down = Arc::clone(&self.shutting_down);
-        let timeline = Arc::clone(timeline);
-        let thread: JoinHandle<()> = std::thread::spawn(move || {
-            while !shutting_down.load(Ordering::Acquire) && !matches!(timeline.state(), TimelineState::Stopped { .. }) {
-                if let Err(error) = stream(&timeline, &shutting_down) {
-                    warn!(error = one_line(&*error), "stream ended");
-                }
-                std::thread::sleep(RETRY_DELAY);
-            }
-        });
-        self.receivers.lock().insert(timeline_id, thread);
+    pub(super) fn follow(&self, timeline: &Arc<Timeline>) -> Result<(), RepositoryError> {
+        let metadata = timeline.metadata();
+        let Some(primary) = &metadata.primary else { return Ok(()) };
+        let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
+        let config = ReceiverConfig {
+            conninfo,
+            slot: Some(primary.slot.clone()),
+            layout: WalLayout {
+                directory: self.timeline_dir(metadata.timeline_id).join("wal"),
+                version: metadata.cluster.pg_version,
+                segment_bytes: metadata.cluster.wal_segment_bytes,
+                system_id: metadata.cluster.system_identifier,
+            },
+            pg_timeline_id: metadata.cluster.pg_timeline_id,
+            status_interval: std::time::Duration::from_secs(self.config.wal.status_interval_seconds),
+            receive_timeout: RECEIVE_TIMEOUT,
+        };
+        let sink = TimelineSink::new(Arc::clone(timeline))?;
+        let receiver = WalReceiver::start(config, Box::new(sink))?;
+        *timeline.receiver.write() = Some(receiver);
+        Ok(())
     }
 }
 
-fn stream(
-    timeline: &Arc<Timeline>,
-    shutting_down: &std::sync::atomic::AtomicBool,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let metadata = timeline.metadata();
-    let Some(primary) = &metadata.primary else { return Ok(()) };
-    let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
-    let connection = Connection::connect(&conninfo, Mode::Replication)?;
-    let start_lsn = timeline.last_record_lsn();
-    let mut ingest = TimelineIngest::new(Arc::clone(timeline))?;
-    info!(%start_lsn, "streaming");
-    let started = connection.start_replication(Some(&primary.slot), start_lsn, metadata.cluster.pg_timeline_id)?;
-    let Started::Streaming(mut stream) = started else { return Ok(()) };
-    let mut reported = Instant::now();
-    while !shutting_down.load(Ordering::Acquire) {
-        let mut primary_lsn = None;
-        match stream.next(POLL)? {
-            WalEvent::Data { bytes, primary_lsn: end, .. } => {
-                ingest.feed(bytes)?;
-                primary_lsn = Some(end);
-            }
-            WalEvent::Keepalive { primary_lsn: end, reply_requested, .. } => {
-                primary_lsn = Some(end);
-                if reply_requested {
-                    report(&mut stream, timeline)?;
-                }
-            }
-            WalEvent::Idle => {}
-            WalEvent::TimelineEnd { .. } => return Ok(()),
-        }
-        if reported.elapsed() > Duration::from_secs(1) {
-            report(&mut stream, timeline)?;
-            reported = Instant::now();
-        }
-        if primary_lsn.is_some() {
-            let flushed_lsn = timeline.last_record_lsn();
-            *timeline.receiver.write() = Some(ReceiverPositions { flushed_lsn, primary_lsn });
-        }
-    }
-    Ok(())
+/// Silence of the primary after which the connection counts as lost, as PostgreSQL's `wal_receiver_timeout`.
+const RECEIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The end of the receiver's way: the timeline's ingest.
+struct TimelineSink {
+    timeline: Arc<Timeline>,
+    ingest: TimelineIngest,
 }
 
-fn report(stream: &mut WalStream, timeline: &Timeline) -> Result<(), ReplicationError> {
-    let flush_lsn = timeline.durable_lsn().unwrap_or(Lsn::ZERO);
-    let status = Status { write_lsn: flush_lsn, flush_lsn, apply_lsn: timeline.last_record_lsn() };
-    stream.send_status(&status, false)
+impl TimelineSink {
+    fn new(timeline: Arc<Timeline>) -> Result<Self, TimelineIngestError> {
+        let ingest = TimelineIngest::new(Arc::clone(&timeline))?;
+        Ok(TimelineSink { timeline, ingest })
+    }
+}
+
+impl WalSink for TimelineSink {
+    fn last_record_lsn(&self) -> Lsn {
+        self.timeline.last_record_lsn()
+    }
+
+    fn restart(&mut self) -> Result<(), SinkError> {
+        self.ingest = TimelineIngest::new(Arc::clone(&self.timeline))?;
+        Ok(())
+    }
+
+    fn ingest(&mut self, start_lsn: Lsn, bytes: Bytes) -> Result<Lsn, SinkError> {
+        assert!(start_lsn == self.ingest.fed_until(), "WAL comes without gaps");
+        Ok(self.ingest.feed(bytes)?)
+    }
 }

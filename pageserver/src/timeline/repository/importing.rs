@@ -81,7 +81,7 @@ impl Repository {
         let imported = imported.and_then(|store| import_primary(&parsed, &slot, store, on_progress));
         let primary = Primary { conninfo: conninfo.to_string(), slot };
         let (timeline, report) = self.end_import(new, imported.map_err(RepositoryError::from), Some(primary))?;
-        self.follow(&timeline);
+        self.follow(&timeline)?;
         Ok((timeline, report))
     }
 

@@ -4,6 +4,9 @@
 //!
 //! PG 15, 17, 18: src/include/access/{heapam,nbt,hash,gin,gist,spg,brin}_xlog.h (nbtxlog.h, ginxlog.h, gistxlog.h, spgxlog.h).
 
+use byteorder::{ByteOrder, LittleEndian};
+
+use super::time::Time;
 use crate::checkpoint::Checkpoint;
 use crate::inspect::fields::{Fields, Layout, Width::*};
 use crate::records::RecordError;
@@ -53,7 +56,8 @@ fn heap2(version: PgVersion, operation: u8) -> Layout {
         0x10..=0x30 if is_new_prune => &[("reason", 0, U8), ("flags", 1, U8)],
         0x10 => &[("conflict_xid", 0, U32), ("redirected", 4, U16), ("dead", 6, U16)],
         0x20 => &[("unused", 0, U16)],
-        0x30 => &[("conflict_xid", 0, U32), ("plans", 4, U16)],
+        0x30 if version >= PgVersion::V16 => &[("conflict_xid", 0, U32), ("plans", 4, U16)],
+        0x30 => &[("cutoff_xid", 0, U32), ("tuples", 4, U16)],
         0x40 => &[("conflict_xid", 0, U32), ("flags", 4, U8)],
         0x50 => &[("flags", 0, U8), ("tuples", 2, U16)],
         0x60 => &[("xmax", 0, U32), ("off", 4, U16), ("infobits", 6, U8), ("flags", 7, U8)],
@@ -179,7 +183,11 @@ pub(super) fn words(version: PgVersion, record: &DecodedRecord) -> Result<String
             .map(|body| format!("tablespace: {}, database: {}, bytes: {}", body.spc_oid, body.db_oid, body.file.len())),
         (rmgr::STANDBY, standby::RUNNING_XACTS) => standby::RunningXacts::parse(data)
             .map(|body| format!("next_xid: {}, oldest_running_xid: {}", body.next_xid, body.oldest_running_xid)),
-        (rmgr::REPLORIGIN, 0x00) => replorigin::OriginSet::parse(data).map(|body| format!("{body:?}")),
+        (rmgr::STANDBY, standby::LOCK) => Ok(lock_words(data)),
+        (rmgr::REPLORIGIN, 0x00) => replorigin::OriginSet::parse(data).map(|body| {
+            let remote_lsn = Lsn::new(body.remote_lsn);
+            format!("origin: {}, remote_lsn: {remote_lsn}, force: {}", body.origin_id, body.force)
+        }),
         (rmgr::REPLORIGIN, 0x10) => replorigin::parse_drop(data).map(|origin| format!("origin: {origin}")),
         _ => Ok(String::new()),
     }
@@ -239,7 +247,7 @@ fn xact_words(version: PgVersion, info: u8, operation: u8, data: &[u8]) -> Resul
     match operation {
         0x00 | 0x20 | 0x30 | 0x40 => {
             let body = xact::XactEnd::parse(version, info, data)?;
-            let mut words = format!("time: {}", body.time);
+            let mut words = format!("time: {}", Time(body.time));
             if let Some(xid) = body.twophase_xid {
                 words.push_str(&format!(", prepared_xid: {xid}"));
             }
@@ -263,6 +271,15 @@ fn push_list(words: &mut String, name: &str, items: impl Iterator<Item = impl st
     if !items.is_empty() {
         words.push_str(&format!(", {name}: {}", items.join(" ")));
     }
+}
+
+/// PG: standbydefs.h, xl_standby_locks: number i32, then xid, database and relation of each lock.
+fn lock_words(data: &[u8]) -> String {
+    let locks = data.get(4..).unwrap_or_default().chunks_exact(12).map(|lock| {
+        let number = |at: usize| LittleEndian::read_u32(&lock[at..]);
+        format!("xid {} relation {}/{}", number(0), number(4), number(8))
+    });
+    locks.collect::<Vec<_>>().join(", ")
 }
 
 fn database_words(version: PgVersion, operation: u8, data: &[u8]) -> Result<String, RecordError> {

@@ -4,7 +4,7 @@
 //! - Names of operations and the line's form are pg_waldump's, so that the two can be compared; bodies are `name: value` in every version.
 
 mod body;
-mod names;
+mod time;
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use super::Fields;
 use crate::wal::{DecodedBlock, DecodedRecord, rmgr};
 use crate::{BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, TransactionId};
 
-pub use names::operation_name;
+pub use crate::wal::describe::operation_name;
 
 /// A record for a person.
 #[derive(Clone, Debug, PartialEq, Serialize)]

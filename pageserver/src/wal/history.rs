@@ -1,0 +1,124 @@
+//! Timeline history files: through which timelines a server's WAL has come, and where it left each.
+//!
+//! One line per ancestor, oldest first: timeline, tab, the position where it was left, tab, a reason for people.
+//! PG 15: src/backend/access/transam/timeline.c, readTimeLineHistory, writeTimeLineHistory.
+
+use postgres_ffi::{Lsn, TimeLineId};
+
+/// A history longer than this is not one.
+const HISTORY_BYTES_MAX: usize = 1 << 20;
+
+/// A history file makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HistoryError {
+    /// A line is not `timeline position reason`.
+    #[error("line {line_no} is not a timeline and a position")]
+    Line {
+        /// Counted from 1.
+        line_no: usize,
+    },
+    /// Timelines and positions do not ascend.
+    #[error("line {line_no} does not ascend")]
+    Order {
+        /// Counted from 1.
+        line_no: usize,
+    },
+    /// An ancestor is not older than the timeline itself.
+    #[error("the history names its own timeline or a later one. timeline_id=`{timeline_id}`")]
+    NotAnAncestor {
+        /// That one.
+        timeline_id: TimeLineId,
+    },
+    /// Longer than any history.
+    #[error("too long. length=`{length}`")]
+    TooLong {
+        /// Bytes.
+        length: usize,
+    },
+}
+
+/// The ancestors of a timeline.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TimelineHistory {
+    /// Timeline and where it was left, oldest first, strictly ascending timelines.
+    ancestors: Vec<(TimeLineId, Lsn)>,
+}
+
+impl TimelineHistory {
+    /// The history of `timeline_id` from the bytes of its history file.
+    pub fn parse(timeline_id: TimeLineId, content: &[u8]) -> Result<Self, HistoryError> {
+        if content.len() > HISTORY_BYTES_MAX {
+            return Err(HistoryError::TooLong { length: content.len() });
+        }
+        let mut ancestors: Vec<(TimeLineId, Lsn)> = Vec::new();
+        // The reason is the label of a restore point and may be in any encoding.
+        for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
+            let line_no = index + 1;
+            let line = line.trim_ascii_start();
+            if line.is_empty() || line.starts_with(b"#") {
+                continue;
+            }
+            let mut fields = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+            let mut field = || fields.next().and_then(|field| std::str::from_utf8(field).ok());
+            let ancestor = field().and_then(|text| text.parse::<TimeLineId>().ok());
+            let left_lsn = field().and_then(|text| text.parse::<Lsn>().ok());
+            let (Some(ancestor), Some(left_lsn)) = (ancestor, left_lsn) else {
+                return Err(HistoryError::Line { line_no });
+            };
+            if ancestor >= timeline_id {
+                return Err(HistoryError::NotAnAncestor { timeline_id: ancestor });
+            }
+            if ancestors.last().is_some_and(|(before, before_lsn)| ancestor <= *before || left_lsn < *before_lsn) {
+                return Err(HistoryError::Order { line_no });
+            }
+            ancestors.push((ancestor, left_lsn));
+        }
+        Ok(TimelineHistory { ancestors })
+    }
+
+    /// Where `ancestor` was left. `None`: it is none of the ancestors.
+    pub fn left_at(&self, ancestor: TimeLineId) -> Option<Lsn> {
+        self.ancestors.iter().find(|(timeline_id, _)| *timeline_id == ancestor).map(|(_, left_lsn)| *left_lsn)
+    }
+
+    /// Timelines and where they were left, oldest first.
+    pub fn ancestors(&self) -> &[(TimeLineId, Lsn)] {
+        &self.ancestors
+    }
+
+    /// The part of this history that is older than `timeline_id`.
+    pub fn before(&self, timeline_id: TimeLineId) -> &[(TimeLineId, Lsn)] {
+        let count = self.ancestors.iter().take_while(|(ancestor, _)| *ancestor < timeline_id).count();
+        &self.ancestors[..count]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: files that PostgreSQL writes are understood, nonsense is refused. Method: one real file, small edits of it.
+
+    use super::*;
+
+    const FILE: &[u8] = b"1\t0/3000148\tno recovery target specified\n\n2\t0/40000A0\tat restore point \"caf\xe9\"\n";
+
+    #[test]
+    fn a_real_file_is_understood() {
+        let history = TimelineHistory::parse(3, FILE).unwrap();
+        assert_eq!(history.ancestors(), [(1, Lsn::new(0x3000148)), (2, Lsn::new(0x40000A0))]);
+        assert_eq!(history.left_at(2), Some(Lsn::new(0x40000A0)));
+        assert_eq!(history.left_at(3), None);
+        assert_eq!(history.before(2), &[(1, Lsn::new(0x3000148))]);
+        assert_eq!(TimelineHistory::parse(1, b"# nothing\n"), Ok(TimelineHistory::default()));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let check = |content: &[u8], expect| assert_eq!(TimelineHistory::parse(3, content), Err(expect));
+        check(b"1\n", HistoryError::Line { line_no: 1 });
+        check(b"1\t0/1\n2\tx\n", HistoryError::Line { line_no: 2 });
+        check(b"3\t0/1\n", HistoryError::NotAnAncestor { timeline_id: 3 });
+        check(b"1\t0/5\n2\t0/4\n", HistoryError::Order { line_no: 2 });
+        check(b"1\t0/5\n1\t0/6\n", HistoryError::Order { line_no: 2 });
+        check(&vec![b'#'; HISTORY_BYTES_MAX + 1], HistoryError::TooLong { length: HISTORY_BYTES_MAX + 1 });
+    }
+}

@@ -1,0 +1,157 @@
+//! One directory of WAL files: what is in it, where a position lies, how files come and go durably.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use postgres_ffi::{Lsn, PgVersion, TimeLineId};
+
+use super::error::{WalFileError, io_error};
+use super::history::TimelineHistory;
+use super::names::{history_file_name, parse_segment_file_name, segment_file_name};
+
+/// Files that are being written; a crash leaves them, opening removes them.
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// Where a timeline's WAL lies and what it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalLayout {
+    /// The directory. It holds nothing else.
+    pub directory: PathBuf,
+    /// The cluster's version.
+    pub version: PgVersion,
+    /// The cluster's segment size.
+    pub segment_bytes: u32,
+    /// The cluster's system identifier.
+    pub system_id: u64,
+}
+
+/// A segment file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Segment {
+    pub(super) segment_no: u64,
+    pub(super) timeline_id: TimeLineId,
+}
+
+impl WalLayout {
+    pub(super) fn segment_no(&self, lsn: Lsn) -> u64 {
+        lsn.segment_no(self.segment_bytes.into())
+    }
+
+    pub(super) fn segment_offset(&self, lsn: Lsn) -> u64 {
+        lsn.segment_offset(self.segment_bytes.into())
+    }
+
+    /// Where the segment that holds `lsn` begins.
+    pub fn segment_start(&self, lsn: Lsn) -> Lsn {
+        self.start_of(self.segment_no(lsn))
+    }
+
+    pub(super) fn start_of(&self, segment_no: u64) -> Lsn {
+        Lsn::new(segment_no.saturating_mul(self.segment_bytes.into()))
+    }
+
+    pub(super) fn segment_path(&self, segment: Segment) -> PathBuf {
+        self.directory.join(segment_file_name(segment.timeline_id, segment.segment_no, self.segment_bytes))
+    }
+
+    /// All segment files, by number, of one number the oldest timeline first.
+    pub(super) fn segments(&self) -> Result<Vec<Segment>, WalFileError> {
+        let mut segments = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {
+            let entry = entry.map_err(io_error("list", &self.directory))?;
+            let name = entry.file_name();
+            let Some((timeline_id, segment_no)) =
+                name.to_str().and_then(|name| parse_segment_file_name(name, self.segment_bytes))
+            else {
+                continue;
+            };
+            segments.push(Segment { segment_no, timeline_id });
+        }
+        segments.sort();
+        Ok(segments)
+    }
+
+    /// The history file of `timeline_id`, if it is here.
+    pub fn history(&self, timeline_id: TimeLineId) -> Result<Option<TimelineHistory>, WalFileError> {
+        let path = self.directory.join(history_file_name(timeline_id));
+        let content = match fs::read(&path) {
+            Ok(content) => content,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        let history = TimelineHistory::parse(timeline_id, &content);
+        history.map(Some).map_err(|source| WalFileError::History { path, source })
+    }
+
+    /// Makes a history file, durably.
+    pub fn write_history(&self, timeline_id: TimeLineId, content: &[u8]) -> Result<(), WalFileError> {
+        self.write_durably(&self.directory.join(history_file_name(timeline_id)), |file| file.write_all(content))
+    }
+
+    /// Makes a file appear whole or not at all: under another name, fsync, rename, fsync of the directory.
+    pub(super) fn write_durably(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> Result<(), WalFileError> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(TEMPORARY_SUFFIX);
+        let temporary = PathBuf::from(temporary);
+        let mut file = File::create(&temporary).map_err(io_error("create", &temporary))?;
+        write(&mut file).and_then(|()| file.sync_all()).map_err(io_error("write", &temporary))?;
+        fs::rename(&temporary, path).map_err(io_error("rename", &temporary))?;
+        self.sync_directory()
+    }
+
+    pub(super) fn sync_directory(&self) -> Result<(), WalFileError> {
+        File::open(&self.directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(io_error("fsync", &self.directory))
+    }
+
+    /// A new segment file of zeroes, durable, with its room on disk reserved: a full disk shows here and not in the middle of a segment.
+    pub(super) fn create_segment(&self, segment: Segment) -> Result<File, WalFileError> {
+        let path = self.segment_path(segment);
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(true).read(true).write(true);
+        let file = options.open(&path).map_err(io_error("create", &path))?;
+        self.fill_with_zeroes(&file).and_then(|()| file.sync_all()).map_err(io_error("create", &path))?;
+        self.sync_directory()?;
+        Ok(file)
+    }
+
+    /// Makes the file as long as a segment; what is new reads as zeroes.
+    pub(super) fn fill_with_zeroes(&self, file: &File) -> io::Result<()> {
+        let length = i64::from(self.segment_bytes);
+        match fallocate(file, FallocateFlags::empty(), 0, length) {
+            Ok(()) => Ok(()),
+            // File systems without reservation.
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => file.set_len(self.segment_bytes.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn open_segment(&self, segment: Segment) -> Result<File, WalFileError> {
+        let path = self.segment_path(segment);
+        OpenOptions::new().read(true).write(true).open(&path).map_err(io_error("open", &path))
+    }
+
+    pub(super) fn remove_segment(&self, segment: Segment) -> Result<(), WalFileError> {
+        let path = self.segment_path(segment);
+        fs::remove_file(&path).map_err(io_error("remove", &path))
+    }
+
+    /// Removes what a crash left half written.
+    pub(super) fn remove_temporary_files(&self) -> Result<(), WalFileError> {
+        for entry in fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {
+            let entry = entry.map_err(io_error("list", &self.directory))?;
+            if entry.file_name().to_str().is_some_and(|name| name.ends_with(TEMPORARY_SUFFIX)) {
+                fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,212 @@
+//! Opens a directory of WAL files after a clean end or a crash, and finds where the log ends.
+//!
+//! - Reads only the last segment, and the ones before it as long as no record starts in it: earlier segments were durable before it was begun.
+//! - Behind the last whole record everything is zeroed, later files are removed.
+//! - A record that fails its checks although it lies wholly in durable segments is corruption and not an end: that is an error, and nothing is touched.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+use bytes::Bytes;
+use postgres_ffi::Lsn;
+use postgres_ffi::wal::find_end::{WalEnd, find_end};
+use postgres_ffi::wal::page_header::{LONG_HEADER_LEN, WAL_PAGE_BYTES};
+use postgres_ffi::wal::stream::WalErrorReason;
+use postgres_ffi::wal::{WalError, WalErrorKind, WalStreamDecoder};
+
+use super::error::{WalFileError, io_error};
+use super::layout::{Segment, WalLayout};
+use super::log::{WalLog, cut};
+
+/// How much is read from a file at once.
+const READ_BYTES: usize = 1024 * 1024;
+
+impl WalLog {
+    /// Opens the log in `layout.directory`. `None`: there is no whole record in it, so it can be created anew.
+    pub fn open(layout: WalLayout) -> Result<Option<Self>, WalFileError> {
+        match fs::exists(&layout.directory) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) => return Err(io_error("look for", &layout.directory)(error)),
+        }
+        layout.remove_temporary_files()?;
+        let segments = newest_of_each_number(layout.segments()?);
+        for segment in &segments {
+            check_length(&layout, *segment)?;
+        }
+        // From the last segment back until one is found in which a record starts.
+        for first in (0..segments.len()).rev() {
+            if first + 1 < segments.len() && segments[first].segment_no + 1 != segments[first + 1].segment_no {
+                // A hole: what lies before it does not lead to the end.
+                return Ok(None);
+            }
+            let (end, timeline_id) = scan(&layout, &segments[first..])?;
+            if let Some(error) = &end.stopped_by {
+                check_is_an_end(&layout, &segments[first..], error)?;
+            }
+            if end.record_count > 0 {
+                cut(&layout, timeline_id, end.end_lsn)?;
+                tracing::info!(directory = %layout.directory.display(), end_lsn = %end.end_lsn, timeline_id, "WAL opened");
+                return Ok(Some(WalLog::at(layout, timeline_id, end.end_lsn, Some(end.end_lsn))));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// After a timeline switch two files can have one number; the newer timeline's has the older one's bytes in front.
+fn newest_of_each_number(segments: Vec<Segment>) -> Vec<Segment> {
+    let mut newest: Vec<Segment> = Vec::with_capacity(segments.len());
+    for segment in segments {
+        match newest.last_mut() {
+            Some(last) if last.segment_no == segment.segment_no => *last = segment,
+            _ => newest.push(segment),
+        }
+    }
+    newest
+}
+
+/// A shorter file is what a crash left of a new one; PostgreSQL's length is made again when it is cut.
+fn check_length(layout: &WalLayout, segment: Segment) -> Result<(), WalFileError> {
+    let path = layout.segment_path(segment);
+    let length = fs::metadata(&path).map_err(io_error("look at", &path))?.len();
+    let expected = layout.segment_bytes.into();
+    if expected < length {
+        return Err(WalFileError::Length { path, length, expected });
+    }
+    Ok(())
+}
+
+/// Reads the segments to the last whole record; and the timeline of the file in which it ends.
+fn scan(layout: &WalLayout, segments: &[Segment]) -> Result<(WalEnd, u32), WalFileError> {
+    let start_lsn = layout.start_of(segments[0].segment_no);
+    let decoder =
+        WalStreamDecoder::new_at_page(layout.version, start_lsn, layout.segment_bytes).with_system_id(layout.system_id);
+    let mut failed = None;
+    let pieces = segments.iter().flat_map(|segment| Pieces::open(layout, *segment)).map_while(|piece| match piece {
+        Ok(piece) => Some(piece),
+        Err(error) => {
+            failed = Some(error);
+            None
+        }
+    });
+    let end = find_end(decoder, pieces);
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let end_segment_no = layout.segment_no(end.end_lsn);
+    let at_end = segments.iter().find(|segment| segment.segment_no == end_segment_no).or(segments.last());
+    Ok((end, at_end.map_or(0, |segment| segment.timeline_id)))
+}
+
+/// Is it the end of the log that stopped the reading, or damage?
+fn check_is_an_end(layout: &WalLayout, segments: &[Segment], error: &WalError) -> Result<(), WalFileError> {
+    if let (WalErrorKind::Foreign, WalErrorReason::Page { page_lsn, .. }) = (error.kind(), &error.reason) {
+        return check_is_torn_header(layout, segments, *page_lsn, error);
+    }
+    let lsn = error.record_lsn;
+    let segment_no = layout.segment_no(lsn);
+    let Some(index) = segments.iter().position(|segment| segment.segment_no == segment_no) else { return Ok(()) };
+    if index + 1 == segments.len() {
+        return Ok(());
+    }
+    // Not in the last segment. The record may still reach into it, and then it is torn.
+    let offset = layout.segment_offset(lsn);
+    let mut total_len = [0; 4];
+    let path = layout.segment_path(segments[index]);
+    let file = layout.open_segment(segments[index])?;
+    file.read_exact_at(&mut total_len, offset).map_err(io_error("read", &path))?;
+    let claimed_end = offset.saturating_add(u32::from_le_bytes(total_len).into());
+    if u64::from(layout.segment_bytes) <= claimed_end {
+        return Ok(());
+    }
+    Err(WalFileError::Corrupt { path, offset, lsn, source: error.clone() })
+}
+
+/// A header that was being written when the machine stopped looks like one of another cluster, but nothing stands behind it.
+fn check_is_torn_header(
+    layout: &WalLayout,
+    segments: &[Segment],
+    page_lsn: Lsn,
+    error: &WalError,
+) -> Result<(), WalFileError> {
+    let segment_no = layout.segment_no(page_lsn);
+    let Some(segment) = segments.iter().find(|segment| segment.segment_no == segment_no) else { return Ok(()) };
+    let path = layout.segment_path(*segment);
+    let mut content = [0; WAL_PAGE_BYTES - LONG_HEADER_LEN];
+    let offset = layout.segment_offset(page_lsn) + LONG_HEADER_LEN as u64;
+    let file = layout.open_segment(*segment)?;
+    let is_last = segments.last() == Some(segment);
+    // Shorter than a page is torn too.
+    let is_read = file.read_exact_at(&mut content, offset).is_ok();
+    if is_last && (!is_read || content.iter().all(|byte| *byte == 0)) {
+        return Ok(());
+    }
+    Err(WalFileError::Foreign { path, source: error.clone() })
+}
+
+/// The bytes of one segment file in pieces, zeroes behind the end of a short one.
+struct Pieces<'a> {
+    layout: &'a WalLayout,
+    segment: Segment,
+    file: Result<File, Option<WalFileError>>,
+    offset: u64,
+}
+
+impl<'a> Pieces<'a> {
+    fn open(layout: &'a WalLayout, segment: Segment) -> Self {
+        let file = layout.open_segment(segment).map_err(Some);
+        Pieces { layout, segment, file, offset: 0 }
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Result<Bytes, WalFileError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let file = match &mut self.file {
+            Ok(file) => file,
+            Err(error) => return error.take().map(Err),
+        };
+        let left = u64::from(self.layout.segment_bytes) - self.offset;
+        let mut piece = vec![0; usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES)];
+        if piece.is_empty() {
+            return None;
+        }
+        match read_full(file, &mut piece) {
+            Ok(()) => {
+                self.offset += piece.len() as u64;
+                Some(Ok(Bytes::from(piece)))
+            }
+            Err(error) => Some(Err(io_error("read", &self.layout.segment_path(self.segment))(error))),
+        }
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(length) => filled += length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+impl WalLayout {
+    /// Where a position lies: for messages about WAL that cannot be read.
+    pub fn describe(&self, lsn: Lsn) -> String {
+        let segments = self.segments().map(newest_of_each_number).unwrap_or_default();
+        match segments.iter().find(|segment| segment.segment_no == self.segment_no(lsn)) {
+            Some(segment) => {
+                format!("{} at offset {}", self.segment_path(*segment).display(), self.segment_offset(lsn))
+            }
+            None => format!("no file in {}", self.directory.display()),
+        }
+    }
+}

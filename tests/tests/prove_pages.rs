@@ -1,0 +1,36 @@
+//! No page is wrong: a short course of `make prove-pages` per version that has a redo extension.
+//!
+//! Method: see `tests::prove`. The long course has more of everything and both legs of each version.
+
+#![allow(clippy::unwrap_used, reason = "a test; helpers of tests as well")]
+
+use postgres_ffi::PgVersion;
+use tests::prove::{Leg, Plan, Times, run_leg};
+
+fn prove(version: PgVersion, leg: usize) {
+    let plan = Plan { scale: 1, times: Times::SHORT, seed: rand::random() };
+    println!("seed {}", plan.seed);
+    let summary = run_leg(Leg::both(version)[leg], plan).unwrap();
+    assert!(summary.comparison.contains("mismatches: 0"), "{}", summary.comparison);
+    println!("{:?}", summary.counts);
+}
+
+#[test]
+fn no_page_is_wrong_on_15() {
+    prove(PgVersion::V15, 0);
+}
+
+#[test]
+fn no_page_is_wrong_on_15_without_full_page_writes() {
+    prove(PgVersion::V15, 1);
+}
+
+#[test]
+fn no_page_is_wrong_on_17() {
+    prove(PgVersion::V17, 0);
+}
+
+#[test]
+fn no_page_is_wrong_on_18() {
+    prove(PgVersion::V18, 1);
+}

@@ -1,0 +1,164 @@
+//! The command line: which subcommand, and how it ends.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use pageserver::client::quote;
+
+use crate::bench_getpage::{self, BenchGetPageArgs};
+use crate::compare::Compare;
+use crate::connect::ServerArgs;
+use crate::output::{Outcome, Output, is_broken_pipe};
+use crate::page::PageCommand;
+use crate::wal_dump::WalDump;
+
+/// Exit code of a command that could not be carried out; clap uses the same for wrong arguments.
+const EXIT_FAILED: u8 = 2;
+
+/// Looks into a page server: its timelines, pages, WAL and store.
+///
+/// Exit codes: 0 done, 1 done and the answer is that something is wrong (pages differ), 2 could not be done.
+#[derive(Debug, Parser)]
+#[command(name = "pagectl", version)]
+pub struct Cli {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Answer in JSON: one value per line
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Looks at timelines
+    #[command(subcommand)]
+    Timeline(TimelineCommand),
+    /// Looks at pages
+    #[command(subcommand)]
+    Page(PageCommand),
+    /// Looks at WAL files
+    #[command(subcommand)]
+    Wal(WalCommand),
+    /// Looks at the store
+    #[command(subcommand)]
+    Store(StoreCommand),
+    Compare(Compare),
+    /// Puts load on a page server
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Shows how the page server is doing
+    Status,
+    /// Prints a completion script for a shell
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TimelineCommand {
+    /// Lists timelines with where each stands
+    List,
+    /// Shows one timeline
+    Show {
+        /// Its name or id
+        timeline: String,
+    },
+    /// Shows how far timelines are behind their source
+    Lag {
+        /// Only this one
+        timeline: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum WalCommand {
+    /// Shows WAL records, one line each, as pg_waldump does
+    Dump(WalDump),
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    #[command(name = "getpage")]
+    GetPage(BenchGetPageArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Shows sizes and counters of the store
+    Stats,
+}
+
+/// Runs the program: parses its arguments, does what they say, gives its exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut output = Output::new(cli.json);
+    let done = cli.run(&mut output).and_then(|outcome| output.finish().map(|()| outcome));
+    match done {
+        Ok(outcome) => ExitCode::from(outcome.exit_code()),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pagectl: {error:#}");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+impl Cli {
+    fn run(&self, output: &mut Output) -> Result<Outcome> {
+        let server = &self.server;
+        match &self.command {
+            Command::Timeline(command) => server.show(&command.text(), output)?,
+            Command::Page(command) => return command.run(server, output),
+            Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
+            Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
+            Command::Compare(compare) => return compare.run(server, output),
+            Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args)?,
+            Command::Status => server.show("SHOW STATUS", output)?,
+            Command::Completion { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(*shell, &mut Cli::command(), "pagectl", &mut script);
+                output.bytes(&script)?;
+            }
+        }
+        Ok(Outcome::Good)
+    }
+}
+
+impl TimelineCommand {
+    fn text(&self) -> String {
+        match self {
+            TimelineCommand::List => "TIMELINE LIST".to_owned(),
+            TimelineCommand::Show { timeline } => format!("TIMELINE SHOW {}", quote(timeline)),
+            TimelineCommand::Lag { timeline: Some(timeline) } => format!("SHOW LAG {}", quote(timeline)),
+            TimelineCommand::Lag { timeline: None } => "SHOW LAG".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! The shape of the command line.
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_comparison_needs_something_to_compare_with() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["pagectl", "compare", "--datadir", "d"], args].concat());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--timeline", "main"]).is_ok());
+        assert!(parse(&["--timeline", "main", "--lsn", "0/16B5A50"]).is_ok());
+        assert!(parse(&["--timeline", "main", "--lsn", "16B5A50"]).is_err());
+        assert!(parse(&["--with-datadir", "e"]).is_ok());
+        assert!(parse(&["--with-datadir", "e", "--timeline", "main"]).is_err());
+    }
+}

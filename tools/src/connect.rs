@@ -1,0 +1,83 @@
+//! Talking to a page server: address, commands, tables of rows.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use pageserver::client::{Client, ClientConfig, ResultSet, quote};
+use postgres_ffi::Lsn;
+use serde_json::{Map, Value};
+
+use crate::output::Output;
+
+/// How often a wait for an LSN looks again.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Which page server.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ServerArgs {
+    /// Page server to talk to, HOST:PORT
+    #[arg(long, global = true, default_value = "127.0.0.1:6400", env = "PAGECTL_SERVER")]
+    pub server: String,
+}
+
+impl ServerArgs {
+    /// Connects.
+    pub fn connect(&self) -> Result<Client> {
+        let mut config = ClientConfig::new(&self.server);
+        config.application_name = "pagectl".to_owned();
+        Client::connect(&config).with_context(|| format!("connect to the page server at {}", self.server))
+    }
+
+    /// Runs one command and shows its rows.
+    pub fn show(&self, command: &str, output: &mut Output) -> Result<()> {
+        let rows = self.connect()?.query_one(command)?;
+        show_rows(&rows, output)
+    }
+}
+
+/// ` AT '0/16B5A50'`, or nothing.
+pub fn at_clause(lsn: Option<Lsn>) -> String {
+    lsn.map(|lsn| format!(" AT {}", quote(&lsn.to_string()))).unwrap_or_default()
+}
+
+/// Rows as a table, or as one JSON object per line. NULL is empty, or null.
+pub fn show_rows(rows: &ResultSet, output: &mut Output) -> Result<()> {
+    if output.is_json() {
+        return rows.rows.iter().try_for_each(|row| output.json_line(&json_row(rows, row.values())));
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_header(&rows.columns);
+    for row in &rows.rows {
+        table.add_row(row.values().iter().map(|value| value.clone().unwrap_or_default()));
+    }
+    output.text(&format!("{}\n", table.trim_fmt()))
+}
+
+/// Numbers of the wire are text; those that are plain numbers become JSON numbers.
+fn json_row(rows: &ResultSet, values: &[Option<String>]) -> Map<String, Value> {
+    let value = |text: &Option<String>| match text {
+        None => Value::Null,
+        Some(text) => text.parse::<i64>().map_or_else(|_| Value::from(text.as_str()), Value::from),
+    };
+    rows.columns.iter().cloned().zip(values.iter().map(value)).collect()
+}
+
+/// Returns once the timeline has everything up to `lsn`. Errors: it has not after `timeout`.
+pub fn wait_for_lsn(client: &mut Client, timeline: &str, lsn: Lsn, timeout: Duration) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let rows = client.query_one(&format!("SHOW LAST_RECORD_LSN {}", quote(timeline)))?;
+        let column = rows.column("last_record_lsn").context("the server's answer has no last_record_lsn")?;
+        let last_record_lsn = rows.rows.first().and_then(|row| row.get_lsn(column)).unwrap_or_default();
+        if last_record_lsn >= lsn {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!(
+                "the timeline did not get so far in time. timeline=`{timeline}`, wanted=`{lsn}`, last_record_lsn=`{last_record_lsn}`"
+            );
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
