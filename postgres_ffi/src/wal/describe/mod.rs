@@ -5,7 +5,8 @@
 //! - Times are in UTC. pg_waldump prints local time in the same form, pg_walinspect drops trailing zeroes and writes `+00`.
 //! - Block references are not part of it, and neither is what a record does to a page.
 //!
-//! PG 15, 17, 18: src/backend/access/rmgrdesc. 14 prints what 15 prints; 16 was learned from what it prints.
+//! PG 15, 17, 18: src/backend/access/rmgrdesc. 16: what its server printed for recorded WAL. 14 is taken to print what 15 prints; nothing
+//! that it printed was at hand to compare with.
 
 mod names;
 
