@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -181,7 +181,7 @@ impl<'a> SegmentReader<'a> {
         if reader.open_next()?
             && let Some(file) = &mut reader.current
         {
-            std::io::Seek::seek(file, std::io::SeekFrom::Start(offset % bytes)).context("seek in a WAL segment")?;
+            file.seek(SeekFrom::Start(offset % bytes)).context("seek in a WAL segment")?;
         }
         Ok(reader)
     }

@@ -8,7 +8,7 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 use crate::datadir::DataDir;
 
-/// Relation maps by (tablespace, database), as the bytes of their files.
+/// Bytes of relation maps by (tablespace, database).
 pub type RelationMaps = BTreeMap<(Oid, Oid), Vec<u8>>;
 
 /// One cluster's contents as of one LSN.
@@ -82,7 +82,7 @@ impl Source for DirectorySource {
         self.dir.slru_segments(kind)
     }
 
-    fn relation_maps(&self) -> Result<Option<BTreeMap<(Oid, Oid), Vec<u8>>>> {
+    fn relation_maps(&self) -> Result<Option<RelationMaps>> {
         self.dir.relation_map_bytes().map(Some)
     }
 
