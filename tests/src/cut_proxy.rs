@@ -72,6 +72,11 @@ impl CutProxy {
         self.shared.bytes_to_cut.store(bytes, Ordering::SeqCst);
     }
 
+    /// Lets everything pass.
+    pub fn cut_no_more(&self) {
+        self.shared.bytes_to_cut.store(NO_CUT, Ordering::SeqCst);
+    }
+
     /// Cuts every connection now.
     pub fn cut_now(&self) {
         self.shared.cut();

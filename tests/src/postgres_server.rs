@@ -170,7 +170,7 @@ impl Postgres {
     /// A server of `version` with what the tests need: replication, prepared transactions, commit timestamps. No fsync:
     /// tests crash processes, never the machine.
     pub fn builder(version: PgVersion) -> PostgresBuilder {
-        let settings = [
+        let mut settings = vec![
             ("listen_addresses", "127.0.0.1"),
             ("unix_socket_directories", ""),
             ("fsync", "off"),
@@ -179,7 +179,7 @@ impl Postgres {
             ("max_connections", "60"),
             ("wal_level", "replica"),
             ("max_wal_senders", "10"),
-            ("max_replication_slots", "10"),
+            ("max_replication_slots", "100"),
             ("wal_keep_size", "1GB"),
             ("wal_sender_timeout", "60s"),
             ("max_prepared_transactions", "20"),
@@ -187,9 +187,12 @@ impl Postgres {
             ("log_line_prefix", "%m [%p] "),
             ("log_checkpoints", "off"),
         ];
+        if version >= PgVersion::V18 {
+            settings.push(("max_active_replication_origins", "100")); // Before: as many as replication slots.
+        }
         PostgresBuilder {
             version,
-            settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            settings: settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
             checksums: false,
             wal_segment_mb: None,
             auth: Auth::Trust,

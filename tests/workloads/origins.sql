@@ -22,3 +22,4 @@ select pg_create_restore_point('{run}');
 select pg_switch_wal();
 insert into replicated values (-1);
 notify channel, 'payload';
+select pg_replication_origin_drop('{run}');

@@ -20,6 +20,8 @@ use crate::{CutProxy, PageServer, Postgres, Stop, TestDir, standby, wait_until};
 
 /// What the timeline is called on the page server.
 const TIMELINE: &str = "main";
+/// Until the page server has what the primary has, once nothing disturbs it any more.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(120);
 /// Until every workload has run, once nothing disturbs it any more.
 const WORKLOADS_LIMIT: Duration = Duration::from_secs(1800);
 /// Longest pause between two events.
@@ -292,6 +294,7 @@ impl Course {
         let checked = self.checker.take().context("the checker is running")?.stop()?;
         self.summary.count("pages of the past compared meanwhile", checked);
         self.summary.count("cuts that hit", self.proxy.cuts());
+        self.catch_up()?;
         self.primary.stop(Stop::Fast)?;
         self.narrator.say("the primary is stopped; comparing every page");
         self.compare()?;
@@ -308,6 +311,18 @@ impl Course {
         Ok(())
     }
 
+    /// A primary that ends sends the rest of its WAL to those who are connected: the page server must be.
+    fn catch_up(&mut self) -> Result<()> {
+        self.proxy.cut_no_more();
+        let primary_lsn = self.primary.current_lsn()?;
+        let mut reached = None;
+        let waited = wait_until("the page server to catch up", CATCH_UP_LIMIT, || {
+            reached = Some(last_record_lsn(&self.pageserver)?);
+            Ok(reached >= Some(primary_lsn))
+        });
+        waited.with_context(|| format!("the primary is at {primary_lsn}, the page server at {reached:?}"))
+    }
+
     /// So that the comparison sees a file of `pg_twophase`, too.
     fn leave_a_prepared_transaction(&mut self) -> Result<()> {
         let sql =
@@ -317,7 +332,10 @@ impl Course {
 
     fn compare(&mut self) -> Result<()> {
         let data_dir = self.primary.data_dir().to_str().context("a path in UTF-8")?.to_owned();
-        let arguments = ["compare", "--timeline", TIMELINE, "--datadir", &data_dir];
+        let save_dir =
+            self.pageserver.test_dir().path().join("mismatches").to_str().context("a path in UTF-8")?.to_owned();
+        let arguments = ["compare", "--timeline", TIMELINE, "--datadir", &data_dir, "--wait-seconds", "300"];
+        let arguments = [&arguments[..], &["--mismatches", "100", "--save", &save_dir]].concat();
         let outcome = self.pageserver.pagectl()?.outcome(&arguments)?;
         ensure!(outcome.exit_code == 0, "pagectl compare: {}\n{}{}", outcome.exit_code, outcome.stdout, outcome.stderr);
         let last_line = outcome.stdout.lines().last().unwrap_or_default();
