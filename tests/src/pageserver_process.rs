@@ -201,6 +201,11 @@ impl PageServer {
         self.expected.push(text.to_owned());
     }
 
+    /// The test has failed for another reason: that one is to be shown, not what the log says about it.
+    pub fn ignore_log(&mut self) {
+        self.expected.push(String::new());
+    }
+
     /// The warnings, errors and panics in its log that nobody expected.
     pub fn unexpected_log_lines(&self) -> Vec<String> {
         let log = fs::read(self.log_path()).unwrap_or_default();

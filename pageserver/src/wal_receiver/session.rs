@@ -190,11 +190,14 @@ impl Session<'_> {
                 self.log.append(group_start_lsn, &pieces)?;
                 self.log.flush()?;
                 self.flushed(group_bytes);
+                let mut told = Ok(());
                 if ended.is_none() {
-                    feedback.send(&mut stream, self.status(), false)?;
+                    told = feedback.send(&mut stream, self.status(), false);
                     reply = false;
                 }
+                // Even if the connection has just ended: the next one goes on behind what the log has.
                 self.ingest_group(group_start_lsn, pieces.drain(..))?;
+                told?;
             }
             if let Some(next) = ended {
                 return Ok((stream.into_connection(), next));

@@ -38,7 +38,7 @@ pub enum RecordError {
 }
 
 /// A cursor over the body of one record.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     body: &'static str,
     bytes: &'a [u8],
     at: usize,
@@ -133,7 +133,7 @@ fn read_rel(bytes: &[u8]) -> RelTag {
 
 /// Ids of 32 bits as they stand in a record: transactions or objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Ids<'a>(pub(super) &'a [u8]);
+pub struct Ids<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Ids<'a> {
     /// How many.
@@ -154,7 +154,7 @@ impl<'a> Ids<'a> {
 
 /// Relations as they stand in a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Rels<'a>(pub(super) &'a [u8]);
+pub struct Rels<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Rels<'a> {
     /// How many.

@@ -6,7 +6,7 @@
 //! - Layouts are those of little-endian 64-bit PostgreSQL 14 to 18; where versions differ, the parser takes a [`crate::PgVersion`].
 //! - Deliberately not here: what redo does with pages (`pageserver::redo`), and text for people (`wal::describe`).
 
-mod fields;
+pub(crate) mod fields;
 
 pub mod xlog;
 

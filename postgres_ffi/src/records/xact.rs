@@ -22,8 +22,8 @@ pub const INVALIDATIONS: u8 = 0x60;
 /// Bit of `info`: `xinfo` follows the time. PG: xact.h, XLOG_XACT_HAS_INFO.
 pub const HAS_INFO: u8 = 0x80;
 
-/// Bits of `xinfo`. PG: xact.h, XACT_XINFO_HAS_*.
-mod xinfo {
+/// Bits of `xinfo`. PG: xact.h, XACT_XINFO_HAS_*, XACT_COMPLETION_*.
+pub(crate) mod xinfo {
     pub const DBINFO: u32 = 1 << 0;
     pub const SUBXACTS: u32 = 1 << 1;
     pub const RELATIONS: u32 = 1 << 2;
@@ -33,12 +33,15 @@ mod xinfo {
     pub const GID: u32 = 1 << 7;
     /// From 15.
     pub const DROPPED_STATS: u32 = 1 << 8;
+    pub const APPLY_FEEDBACK: u32 = 1 << 29;
+    pub const DROPS_RELCACHE_FILE: u32 = 1 << 30;
+    pub const FORCE_SYNC_COMMIT: u32 = 1 << 31;
 }
 
 /// SharedInvalidationMessage: 16 bytes in every version. PG: src/include/storage/sinval.h.
 const INVALIDATION_LEN: usize = 16;
 /// xl_xact_stats_item: 12 bytes; from 18 the object id has 64 bits in two halves. PG: xact.h.
-const fn stats_item_len(version: PgVersion) -> usize {
+pub(crate) const fn stats_item_len(version: PgVersion) -> usize {
     if version.major() >= 18 { 16 } else { 12 }
 }
 
@@ -56,10 +59,20 @@ pub struct Origin {
 pub struct XactEnd<'a> {
     /// When it ended here.
     pub time: TimestampTz,
+    /// What the body has and what else is to be done, bits of xact.h.
+    pub xinfo: u32,
+    /// The database, 0 if the record does not say.
+    pub db_oid: Oid,
+    /// The database's tablespace, 0 if the record does not say.
+    pub spc_oid: Oid,
     /// Its subtransactions that ended with it.
     pub subxacts: Ids<'a>,
     /// Relations whose files (all forks) go away.
     pub dropped: Rels<'a>,
+    /// Statistics that go away: 12 bytes each, from 18 on 16. PG: xact.h, xl_xact_stats_item.
+    pub dropped_stats: &'a [u8],
+    /// Messages to other sessions' caches, 16 bytes each. PG: sinval.h, SharedInvalidationMessage.
+    pub invalidations: &'a [u8],
     /// The prepared transaction that this ends.
     pub twophase_xid: Option<TransactionId>,
     /// Set when it was replicated from elsewhere.
@@ -73,10 +86,21 @@ impl<'a> XactEnd<'a> {
     pub fn parse(version: PgVersion, info: u8, main_data: &'a [u8]) -> Result<Self, RecordError> {
         let mut fields = Fields::new("xl_xact_commit/abort", main_data);
         let time = fields.i64()?;
-        let mut parsed = XactEnd { time, subxacts: Ids(&[]), dropped: Rels(&[]), twophase_xid: None, origin: None };
         let xinfo = if info & HAS_INFO != 0 { fields.u32()? } else { 0 };
+        let mut parsed = XactEnd {
+            time,
+            xinfo,
+            db_oid: 0,
+            spc_oid: 0,
+            subxacts: Ids(&[]),
+            dropped: Rels(&[]),
+            dropped_stats: &[],
+            invalidations: &[],
+            twophase_xid: None,
+            origin: None,
+        };
         if xinfo & xinfo::DBINFO != 0 {
-            fields.take(8)?;
+            (parsed.db_oid, parsed.spc_oid) = (fields.u32()?, fields.u32()?);
         }
         if xinfo & xinfo::SUBXACTS != 0 {
             let count = fields.count()?;
@@ -88,12 +112,12 @@ impl<'a> XactEnd<'a> {
         }
         if version >= PgVersion::V15 && xinfo & xinfo::DROPPED_STATS != 0 {
             let count = fields.count()?;
-            fields.items(count, stats_item_len(version))?;
+            parsed.dropped_stats = fields.items(count, stats_item_len(version))?;
         }
         let is_commit = matches!(info & OPERATION_MASK, COMMIT | COMMIT_PREPARED);
         if is_commit && xinfo & xinfo::INVALS != 0 {
             let count = fields.count()?;
-            fields.items(count, INVALIDATION_LEN)?;
+            parsed.invalidations = fields.items(count, INVALIDATION_LEN)?;
         }
         if xinfo & xinfo::TWOPHASE != 0 {
             parsed.twophase_xid = Some(fields.u32()?);
@@ -213,7 +237,12 @@ mod tests {
         for version in PgVersion::ALL {
             let body = full_commit(version);
             let end = XactEnd::parse(version, COMMIT_PREPARED | HAS_INFO, &body).unwrap();
-            assert_eq!(end.time, 77);
+            assert_eq!((end.time, end.db_oid, end.spc_oid), (77, 5, 1663));
+            assert_eq!(
+                end.dropped_stats.len(),
+                if version >= PgVersion::V15 { 2 * stats_item_len(version) } else { 0 }
+            );
+            assert_eq!(end.invalidations, [8; 16]);
             assert_eq!(end.subxacts.iter().collect::<Vec<_>>(), [101, 102]);
             assert_eq!(end.dropped.iter().collect::<Vec<_>>(), [REL]);
             assert_eq!(end.twophase_xid, Some(100));

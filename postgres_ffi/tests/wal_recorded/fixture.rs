@@ -24,9 +24,11 @@ pub struct Row {
     pub prev_lsn: Lsn,
     pub xid: u32,
     pub rmgr: String,
+    pub operation: String,
     pub record_len: usize,
     pub main_data_len: usize,
     pub image_len: usize,
+    pub description: String,
     pub block_refs: String,
 }
 
@@ -86,7 +88,9 @@ pub fn pg_waldump_15() -> Result<Vec<String>> {
 impl Row {
     fn parse(line: &str) -> Result<Self> {
         let fields: Vec<&str> = line.split('\t').collect();
-        let [start_lsn, end_lsn, prev_lsn, xid, rmgr, _, len, main_len, image_len, _, block_refs] = fields[..] else {
+        let [start_lsn, end_lsn, prev_lsn, xid, rmgr, operation, len, main_len, image_len, description, block_refs] =
+            fields[..]
+        else {
             anyhow::bail!("11 columns expected, {} found", fields.len())
         };
         // COPY writes NULL as \N and control characters with a backslash.
@@ -97,9 +101,11 @@ impl Row {
             prev_lsn: prev_lsn.parse()?,
             xid: xid.parse()?,
             rmgr: rmgr.to_owned(),
+            operation: operation.to_owned(),
             record_len: len.parse()?,
             main_data_len: main_len.parse()?,
             image_len: image_len.parse()?,
+            description: text(description),
             block_refs: text(block_refs),
         })
     }

@@ -4,5 +4,6 @@
 
 mod agree;
 mod cut;
+mod describe;
 mod fixture;
 mod mutate;

@@ -122,10 +122,12 @@ pub fn run_leg(leg: Leg, plan: Plan) -> Result<Summary> {
     narrator.say(format_args!("{leg:?}, {plan:?}"));
     let mut course = Course::start(leg, plan, narrator)?;
     let result = course.run();
-    if result.is_err() {
-        eprintln!("{}\n{}", course.pageserver.log_tail(), course.primary.log_tail());
+    if let Err(error) = result {
+        let lines = course.pageserver.unexpected_log_lines().join("\n");
+        course.pageserver.ignore_log();
+        let logs = format!("{}\n{}", course.primary.log_tail(), course.pageserver.log_tail());
+        return Err(error.context(format!("{logs}\nunexpected in the page server's log:\n{lines}")));
     }
-    result?;
     Ok(course.summary)
 }
 

@@ -124,13 +124,16 @@ impl Reader for StreamReader {
         let mut block_no = first_block;
         let mut failed = None;
         let blocks = (first_block..first_block.saturating_add(block_count)).map(|block_no| (rel, fork, block_no));
-        self.stream.get_pages(blocks, self.read_at, |_, answer| {
+        let read = self.stream.get_pages(blocks, self.read_at, |_, answer| {
             match (answer, pages.next()) {
                 (Ok(page), Some(place)) => place.copy_from_slice(page),
                 (Err(message), _) if failed.is_none() => failed = Some((block_no, message.to_owned())),
                 _ => {}
             }
             block_no += 1;
+        });
+        read.with_context(|| {
+            format!("read {rel} {fork} from block {first_block} on; the page server's log says more")
         })?;
         if let Some((block_no, message)) = failed {
             bail!("the page server gave no page for {rel} {fork} block {block_no}: {message}");

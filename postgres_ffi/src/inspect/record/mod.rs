@@ -1,21 +1,20 @@
 //! Decoded WAL records, for a person: one line each, as pg_waldump has it, or all of it as JSON.
 //!
 //! - What cannot be read is said in the line; it never hides the record.
-//! - Names of operations and the line's form are pg_waldump's, so that the two can be compared; bodies are `name: value` in every version.
+//! - The line is pg_waldump's, that of the record's own version, with times in UTC; so the two can be compared.
 
 mod body;
-mod names;
-mod time;
 
 use std::fmt;
 
 use serde::Serialize;
 
 use super::Fields;
+use crate::wal::describe::{Description, describe};
 use crate::wal::{DecodedBlock, DecodedRecord, rmgr};
 use crate::{BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, TransactionId};
 
-pub use names::operation_name;
+pub use crate::wal::describe::operation_name;
 
 /// A record for a person.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -36,10 +35,10 @@ pub struct RecordView {
     pub len: usize,
     /// Length.
     pub total_len: usize,
-    /// Numbers of the body.
+    /// Numbers of the body, under the same names in every version. Not part of the line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fields: Option<Fields>,
-    /// The body in words.
+    /// The body in pg_waldump's words.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// Replication origin.
@@ -88,7 +87,7 @@ pub struct ImageView {
 impl RecordView {
     /// Describes a record of `version`.
     pub fn new(version: PgVersion, record: &DecodedRecord) -> Self {
-        let operation = record.operation();
+        let Description { operation, detail } = describe(record, version);
         let blocks: Vec<BlockView> = record.blocks.iter().map(|block| BlockView::new(record, block)).collect();
         let images_len: usize = blocks.iter().filter_map(|block| block.image.as_ref()).map(|image| image.len).sum();
         let total_len = record.raw.len();
@@ -98,12 +97,11 @@ impl RecordView {
             prev_lsn: record.prev_lsn,
             xid: record.xid,
             rmgr: rmgr::builtin_name(record.rmid).map_or_else(|| format!("custom{:03}", record.rmid), str::to_owned),
-            operation: operation_name(version, record.rmid, operation)
-                .map_or_else(|| format!("UNKNOWN ({operation:x})"), str::to_owned),
+            operation: operation.into_owned(),
             len: total_len - images_len,
             total_len,
             fields: body::fields(version, record),
-            description: body::words(version, record).unwrap_or_else(|error| format!("does not decode: {error}")),
+            description: detail,
             origin_id: record.origin_id,
             blocks,
         }
@@ -145,9 +143,6 @@ impl fmt::Display for RecordView {
             padded(self.prev_lsn),
             self.operation
         )?;
-        if let Some(fields) = &self.fields {
-            write!(f, "{fields}")?;
-        }
         f.write_str(&self.description)?;
         self.blocks.iter().try_for_each(|block| write!(f, ", {block}"))
     }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use self::build::RecordBuilder;
 use self::layout::WalWriter;
+use super::describe::describe;
 use super::trim::trim_for_block;
 use super::{DecodedRecord, WalStreamDecoder};
 use crate::{Lsn, PgVersion};
@@ -33,8 +34,8 @@ pub fn check_record(data: &[u8]) {
     }
 }
 
-/// What holds for every record that could be decoded: its parts fill it, its images give a page or an error,
-/// and cut down for any block it is still a record with the same references.
+/// What holds for every record that could be decoded: its parts fill it, its images give a page or an error, it has a description of a
+/// length that its own bounds, and cut down for any block it is still a record with the same references.
 pub fn check_decoded(version: PgVersion, record: &DecodedRecord) {
     let mut payload = record.main_data().len();
     for block in &record.blocks {
@@ -48,7 +49,15 @@ pub fn check_decoded(version: PgVersion, record: &DecodedRecord) {
         check_trimmed(version, record, block.block_id);
     }
     assert!(payload <= record.raw.len());
+    let description = describe(record, version);
+    assert!(!description.operation.is_empty());
+    assert!(description.detail.len() <= DESCRIPTION_LEN_MAX + DESCRIPTION_GROWTH_MAX * record.raw.len());
 }
+
+/// Words that do not repeat: a checkpoint's are the most.
+const DESCRIPTION_LEN_MAX: usize = 600;
+/// Characters for a byte of a list: a segment's deletion in a GIN page has two bytes and thirteen characters.
+const DESCRIPTION_GROWTH_MAX: usize = 16;
 
 fn check_trimmed(version: PgVersion, record: &DecodedRecord, block_id: u8) {
     let mut bytes = b"before".to_vec();

@@ -1,6 +1,6 @@
 //! Names of operations, as pg_waldump prints them.
 //!
-//! PG 15, 17, 18: src/backend/access/rmgrdesc, the functions `*_identify`; 14 as its own pg_waldump prints them.
+//! PG 15, 17, 18: src/backend/access/rmgrdesc, the functions `*_identify`. 14 has fewer Database operations, 16 the Heap2 operations of 15.
 
 use crate::PgVersion;
 use crate::wal::rmgr;
@@ -24,8 +24,8 @@ const XLOG: Names = &[
     (0xA0, "FPI_FOR_HINT"),
     (0xB0, "FPI"),
     (0xD0, "OVERWRITE_CONTRECORD"),
-    (0xE0, "CHECKPOINT_REDO"),
 ];
+const XLOG_FROM_17: Names = &[(0xE0, "CHECKPOINT_REDO")];
 const XACT: Names = &[
     (0x00, "COMMIT"),
     (0x10, "PREPARE"),
@@ -36,7 +36,7 @@ const XACT: Names = &[
     (0x60, "INVALIDATION"),
 ];
 const SMGR: Names = &[(0x10, "CREATE"), (0x20, "TRUNCATE")];
-const SLRU: Names = &[(0x00, "ZEROPAGE"), (0x10, "TRUNCATE"), (0x20, "SETTS")];
+const SLRU: Names = &[(0x00, "ZEROPAGE"), (0x10, "TRUNCATE")];
 const DBASE_14: Names = &[(0x00, "CREATE"), (0x10, "DROP")];
 const DBASE: Names = &[(0x00, "CREATE_FILE_COPY"), (0x10, "CREATE_WAL_LOG"), (0x20, "DROP")];
 const TBLSPC: Names = &[(0x00, "CREATE"), (0x10, "DROP")];
@@ -140,31 +140,33 @@ const BRIN: Names = &[
     (0x50, "DESUMMARIZE"),
 ];
 const REPLORIGIN: Names = &[(0x00, "SET"), (0x10, "DROP")];
-const GENERIC: Names = &[(0x00, "Generic")];
 const LOGICALMSG: Names = &[(0x00, "MESSAGE")];
 
 /// The name of a record's operation; `operation` is the upper half of `info`. `None` when that version has no such operation.
 pub fn operation_name(version: PgVersion, rmid: u8, operation: u8) -> Option<&'static str> {
-    // A commit or abort with a body that says what it has: the bit is no part of the operation. PG: xact.h, XLOG_XACT_OPMASK.
-    let operation = if rmid == rmgr::XACT { operation & 0x70 } else { operation };
-    let names = [names(version, rmid), if rmid == rmgr::HEAP2 { HEAP2 } else { &[] }];
+    let operation = match rmid {
+        // A commit or abort with a body that says what it has: the bit is no part of the operation. PG: xact.h, XLOG_XACT_OPMASK.
+        rmgr::XACT => operation & 0x70,
+        // It has no operations, so no number is wrong.
+        rmgr::GENERIC => return Some("Generic"),
+        _ => operation,
+    };
+    let names = [names(rmid), names_of_version(version, rmid)];
     names.into_iter().flatten().find(|(number, _)| *number == operation).map(|(_, name)| *name)
 }
 
-fn names(version: PgVersion, rmid: u8) -> Names {
+/// The operations that are the same in all versions.
+fn names(rmid: u8) -> Names {
     match rmid {
         rmgr::XLOG => XLOG,
         rmgr::XACT => XACT,
         rmgr::SMGR => SMGR,
         rmgr::CLOG | rmgr::COMMIT_TS => SLRU,
-        rmgr::DBASE if version < PgVersion::V15 => DBASE_14,
-        rmgr::DBASE => DBASE,
         rmgr::TBLSPC => TBLSPC,
         rmgr::MULTIXACT => MULTIXACT,
         rmgr::RELMAP => RELMAP,
         rmgr::STANDBY => STANDBY,
-        rmgr::HEAP2 if version < PgVersion::V17 => HEAP2_TO_16,
-        rmgr::HEAP2 => HEAP2_FROM_17,
+        rmgr::HEAP2 => HEAP2,
         rmgr::HEAP => HEAP,
         rmgr::BTREE => BTREE,
         rmgr::HASH => HASH,
@@ -174,8 +176,19 @@ fn names(version: PgVersion, rmid: u8) -> Names {
         rmgr::SPGIST => SPGIST,
         rmgr::BRIN => BRIN,
         rmgr::REPLORIGIN => REPLORIGIN,
-        rmgr::GENERIC => GENERIC,
         rmgr::LOGICALMSG => LOGICALMSG,
+        _ => &[],
+    }
+}
+
+/// Those that came, went or got other numbers.
+fn names_of_version(version: PgVersion, rmid: u8) -> Names {
+    match rmid {
+        rmgr::XLOG if version >= PgVersion::V17 => XLOG_FROM_17,
+        rmgr::DBASE if version < PgVersion::V15 => DBASE_14,
+        rmgr::DBASE => DBASE,
+        rmgr::HEAP2 if version < PgVersion::V17 => HEAP2_TO_16,
+        rmgr::HEAP2 => HEAP2_FROM_17,
         _ => &[],
     }
 }
