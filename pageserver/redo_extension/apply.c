@@ -190,9 +190,10 @@ stand_in(DecodedBkpBlock *block)
         block->data = (char *) &no_tuples;
         block->data_len = sizeof(no_tuples);
     }
-    else if (rmid == RM_GIN_ID && opcode == XLOG_GIN_SPLIT && !block->has_image)
+    else if (((rmid == RM_GIN_ID && opcode == XLOG_GIN_SPLIT) || (rmid == RM_XLOG_ID && opcode == XLOG_FPI)) &&
+             !block->has_image)
     {
-        /* ginxlog.c, ginRedoSplit: wants to see the halves restored from images */
+        /* ginxlog.c, ginRedoSplit, and xlog.c, xlog_redo: want to see the other pages restored from images */
         block->has_image = true;
         block->apply_image = true;
         block->bkp_image = no_image;

@@ -126,7 +126,7 @@ impl Cluster {
     }
 
     /// Runs `statements`, each a transaction of its own, and ends with a checkpoint. Panics if one fails.
-    pub fn sql(&self, statements: &[&str]) {
+    pub fn sql<S: AsRef<str>>(&self, statements: &[S]) {
         let mut command = self.command("postgres");
         command.args(["--single", "-j", "-D"]).arg(self.data_dir());
         let fixed = ["wal_keep_size=4GB", "fsync=off", "exit_on_error=on", "autovacuum=off", "max_wal_size=4GB"];
@@ -135,7 +135,7 @@ impl Cluster {
         }
         command.arg("postgres").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let script: String = statements.iter().map(|statement| format!("{statement};\n\n")).collect();
+        let script: String = statements.iter().map(|statement| statement.as_ref().to_owned() + ";\n\n").collect();
         let mut stdin = child.stdin.take().unwrap();
         let writer = std::thread::spawn(move || _ = stdin.write_all(script.as_bytes()));
         let output = child.wait_with_output().unwrap();
@@ -146,13 +146,19 @@ impl Cluster {
 
     /// Every record since initdb.
     pub fn records(&self) -> Vec<DecodedRecord> {
+        let mut records = Vec::new();
+        self.for_each_record(|record| records.push(record));
+        records
+    }
+
+    /// Calls `each` with every record since initdb, in order.
+    pub fn for_each_record(&self, mut each: impl FnMut(DecodedRecord)) {
         let mut segments: Vec<PathBuf> =
             fs::read_dir(self.data_dir().join("pg_wal")).unwrap().map(|entry| entry.unwrap().path()).collect();
         segments.retain(|path| path.file_name().is_some_and(|name| name.len() == 24));
         segments.sort();
         let first_segment = self.start_lsn.segment_no(SEGMENT_BYTES.into());
         let mut decoder = WalStreamDecoder::new(self.version, self.start_lsn, SEGMENT_BYTES);
-        let mut records = Vec::new();
         for path in segments {
             let name = path.file_name().unwrap().to_str().unwrap();
             let hex = |range: std::ops::Range<usize>| u64::from_str_radix(&name[range], 16).unwrap();
@@ -166,10 +172,9 @@ impl Cluster {
             }
             decoder.feed(bytes);
             while let Ok(Some((start, end, raw))) = decoder.next_record() {
-                records.push(DecodedRecord::decode(self.version, start, end, raw).unwrap());
+                each(DecodedRecord::decode(self.version, start, end, raw).unwrap());
             }
         }
-        records
     }
 
     /// The page as the files have it now. `None`: no such block.

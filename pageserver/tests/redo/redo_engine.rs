@@ -300,3 +300,18 @@ fn idle_process_is_ended_and_comes_back() {
     assert!(engine.redo(requests) == expected);
     assert_eq!((engine.stats().starts, engine.stats().retired, engine.stats().deaths), (2, 1, 0));
 }
+
+#[test]
+fn changed_cluster_gets_a_new_process() {
+    let shared = heap_requests();
+    let (cluster, requests) = &*shared;
+    let engine = cluster.engine();
+    let expected = engine.redo(requests);
+    let before = engine.pid();
+    engine.set_cluster(cluster.pg_control(), true);
+    assert!(engine.redo(requests) == expected);
+    assert_ne!(engine.pid(), before);
+    // The start that follows uses what it was told.
+    engine.set_cluster(Bytes::from_static(b"no control file"), true);
+    assert!(matches!(engine.redo(requests)[0], Err(RedoError::CannotStart { .. })));
+}

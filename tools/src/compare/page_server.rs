@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail, ensure};
 use pageserver::client::{Client, PageStream, ReadAt, ResultSet, Row, quote};
 use pageserver::page_service::pagestream::wire::Version;
-use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
+use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, RelTag, SlruKind};
 
-use super::source::{Reader, Source};
+use super::source::{Reader, RelationMaps, Source};
 use crate::connect::{ServerArgs, at_clause};
 
 /// A timeline as of one LSN.
@@ -79,7 +79,7 @@ impl Source for PageServerSource {
         Ok(segments)
     }
 
-    fn relation_maps(&self) -> Result<Option<BTreeMap<(Oid, Oid), Vec<u8>>>> {
+    fn relation_maps(&self) -> Result<Option<RelationMaps>> {
         Ok(None)
     }
 

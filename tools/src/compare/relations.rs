@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
+use indicatif::ProgressBar;
 use postgres_ffi::mask::{Equality, PageComparison, PageKind, compare_pages, visibility_map};
 use postgres_ffi::page::{Page, ZERO_PAGE};
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, RelTag};
@@ -40,25 +41,38 @@ struct Unit {
     tail: BlockNumber,
 }
 
+/// What the threads share.
+struct Work<'a> {
+    dir: &'a DataDir,
+    source: &'a dyn Source,
+    options: &'a Options,
+    units: Vec<Unit>,
+    next_unit: AtomicUsize,
+    /// A thread failed: the others need not go on.
+    failed: AtomicBool,
+    total: Mutex<Report>,
+    /// Counts blocks; shown at a terminal only.
+    bar: ProgressBar,
+}
+
 /// Compares all relations of the directory with those of the source.
 pub fn compare(dir: &DataDir, source: &dyn Source, options: &Options) -> Result<Report> {
     let mut report = Report::default();
     let ours = source.relations()?;
     let units = plan(dir, &ours, &mut report);
+    let bar = ProgressBar::new(units.iter().map(|unit| u64::from(unit.common + unit.tail)).sum());
+    let (next_unit, failed, total) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(report));
+    let work = Work { dir, source, options, units, next_unit, failed, total, bar };
     let started = Instant::now();
-    let total = Mutex::new(report);
-    let next_unit = AtomicUsize::new(0);
-    let failed = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..options.threads.max(1))
-            .map(|_| scope.spawn(|| run_worker(dir, source, options, &units, &next_unit, &failed, &total)))
-            .collect();
+        let workers: Vec<_> = (0..options.threads.max(1)).map(|_| scope.spawn(|| work.run())).collect();
         for worker in workers {
             worker.join().map_err(|_| anyhow!("a comparing thread panicked"))??;
         }
         anyhow::Ok(())
     })?;
-    let mut report = total.into_inner().map_err(|_| anyhow!("a comparing thread panicked"))?;
+    work.bar.finish_and_clear();
+    let mut report = work.total.into_inner().map_err(|_| anyhow!("a comparing thread panicked"))?;
     report.notes.push(format!("relations read in {:.1} s", started.elapsed().as_secs_f64()));
     Ok(report)
 }
@@ -125,30 +139,26 @@ fn split(units: &mut Vec<Unit>, rel: RelTag, fork: ForkNumber, common: BlockNumb
     }
 }
 
-fn run_worker(
-    dir: &DataDir,
-    source: &dyn Source,
-    options: &Options,
-    units: &[Unit],
-    next_unit: &AtomicUsize,
-    failed: &AtomicBool,
-    total: &Mutex<Report>,
-) -> Result<()> {
-    let mut worker = Worker { dir, reader: source.reader()?, options, report: Report::default() };
-    let mut ours = vec![0; BLOCKS_PER_UNIT as usize * BLCKSZ];
-    let mut on_disk = ours.clone();
-    while let Some(unit) = units.get(next_unit.fetch_add(1, Ordering::Relaxed)) {
-        if failed.load(Ordering::Relaxed) {
-            break;
+impl Work<'_> {
+    /// What one thread does: takes units until there are none.
+    fn run(&self) -> Result<()> {
+        let reader = self.source.reader()?;
+        let mut worker = Worker { dir: self.dir, reader, options: self.options, report: Report::default() };
+        let mut ours = vec![0; BLOCKS_PER_UNIT as usize * BLCKSZ];
+        let mut on_disk = ours.clone();
+        while let Some(unit) = self.units.get(self.next_unit.fetch_add(1, Ordering::Relaxed)) {
+            if self.failed.load(Ordering::Relaxed) {
+                break;
+            }
+            if let Err(error) = worker.run(unit, &mut ours, &mut on_disk) {
+                self.failed.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+            self.bar.inc(u64::from(unit.common + unit.tail));
         }
-        let done = worker.run(unit, &mut ours, &mut on_disk);
-        if done.is_err() {
-            failed.store(true, Ordering::Relaxed);
-            return done;
-        }
+        self.total.lock().map_err(|_| anyhow!("a comparing thread panicked"))?.merge(worker.report);
+        Ok(())
     }
-    total.lock().map_err(|_| anyhow!("a comparing thread panicked"))?.merge(worker.report);
-    Ok(())
 }
 
 struct Worker<'a> {

@@ -8,6 +8,9 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 use crate::datadir::DataDir;
 
+/// Bytes of relation maps by (tablespace, database).
+pub type RelationMaps = BTreeMap<(Oid, Oid), Vec<u8>>;
+
 /// One cluster's contents as of one LSN.
 pub trait Source: Sync {
     /// For people: what is being compared with.
@@ -21,7 +24,7 @@ pub trait Source: Sync {
     /// Segments of an SLRU: number and contents in whole pages.
     fn slru_segments(&self, kind: SlruKind) -> Result<BTreeMap<u32, Vec<u8>>>;
     /// Relation maps by (tablespace, database), as the bytes of their files. `None`: this source cannot tell.
-    fn relation_maps(&self) -> Result<Option<BTreeMap<(Oid, Oid), Vec<u8>>>>;
+    fn relation_maps(&self) -> Result<Option<RelationMaps>>;
     /// Prepared transactions by xid, as the bytes of their files. `None`: this source cannot tell.
     fn two_phase(&self) -> Result<Option<BTreeMap<u64, Vec<u8>>>>;
     /// The 88 bytes of the CheckPoint struct. `None`: this source cannot tell.
@@ -79,7 +82,7 @@ impl Source for DirectorySource {
         self.dir.slru_segments(kind)
     }
 
-    fn relation_maps(&self) -> Result<Option<BTreeMap<(Oid, Oid), Vec<u8>>>> {
+    fn relation_maps(&self) -> Result<Option<RelationMaps>> {
         self.dir.relation_map_bytes().map(Some)
     }
 

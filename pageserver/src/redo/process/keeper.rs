@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(log.line.len(), LINE_BYTES_MAX);
         assert_eq!(log.suppressed_bytes, 100_000 - LINE_BYTES_MAX as u64);
         for _ in 0..1000 {
-            log.take(&[b'\n', b'a', b'b', b'c', b'\n'], start);
+            log.take(b"\nabc\n", start);
             log.take(&[b'y'; 80], start);
         }
         assert!(log.window_bytes <= LOG_BYTES_PER_WINDOW);

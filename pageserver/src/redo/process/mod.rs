@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use postgres_ffi::PgVersion;
 use postgres_ffi::page::Page;
 
@@ -132,6 +133,8 @@ struct Counters {
 /// The redo engine that is a process. Dropped: the process is killed and waited for.
 pub struct ProcessEngine {
     config: ProcessConfig,
+    /// `config.program` as it is now.
+    program: Mutex<Program>,
     slot: Slot,
     quarantine: Quarantine,
     failed_inputs: Option<FailedInputs>,
@@ -146,7 +149,27 @@ impl ProcessEngine {
         let failed_inputs =
             config.failed_inputs_dir.clone().map(|dir| FailedInputs::new(dir, config.failed_inputs_max));
         let slot = Slot::new(config.start_retry_delay);
-        ProcessEngine { config, slot, quarantine: Quarantine::default(), failed_inputs, counters: Counters::default() }
+        let program = Mutex::new(config.program.clone());
+        ProcessEngine {
+            config,
+            program,
+            slot,
+            quarantine: Quarantine::default(),
+            failed_inputs,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Tells of a new control file or a changed `wal_log_hints` of the cluster: the LSN of some pages depends on them.
+    /// The process that runs is replaced at the next request. Does nothing for a [`Program::Other`].
+    pub fn set_cluster(&self, pg_control: Bytes, wal_log_hints: bool) {
+        if let Program::Postgres(program) = &mut *self.program.lock() {
+            program.pg_control = pg_control;
+            program.wal_log_hints = wal_log_hints;
+        }
+        if self.slot.retire_current() {
+            count(&self.counters.retired, 1);
+        }
     }
 
     /// What it has done so far.
@@ -181,7 +204,8 @@ impl ProcessEngine {
     }
 
     fn launch(&self) -> Result<Pipeline, String> {
-        match launch::launch(&self.config) {
+        let program = self.program.lock().clone();
+        match launch::launch(&ProcessConfig { program, ..self.config.clone() }) {
             Ok((process, hello)) => {
                 count(&self.counters.starts, 1);
                 tracing::info!(
@@ -321,7 +345,7 @@ impl ProcessEngine {
     }
 
     fn save_failed(&self, request: &EngineRequest, message: &str) -> Option<PathBuf> {
-        let (pg_control, wal_log_hints) = match &self.config.program {
+        let (pg_control, wal_log_hints) = match &*self.program.lock() {
             Program::Postgres(program) => (program.pg_control.clone(), program.wal_log_hints),
             Program::Other { .. } => (Bytes::new(), false),
         };
@@ -393,7 +417,7 @@ impl Engine for ProcessEngine {
     }
 
     fn idle(&self, idle: Duration) {
-        if idle >= self.config.idle_timeout && self.slot.retire_idle() {
+        if idle >= self.config.idle_timeout && self.slot.retire_current() {
             count(&self.counters.retired, 1);
         }
     }

@@ -79,7 +79,7 @@ impl Slot {
     }
 
     /// Ends the shared process. False if there is none.
-    pub fn retire_idle(&self) -> bool {
+    pub fn retire_current(&self) -> bool {
         self.current().is_some_and(|process| self.retire(&process))
     }
 }

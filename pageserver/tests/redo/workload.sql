@@ -1,0 +1,278 @@
+-- One statement per line, without a semicolon. Makes every kind of record that changes a relation page, most of them with and without
+-- initialising the page: runs under wal_consistency_checking = all, so that each record brings the page as it must become.
+
+-- Sequences.
+CREATE SEQUENCE numbers
+SELECT count(nextval('numbers')) FROM generate_series(1, 200)
+SELECT setval('numbers', 9000)
+ALTER SEQUENCE numbers INCREMENT 7
+SELECT count(nextval('numbers')) FROM generate_series(1, 80)
+
+-- Heap: insert, update in place of HOT and not, delete, lock, abort; B-tree beside it.
+CREATE TABLE account (id int, branch int, note text, changed timestamptz DEFAULT now())
+CREATE UNIQUE INDEX account_id ON account (id)
+CREATE INDEX account_branch ON account (branch)
+CREATE INDEX account_note ON account (note)
+INSERT INTO account SELECT i, i % 40, repeat(chr(97 + i % 26), 1 + i % 40) FROM generate_series(1, 3000) i
+UPDATE account SET branch = branch + 1 WHERE id % 6 = 0
+UPDATE account SET changed = now() WHERE id % 13 = 0
+DELETE FROM account WHERE id % 4 = 0
+BEGIN
+SELECT count(*) FROM (SELECT 1 FROM account WHERE id % 7 = 1 FOR UPDATE) locked
+SELECT count(*) FROM (SELECT 1 FROM account WHERE id % 7 = 2 FOR SHARE) locked
+COMMIT
+VACUUM (FREEZE) account
+INSERT INTO account SELECT i, i % 40, md5(i::text) FROM generate_series(3001, 4000) i
+UPDATE account SET note = md5(note) WHERE id BETWEEN 100 AND 500
+VACUUM account
+-- After this vacuum pages are all-visible: what follows clears bits of the visibility map.
+BEGIN
+SELECT count(*) FROM (SELECT 1 FROM account WHERE id BETWEEN 1 AND 60 FOR NO KEY UPDATE) locked
+SAVEPOINT inner_one
+INSERT INTO account SELECT i, 1, 'aborted' FROM generate_series(5001, 5100) i
+UPDATE account SET branch = 99 WHERE id BETWEEN 600 AND 650
+ROLLBACK TO inner_one
+UPDATE account SET changed = now() WHERE id BETWEEN 200 AND 260
+ROLLBACK
+-- Two lockers of one tuple: multixacts.
+BEGIN
+SELECT count(*) FROM (SELECT 1 FROM account WHERE id BETWEEN 301 AND 360 FOR KEY SHARE) locked
+SAVEPOINT upgrade
+UPDATE account SET changed = now() WHERE id BETWEEN 301 AND 360
+COMMIT
+VACUUM (FREEZE) account
+DELETE FROM account WHERE id > 2000
+VACUUM account
+INSERT INTO account SELECT i, 5, 'the same' FROM generate_series(10001, 11500) i
+VACUUM (INDEX_CLEANUP ON) account
+DELETE FROM account WHERE id > 400
+VACUUM account
+INSERT INTO account SELECT i, i, 'again' FROM generate_series(20001, 21000) i
+
+-- B-tree: splits in the middle, dedup, page deletion, new fast root, three levels.
+CREATE TABLE scattered (k int)
+CREATE INDEX scattered_k ON scattered (k)
+INSERT INTO scattered SELECT (i * 7919) % 9000 FROM generate_series(1, 4000) i
+DELETE FROM scattered WHERE k BETWEEN 1000 AND 7000
+VACUUM scattered
+INSERT INTO scattered SELECT i FROM generate_series(1000, 2500) i
+CREATE TABLE deep (t text)
+CREATE INDEX deep_t ON deep (t)
+INSERT INTO deep SELECT repeat(md5(i::text), 30) || i FROM generate_series(1, 500) i
+DELETE FROM deep WHERE ctid < '(8,1)'
+VACUUM deep
+INSERT INTO deep SELECT md5((i * 3)::text) || repeat(md5(i::text), 25) FROM generate_series(1, 200) i
+CREATE TABLE emptied (a int)
+CREATE INDEX emptied_a ON emptied (a)
+INSERT INTO emptied SELECT i FROM generate_series(1, 2500) i
+DELETE FROM emptied
+VACUUM emptied
+VACUUM emptied
+INSERT INTO emptied SELECT i FROM generate_series(1, 2500) i
+DELETE FROM emptied WHERE a < 2490
+VACUUM emptied
+INSERT INTO emptied SELECT i FROM generate_series(2500, 4500) i
+
+-- TOAST, speculative insertion.
+CREATE TABLE document (id int PRIMARY KEY, body text)
+ALTER TABLE document ALTER body SET STORAGE EXTERNAL
+INSERT INTO document SELECT i, repeat(md5(i::text), 400) FROM generate_series(1, 30) i
+UPDATE document SET body = repeat(md5(body), 300) WHERE id % 2 = 0
+DELETE FROM document WHERE id % 3 = 0
+VACUUM document
+INSERT INTO document VALUES (1, 'conflict'), (2, 'conflict') ON CONFLICT (id) DO UPDATE SET body = 'resolved'
+INSERT INTO document VALUES (1, 'conflict') ON CONFLICT DO NOTHING
+CREATE TABLE upserted (a int PRIMARY KEY, b int)
+INSERT INTO upserted SELECT i, i FROM generate_series(1, 150) i ON CONFLICT (a) DO UPDATE SET b = 0
+INSERT INTO upserted SELECT i, i FROM generate_series(80, 230) i ON CONFLICT (a) DO UPDATE SET b = 0
+ALTER TABLE upserted ADD c text DEFAULT 'added'
+UPDATE upserted SET c = 'rewritten'
+
+-- COPY: multi-insert, and frozen at once.
+CREATE TABLE copied (a int)
+COPY copied FROM PROGRAM 'seq 1 6000'
+VACUUM copied
+COPY copied FROM PROGRAM 'seq 1 2000'
+DELETE FROM copied WHERE a % 10 = 0
+VACUUM copied
+BEGIN
+CREATE TABLE copied_frozen (a int)
+COPY copied_frozen FROM PROGRAM 'seq 1 3000' WITH (FREEZE)
+COMMIT
+DELETE FROM copied_frozen WHERE a % 100 = 1
+UPDATE copied_frozen SET a = -a WHERE a % 100 = 2
+
+-- Hash: overflow pages, bitmap pages, splits, squeezing.
+CREATE TABLE hashed (k int, t text)
+CREATE INDEX hashed_k ON hashed USING hash (k)
+CREATE INDEX hashed_t ON hashed USING hash (t)
+INSERT INTO hashed SELECT i, md5((i % 150)::text) FROM generate_series(1, 3000) i
+DELETE FROM hashed WHERE k % 3 <> 0
+VACUUM hashed
+INSERT INTO hashed SELECT i, md5((i % 20)::text) FROM generate_series(1, 1500) i
+DELETE FROM hashed
+VACUUM hashed
+INSERT INTO hashed SELECT i, 'equal' FROM generate_series(1, 2000) i
+DELETE FROM hashed WHERE k % 3 = 0
+VACUUM hashed
+DELETE FROM hashed WHERE k % 2 = 0
+VACUUM hashed
+DELETE FROM hashed WHERE k % 5 <> 1
+VACUUM hashed
+INSERT INTO hashed SELECT i, md5(i::text) FROM generate_series(1, 800) i
+
+-- GIN: pending list, posting trees and their vacuum.
+CREATE TABLE tagged (id int, tags int[], words tsvector)
+CREATE INDEX tagged_tags ON tagged USING gin (tags) WITH (fastupdate = on)
+CREATE INDEX tagged_words ON tagged USING gin (words) WITH (fastupdate = off)
+INSERT INTO tagged SELECT i, ARRAY[i % 10, i % 100, i], to_tsvector('simple', md5(i::text) || ' common w' || i % 50) FROM generate_series(1, 1200) i
+VACUUM tagged
+UPDATE tagged SET tags = tags || 7 WHERE id % 4 = 0
+DELETE FROM tagged WHERE id % 3 = 0
+VACUUM tagged
+INSERT INTO tagged SELECT i, ARRAY[1, 2, 3], to_tsvector('simple', 'common') FROM generate_series(1, 1500) i
+SELECT gin_clean_pending_list('tagged_tags')
+DELETE FROM tagged WHERE id > 500
+VACUUM tagged
+DELETE FROM tagged
+VACUUM tagged
+INSERT INTO tagged SELECT i, ARRAY[i % 5], to_tsvector('simple', 'z' || i) FROM generate_series(1, 500) i
+CREATE TABLE posting (id int)
+COPY posting FROM PROGRAM 'seq 1 30000'
+CREATE INDEX posting_id ON posting USING gin ((ARRAY[id % 2])) WITH (fastupdate = off)
+DELETE FROM posting WHERE id BETWEEN 4000 AND 26000
+VACUUM posting
+INSERT INTO posting SELECT i FROM generate_series(1, 300) i
+
+-- GiST: splits, page deletion.
+CREATE TABLE located (p point, r int4range)
+CREATE INDEX located_p ON located USING gist (p)
+CREATE INDEX located_r ON located USING gist (r)
+INSERT INTO located SELECT point(i % 100, (i * 7) % 103), int4range(i, i + 10) FROM generate_series(1, 2000) i
+DELETE FROM located WHERE p[0] < 60
+VACUUM located
+INSERT INTO located SELECT point(i, i), int4range(i, i + 1) FROM generate_series(1, 800) i
+DELETE FROM located
+VACUUM located
+VACUUM located
+INSERT INTO located SELECT point(i, i), int4range(i, i + 1) FROM generate_series(1, 400) i
+
+-- SP-GiST: leaf moves, picksplit, tuple splits, redirects.
+CREATE TABLE partitioned (p point, t text)
+CREATE INDEX partitioned_quad ON partitioned USING spgist (p)
+CREATE INDEX partitioned_kd ON partitioned USING spgist (p kd_point_ops)
+CREATE INDEX partitioned_text ON partitioned USING spgist (t)
+INSERT INTO partitioned SELECT point((i * 37) % 1000, (i * 91) % 1000), md5(i::text) FROM generate_series(1, 1500) i
+INSERT INTO partitioned SELECT point(1, 1), repeat('abc', 30) || i FROM generate_series(1, 400) i
+DELETE FROM partitioned WHERE p[0] < 500
+VACUUM partitioned
+INSERT INTO partitioned SELECT point(i, i), 'zz' || i FROM generate_series(1, 500) i
+VACUUM partitioned
+CREATE TABLE prefixed (t text)
+CREATE INDEX prefixed_t ON prefixed USING spgist (t)
+INSERT INTO prefixed SELECT repeat('a', 60) || md5(i::text) FROM generate_series(1, 500) i
+INSERT INTO prefixed SELECT repeat('a', 20) || 'b' || i FROM generate_series(1, 20) i
+INSERT INTO prefixed SELECT repeat('a', 5) || 'c' || i FROM generate_series(1, 20) i
+INSERT INTO prefixed SELECT 'other' || i FROM generate_series(1, 20) i
+CREATE TABLE rooted (p point)
+CREATE INDEX rooted_p ON rooted USING spgist (p)
+INSERT INTO rooted SELECT point(i, i) FROM generate_series(1, 30) i
+DELETE FROM rooted WHERE p[0] > 10
+VACUUM rooted
+
+-- BRIN: three kinds of operator class, summaries that grow, move and go.
+CREATE TABLE ranged (a int, b int, pad text) WITH (fillfactor = 50)
+CREATE INDEX ranged_a ON ranged USING brin (a) WITH (pages_per_range = 2, autosummarize = off)
+CREATE INDEX ranged_b ON ranged USING brin (b int4_bloom_ops) WITH (pages_per_range = 1)
+CREATE INDEX ranged_m ON ranged USING brin (a int4_minmax_multi_ops) WITH (pages_per_range = 1)
+INSERT INTO ranged SELECT i, i % 97, repeat('p', 100) FROM generate_series(1, 1500) i
+SELECT brin_summarize_new_values('ranged_a'), brin_summarize_new_values('ranged_b'), brin_summarize_new_values('ranged_m')
+UPDATE ranged SET a = a + 100000 WHERE a % 50 = 0
+INSERT INTO ranged SELECT i, i % 997, repeat('p', 100) FROM generate_series(2000, 3200) i
+VACUUM ranged
+SELECT brin_desummarize_range('ranged_a', 4), brin_desummarize_range('ranged_b', 3)
+SELECT brin_summarize_range('ranged_a', 4)
+DELETE FROM ranged WHERE a % 2 = 0
+VACUUM ranged
+UPDATE ranged SET a = -a WHERE a % 3 = 0
+
+-- Generic records of an extension.
+CREATE EXTENSION bloom
+CREATE TABLE bloomed (a int, b int, t text)
+CREATE INDEX bloomed_all ON bloomed USING bloom (a, b, t) WITH (length = 80, col1 = 2, col2 = 4, col3 = 3)
+INSERT INTO bloomed SELECT i, i % 100, md5(i::text) FROM generate_series(1, 1200) i
+DELETE FROM bloomed WHERE a % 3 = 0
+VACUUM bloomed
+INSERT INTO bloomed SELECT i, 1, 'q' FROM generate_series(1, 300) i
+
+-- Dead index entries found by scans and deleted on insertion: B-tree, hash and GiST.
+CREATE TABLE revisited (k int, p point)
+CREATE INDEX revisited_p ON revisited USING gist (p)
+CREATE INDEX revisited_h ON revisited USING hash (k)
+CREATE INDEX revisited_b ON revisited (k)
+INSERT INTO revisited SELECT i % 4, point(i % 7, i % 11) FROM generate_series(1, 1200) i
+DELETE FROM revisited WHERE p[0] < 5
+DELETE FROM revisited WHERE k = 1
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SELECT count(*) FROM revisited WHERE k = 1
+SELECT count(*) FROM revisited WHERE k = 2
+SELECT count(*) FROM revisited WHERE p <@ box '((-1,-1),(20,20))'
+DROP INDEX revisited_b
+SELECT count(*) FROM revisited WHERE k = 1
+SELECT count(*) FROM revisited WHERE k = 2
+INSERT INTO revisited SELECT i % 4, point(i % 7, i % 11) FROM generate_series(1, 1500) i
+RESET enable_seqscan
+RESET enable_bitmapscan
+
+-- Init forks, whole relations logged as images, rewriting.
+CREATE UNLOGGED TABLE unlogged (a int PRIMARY KEY)
+CREATE INDEX ON unlogged USING gin ((ARRAY[a]))
+CREATE INDEX ON unlogged USING hash (a)
+CREATE INDEX ON unlogged USING gist ((point(a, a)))
+CREATE INDEX ON unlogged USING spgist ((point(a, a)))
+CREATE INDEX ON unlogged USING brin (a)
+INSERT INTO unlogged SELECT i FROM generate_series(1, 100) i
+CREATE TABLE rebuilt AS SELECT i AS a, md5(i::text) AS b FROM generate_series(1, 2500) i
+CREATE INDEX ON rebuilt USING gist ((point(a, a)))
+CREATE INDEX ON rebuilt USING gin ((ARRAY[a]))
+CREATE INDEX ON rebuilt USING hash (a)
+CREATE INDEX ON rebuilt USING brin (a)
+CREATE INDEX ON rebuilt USING spgist (b)
+CREATE INDEX rebuilt_b ON rebuilt (b)
+CLUSTER rebuilt USING rebuilt_b
+VACUUM FULL rebuilt
+REINDEX TABLE rebuilt
+TRUNCATE rebuilt
+INSERT INTO rebuilt SELECT i, 'new' FROM generate_series(1, 100) i
+
+-- Pruning of pages that are updated again and again.
+CREATE TABLE counter (id int PRIMARY KEY, n int) WITH (fillfactor = 60)
+INSERT INTO counter SELECT i, 0 FROM generate_series(1, 150) i
+DO $$ BEGIN FOR k IN 1..25 LOOP UPDATE counter SET n = n + 1 WHERE id <= 50; COMMIT; END LOOP; END $$
+
+-- Files that shrink and grow again.
+CREATE TABLE shrunk (a int, pad text)
+INSERT INTO shrunk SELECT i, repeat('y', 200) FROM generate_series(1, 1500) i
+VACUUM shrunk
+DELETE FROM shrunk WHERE a > 200
+VACUUM shrunk
+INSERT INTO shrunk SELECT i, repeat('w', 200) FROM generate_series(1, 1000) i
+VACUUM shrunk
+DELETE FROM shrunk WHERE a > 50
+VACUUM shrunk
+
+-- Once more after a checkpoint: with full_page_writes the first change of each page is an image now.
+CHECKPOINT
+UPDATE account SET branch = branch + 1 WHERE id < 300
+INSERT INTO scattered SELECT i FROM generate_series(1, 200) i
+DELETE FROM copied WHERE a % 17 = 0
+INSERT INTO hashed SELECT i, 'late' FROM generate_series(1, 150) i
+INSERT INTO partitioned SELECT point(i, -i), 'q' || i FROM generate_series(1, 150) i
+INSERT INTO located SELECT point(-i, i), int4range(i, i + 1) FROM generate_series(1, 150) i
+INSERT INTO tagged SELECT i, ARRAY[i], to_tsvector('simple', 'late' || i) FROM generate_series(1, 150) i
+UPDATE ranged SET b = b + 1 WHERE a % 9 = 1
+UPDATE bloomed SET b = 3 WHERE a < 150
+DELETE FROM posting WHERE id < 2000
+VACUUM posting
+VACUUM hashed
