@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(round_next_xid(0xFFFF_FFFF), (1 << 32) | 3);
         for next in [3, 1023, 1025, 32_767, 65_000] {
             let rounded = round_next_xid(next);
-            assert!(rounded >= next && rounded / 32_768 == next / 32_768 || rounded % 32_768 == 0);
+            assert!(rounded >= next && rounded / 32_768 == next / 32_768 || rounded.is_multiple_of(32_768));
         }
     }
 

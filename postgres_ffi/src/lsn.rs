@@ -53,7 +53,7 @@ impl Lsn {
 
     /// True when a record can start here.
     pub fn is_aligned(self) -> bool {
-        self.0 % MAXALIGN == 0
+        self.0.is_multiple_of(MAXALIGN)
     }
 
     /// Number of the segment that holds the byte at `self`. `segment_bytes` is the cluster's WAL segment size.

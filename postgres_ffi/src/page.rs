@@ -102,7 +102,7 @@ fn mix(sum: u32, word: u32) -> u32 {
     tmp.wrapping_mul(FNV_PRIME) ^ (tmp >> 17)
 }
 
-const _: () = assert!(BLCKSZ % (N_SUMS * 4) == 0);
+const _: () = assert!(BLCKSZ.is_multiple_of(N_SUMS * 4));
 const _: () = assert!(PD_PRUNE_XID + 4 == PAGE_HEADER_LEN);
 
 #[cfg(test)]

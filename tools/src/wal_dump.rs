@@ -178,10 +178,10 @@ impl<'a> SegmentReader<'a> {
         let bytes = u64::from(segments.segment_bytes);
         let skipped = usize::try_from(offset / bytes).unwrap_or(usize::MAX).min(segments.files.len());
         let mut reader = SegmentReader { files: &segments.files[skipped..], current: None };
-        if reader.open_next()? {
-            if let Some(file) = &mut reader.current {
-                std::io::Seek::seek(file, std::io::SeekFrom::Start(offset % bytes)).context("seek in a WAL segment")?;
-            }
+        if reader.open_next()?
+            && let Some(file) = &mut reader.current
+        {
+            std::io::Seek::seek(file, std::io::SeekFrom::Start(offset % bytes)).context("seek in a WAL segment")?;
         }
         Ok(reader)
     }

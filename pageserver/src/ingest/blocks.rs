@@ -14,7 +14,7 @@ use crate::delta::{Delta, Index, POSTGRES_TAG, visibility_map};
 impl WalIngest {
     /// Every block of the record.
     pub(super) fn ingest_blocks(&mut self, step: &mut Step<'_>) -> Result<(), IngestError> {
-        for block in &step.record.blocks {
+        for block in ascending(&step.record.blocks) {
             self.ingest_block(step, block)?;
         }
         Ok(())
@@ -33,7 +33,7 @@ impl WalIngest {
             return self.ingest_blocks(step);
         };
         let mut map_page_named = false;
-        for block in &step.record.blocks {
+        for block in ascending(&step.record.blocks) {
             let is_map_page = block.fork == ForkNumber::Vm && vm_clear.vm_block_ids().contains(&block.block_id);
             map_page_named |= is_map_page;
             let has_image = block.image.as_ref().is_some_and(|image| image.apply);
@@ -67,7 +67,7 @@ impl WalIngest {
     /// Images of XLOG_FPI and XLOG_FPI_FOR_HINT. `all_have_images`: XLOG_FPI; the other may leave them out, and then says nothing.
     /// PG: xlog.c, xlog_redo.
     pub(super) fn ingest_images(&mut self, step: &mut Step<'_>, all_have_images: bool) -> Result<(), IngestError> {
-        for block in &step.record.blocks {
+        for block in ascending(&step.record.blocks) {
             match block.image.as_ref() {
                 Some(image) if image.apply => {
                     self.touch_block(step, block.rel, block.fork, block.block_no)?;
@@ -134,6 +134,15 @@ impl WalIngest {
         step.batch.put(Key::block(rel, ForkNumber::Vm, map_page), step.lsn(), kind, &self.value);
         Ok(())
     }
+}
+
+/// The blocks by number: of two that are new, the lower one must come first. Otherwise the higher one would leave a page of zeroes in its place,
+/// at the same LSN (SP-GiST picksplit names its blocks in any order).
+#[inline]
+fn ascending(blocks: &[DecodedBlock]) -> SmallVec<[&DecodedBlock; 4]> {
+    let mut ordered: SmallVec<[&DecodedBlock; 4]> = blocks.iter().collect();
+    ordered.sort_by_key(|block| block.block_no);
+    ordered
 }
 
 /// The heap blocks that lose bits, at most two. `with_new`: the block with id 0 is among them.

@@ -105,7 +105,7 @@ impl RecordEnds {
 
     fn take_page_header(&mut self, bytes: &[u8]) -> usize {
         let page_start = self.next_lsn.as_u64() - self.page_header_len as u64;
-        let is_long = page_start % self.segment_bytes == 0;
+        let is_long = page_start.is_multiple_of(self.segment_bytes);
         let wanted = if is_long { LONG_HEADER_LEN } else { SHORT_HEADER_LEN };
         let taken = (wanted - self.page_header_len).min(bytes.len());
         self.page_header[self.page_header_len..self.page_header_len + taken].copy_from_slice(&bytes[..taken]);
@@ -247,7 +247,7 @@ mod tests {
             taken += piece;
             let here = start_lsn.checked_add(taken as u64).unwrap();
             assert_eq!(follower.next_lsn(), here);
-            let expected = ends.iter().copied().filter(|end| *end <= here).next_back();
+            let expected = ends.iter().copied().rfind(|end| *end <= here);
             // After a switch the record's own end counts until the segment is full.
             let exact = follower.record_end() == expected;
             let in_switched_segment = matches!(follower.record, Record::Unused { switched: true });

@@ -112,7 +112,7 @@ fn a_cut_anywhere_ends_at_the_last_whole_record_and_leaves_no_trace() {
         write(&mut log, &wal[..cut], &mut rng);
         drop(log);
         let cut_lsn = Lsn::new(start_lsn.as_u64() + cut as u64);
-        let expected = whole.iter().copied().filter(|end| *end <= cut_lsn).next_back();
+        let expected = whole.iter().copied().rfind(|end| *end <= cut_lsn);
         let opened = WalLog::open(layout(&directory)).unwrap();
         let Some(expected) = expected else {
             assert!(opened.is_none(), "cut at {cut_lsn}");
