@@ -197,6 +197,7 @@ impl Session<'_> {
                 }
                 // Even if the connection has just ended: the next one goes on behind what the log has.
                 self.ingest_group(group_start_lsn, pieces.drain(..))?;
+                self.remove_old_segments(group_start_lsn)?;
                 told?;
             }
             if let Some(next) = ended {
@@ -225,6 +226,16 @@ impl Session<'_> {
         if let Some(flushed_lsn) = self.log.flushed_record_end_lsn() {
             self.sink.durable(flushed_lsn);
         }
+    }
+
+    /// Each time a segment was begun, those that nobody needs any more go.
+    fn remove_old_segments(&mut self, group_start_lsn: Lsn) -> Result<(), ReceiverError> {
+        let layout = self.log.layout();
+        if layout.segment_start(group_start_lsn) != layout.segment_start(self.log.written_lsn()) {
+            let removed = self.log.remove_below(self.sink.wal_needed_from())?;
+            tracing::debug!(removed, "removed WAL segments that the store has made needless");
+        }
+        Ok(())
     }
 
     /// Gives the group to the sink, without what it has: the first segment is streamed from its beginning.
