@@ -12,6 +12,7 @@ use crate::compare::Compare;
 use crate::connect::ServerArgs;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
+use crate::redo::RedoCommand;
 use crate::wal_dump::WalDump;
 
 /// Exit code of a command that could not be carried out; clap uses the same for wrong arguments.
@@ -50,6 +51,9 @@ enum Command {
     /// Puts load on a page server
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Works with inputs that redo failed at
+    #[command(subcommand)]
+    Redo(RedoCommand),
     /// Shows how the page server is doing
     Status,
     /// Prints a completion script for a shell
@@ -118,6 +122,7 @@ impl Cli {
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
             Command::Compare(compare) => return compare.run(server, output),
             Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args)?,
+            Command::Redo(command) => return command.run(output),
             Command::Status => server.show("SHOW STATUS", output)?,
             Command::Completion { shell } => {
                 let mut script = Vec::new();

@@ -1,14 +1,19 @@
 //! `pagectl redo`: try again what a redo process failed at.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use pageserver::redo::process::failed_input::FailedInput;
 use pageserver::redo::process::{PostgresProgram, ProcessConfig, ProcessEngine, Program};
-use pageserver::redo::{Engine, EngineRequest};
+use pageserver::redo::{Engine, EngineRequest, RedoError};
 use postgres_ffi::page::{Page, page_lsn};
+use postgres_ffi::{Lsn, PgVersion};
+use serde::Serialize;
+
+use crate::output::{Outcome, Output};
 
 /// Work with redo processes.
 #[derive(Debug, Subcommand)]
@@ -45,56 +50,85 @@ pub struct ReplayArgs {
     pub timeout: u64,
 }
 
-/// Runs `command`; what it has to say goes to stdout. An error: the input cannot be read, or fails as before.
-pub fn run(command: &RedoCommand) -> Result<()> {
-    match command {
-        RedoCommand::Replay(args) => replay(args),
+/// What came of a replay.
+#[derive(Debug, Serialize)]
+struct ReplayView {
+    block: String,
+    pg_version: PgVersion,
+    has_base: bool,
+    records: usize,
+    /// How it failed when it was saved.
+    failed: String,
+    /// LSN of the page that it makes now, if it makes one that has an LSN.
+    page_lsn: Option<Lsn>,
+    /// How it fails now.
+    error: Option<String>,
+}
+
+impl fmt::Display for ReplayView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "block    {}, PostgreSQL {}", self.block, self.pg_version)?;
+        writeln!(f, "base     {}", if self.has_base { "a page" } else { "zeroes" })?;
+        writeln!(f, "records  {}", self.records)?;
+        writeln!(f, "failed   {}", self.failed)?;
+        match (&self.error, self.page_lsn) {
+            (Some(error), _) => write!(f, "now      {error}"),
+            (None, Some(lsn)) => write!(f, "now      a page with LSN {lsn}"),
+            (None, None) => write!(f, "now      a page without an LSN"),
+        }
     }
 }
 
-fn replay(args: &ReplayArgs) -> Result<()> {
-    let mut input = FailedInput::read(&args.file).with_context(|| format!("read {}", args.file.display()))?;
-    if let Some(count) = args.records {
-        input.request.records.truncate(count);
-    }
-    print_input(&input);
-    let engine = ProcessEngine::new(config(args, &input));
-    let answer = engine.redo(std::slice::from_ref(&input.request)).pop().context("the engine gave no answer")?;
-    match answer {
-        Ok(page) => print_page(args, &page),
-        Err(error) => bail!(error),
+impl RedoCommand {
+    /// Does what it says. The outcome is bad if the records still give no page.
+    pub fn run(&self, output: &mut Output) -> Result<Outcome> {
+        match self {
+            RedoCommand::Replay(args) => args.run(output),
+        }
     }
 }
 
-fn config(args: &ReplayArgs, input: &FailedInput) -> ProcessConfig {
-    let program = PostgresProgram {
-        postgres: args.postgres.clone(),
-        extension: args.extension.clone(),
-        pg_control: input.pg_control.clone(),
-        wal_log_hints: input.wal_log_hints,
-        preload_libraries: Vec::new(),
-        work_dir: None,
-        run_as: args.run_as.clone(),
-    };
-    let mut config = ProcessConfig::new(Program::Postgres(program), input.version);
-    config.timeout = Duration::from_secs(args.timeout);
-    config
+impl ReplayArgs {
+    fn run(&self, output: &mut Output) -> Result<Outcome> {
+        let mut input = FailedInput::read(&self.file).with_context(|| format!("read {}", self.file.display()))?;
+        if let Some(count) = self.records {
+            input.request.records.truncate(count);
+        }
+        let engine = ProcessEngine::new(self.config(&input));
+        let answer = engine.redo(std::slice::from_ref(&input.request)).pop().context("the engine gave no answer")?;
+        if let (Ok(page), Some(path)) = (&answer, &self.output) {
+            std::fs::write(path, &page[..]).with_context(|| format!("write {}", path.display()))?;
+        }
+        let outcome = if answer.is_ok() { Outcome::Good } else { Outcome::Bad };
+        output.value(&view(input, answer))?;
+        Ok(outcome)
+    }
+
+    fn config(&self, input: &FailedInput) -> ProcessConfig {
+        let program = PostgresProgram {
+            postgres: self.postgres.clone(),
+            extension: self.extension.clone(),
+            pg_control: input.pg_control.clone(),
+            wal_log_hints: input.wal_log_hints,
+            preload_libraries: Vec::new(),
+            work_dir: None,
+            run_as: self.run_as.clone(),
+        };
+        let mut config = ProcessConfig::new(Program::Postgres(program), input.version);
+        config.timeout = Duration::from_secs(self.timeout);
+        config
+    }
 }
 
-fn print_input(input: &FailedInput) {
+fn view(input: FailedInput, answer: Result<Box<Page>, RedoError>) -> ReplayView {
     let EngineRequest { rel, fork, block_no, base, records } = &input.request;
-    println!("block     {rel}/{fork}/{block_no}, PostgreSQL {}", input.version);
-    println!("base      {}", if base.is_some() { "a page" } else { "zeroes" });
-    println!("records   {}", records.len());
-    println!("failed    {}", input.message);
-}
-
-fn print_page(args: &ReplayArgs, page: &Page) -> Result<()> {
-    let lsn = page_lsn(page).map_or("none".to_owned(), |lsn| lsn.to_string());
-    println!("now       a page with LSN {lsn}");
-    if let Some(path) = &args.output {
-        std::fs::write(path, page).with_context(|| format!("write {}", path.display()))?;
-        println!("written   {}", path.display());
+    ReplayView {
+        block: format!("{rel}/{fork}/{block_no}"),
+        pg_version: input.version,
+        has_base: base.is_some(),
+        records: records.len(),
+        failed: input.message.clone(),
+        page_lsn: answer.as_ref().ok().and_then(|page| page_lsn(page)),
+        error: answer.err().map(|error| error.to_string()),
     }
-    Ok(())
 }

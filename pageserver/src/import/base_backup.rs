@@ -35,19 +35,43 @@ pub fn import_primary(
     store: Arc<TimelineStore>,
     on_progress: OnProgress<'_>,
 ) -> Result<ImportSummary, ImportError> {
-    let mut connection = Connection::connect(conninfo, Mode::Replication)?;
-    let wal_level = connection.show("wal_level")?;
-    if !matches!(wal_level.as_str(), "replica" | "logical") {
-        let (setting, expected) = ("wal_level", "replica or logical (set it on the primary and restart it)");
-        return Err(ImportError::UnsupportedCluster { setting, expected, value: wal_level });
+    let mut connection = connect(conninfo)?;
+    check_wal_level(&connection.show("wal_level")?)?;
+    let is_new_slot = connection.create_physical_slot(slot)?;
+    let keeps_wal = is_new_slot || connection.read_slot(slot)?.is_none_or(|slot| slot.restart_lsn.is_some());
+    if !keeps_wal {
+        return Err(ImportError::SlotKeepsNothing { slot: slot.to_string() });
     }
-    connection.create_physical_slot(slot)?;
     let imported = import_backup(connection, store, on_progress);
-    if imported.is_err() {
+    if imported.is_err() && is_new_slot {
         // The first error is the one to report; a slot that stays is named in the primary's pg_replication_slots.
         let _ = Connection::connect(conninfo, Mode::Replication).and_then(|mut again| again.drop_slot(slot));
     }
     imported
+}
+
+/// A primary with `wal_level = minimal` has no WAL sender for us and refuses us for that; an ordinary connection tells the reason.
+fn connect(conninfo: &ConnInfo) -> Result<Connection, ImportError> {
+    const SQLSTATE_TOO_MANY_CONNECTIONS: &str = "53300";
+    let refused = match Connection::connect(conninfo, Mode::Replication) {
+        Ok(connection) => return Ok(connection),
+        Err(error) => error,
+    };
+    if refused.sqlstate() == Some(SQLSTATE_TOO_MANY_CONNECTIONS)
+        && let Ok(mut connection) = Connection::connect(conninfo, Mode::Sql)
+        && let Ok(wal_level) = connection.show("wal_level")
+    {
+        check_wal_level(&wal_level)?;
+    }
+    Err(refused.into())
+}
+
+fn check_wal_level(wal_level: &str) -> Result<(), ImportError> {
+    if matches!(wal_level, "replica" | "logical") {
+        return Ok(());
+    }
+    let (setting, expected) = ("wal_level", "replica or logical (set it on the primary and restart it)");
+    Err(ImportError::UnsupportedCluster { setting, expected, value: wal_level.to_string() })
 }
 
 fn import_backup(
@@ -58,7 +82,7 @@ fn import_backup(
     let version = connection.version();
     let mut backup = connection.base_backup(&BackupOptions::default())?;
     let start_lsn = backup.start_lsn();
-    let mut sink = ImportSink::new(store, version, start_lsn);
+    let mut sink = ImportSink::fuzzy(store, version, start_lsn);
     let sizes: Option<Vec<u64>> = backup.tablespaces().iter().map(|tablespace| tablespace.size_kib).collect();
     let bytes_total = sizes.map(|sizes| sizes.iter().sum::<u64>() * 1024);
     while let Some(index) = backup.next_archive()? {
@@ -68,7 +92,11 @@ fn import_backup(
         };
         import_archive(&mut backup, &prefix, &mut sink, bytes_total, on_progress)?;
     }
+    let start_timeline_id = backup.timeline_id();
     let (end, _connection) = backup.finish()?;
+    if end.timeline_id != start_timeline_id {
+        return Err(ImportError::Promoted { start_timeline_id, end_timeline_id: end.timeline_id });
+    }
     let (control_file, counts) = sink.finish()?;
     Ok(ImportSummary {
         control_file,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use postgres_ffi::TimeLineId;
 use postgres_ffi::control_file::ControlFileError;
 
 use crate::replication::ReplicationError;
@@ -88,6 +89,22 @@ pub enum ImportError {
         program: String,
         /// What it said.
         message: String,
+    },
+    /// A slot of the wanted name was there before and keeps no WAL.
+    #[error("the replication slot exists and keeps no WAL; drop it or choose another name. slot=`{slot}`")]
+    SlotKeepsNothing {
+        /// The slot.
+        slot: String,
+    },
+    /// The standby that the backup was taken from became a primary in the meantime.
+    #[error(
+        "the server was promoted during the backup; import it again. start_timeline_id=`{start_timeline_id}`, end_timeline_id=`{end_timeline_id}`"
+    )]
+    Promoted {
+        /// PostgreSQL timeline at the start.
+        start_timeline_id: TimeLineId,
+        /// PostgreSQL timeline at the end.
+        end_timeline_id: TimeLineId,
     },
     /// Somebody asked to stop.
     #[error("the import was cancelled")]

@@ -47,6 +47,14 @@ fn timeline_id_of_checkpoint(control_file: &ControlFile) -> Result<TimeLineId, I
 
 /// Refuses clusters whose pages or segments are not what we store.
 fn check_control_file(control_file: &ControlFile) -> Result<(), ImportError> {
+    let relseg_size = control_file.relseg_size;
+    if relseg_size != layout::RELSEG_BLOCKS {
+        return Err(ImportError::UnsupportedCluster {
+            setting: "blocks per segment file",
+            expected: "131072",
+            value: relseg_size.to_string(),
+        });
+    }
     let blcksz = control_file.blcksz;
     if blcksz as usize != BLCKSZ {
         return Err(ImportError::UnsupportedCluster {

@@ -9,7 +9,9 @@ use keyenc::{Key, Kind, Object};
 use postgres_ffi::checkpoint::Checkpoint;
 use postgres_ffi::control_file::ControlFile;
 use postgres_ffi::page::{Page, ZERO_PAGE};
+use postgres_ffi::records::xact::TWOPHASE_MAGIC;
 use postgres_ffi::rel::{GLOBALTABLESPACE_OID, SLRU_PAGES_PER_SEGMENT};
+use postgres_ffi::relation_map::RelationMap;
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, SlruKind};
 
 use super::ImportError;
@@ -19,6 +21,8 @@ use crate::store::{Batch, TimelineStore};
 
 /// A batch is put when it holds this many bytes.
 const BATCH_BYTES_MAX: usize = 4 << 20;
+/// The same in versions: pages of zeroes have no bytes.
+const BATCH_VERSIONS_MAX: usize = 64 << 10;
 /// Longest small file (relation map, prepared transaction, replication origins) that is read.
 const SMALL_FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -40,8 +44,11 @@ pub struct ImportSink {
     store: Arc<TimelineStore>,
     lsn: Lsn,
     version: PgVersion,
+    /// The files are copied while a server writes them.
+    is_fuzzy: bool,
     batch: Batch,
-    fork_sizes: BTreeMap<(RelTag, ForkNumber), BlockNumber>,
+    /// Blocks in each segment file of each fork.
+    fork_segments: BTreeMap<(RelTag, ForkNumber), BTreeMap<u32, BlockNumber>>,
     control_file: Option<Box<ControlFile>>,
     /// Numbers and contents of `pg_twophase`; their full xids are known once the control file is.
     two_phase: Vec<(u64, Vec<u8>)>,
@@ -49,18 +56,24 @@ pub struct ImportSink {
 }
 
 impl ImportSink {
-    /// Takes files of a cluster of `version`; every version gets `lsn`.
+    /// Takes files of a stopped cluster of `version`; every version gets `lsn`.
     pub fn new(store: Arc<TimelineStore>, version: PgVersion, lsn: Lsn) -> Self {
         ImportSink {
             store,
             lsn,
             version,
+            is_fuzzy: false,
             batch: Batch::new(),
-            fork_sizes: BTreeMap::new(),
+            fork_segments: BTreeMap::new(),
             control_file: None,
             two_phase: Vec::new(),
             counts: ImportCounts::default(),
         }
+    }
+
+    /// The same for a cluster that is running: what WAL from `lsn` on brings again need not be whole.
+    pub fn fuzzy(store: Arc<TimelineStore>, version: PgVersion, lsn: Lsn) -> Self {
+        ImportSink { is_fuzzy: true, ..Self::new(store, version, lsn) }
     }
 
     /// How much has come so far.
@@ -71,6 +84,8 @@ impl ImportSink {
     /// Takes the file at `path` (relative to the data directory) with `length` bytes. False: a file that is not kept, and was not read.
     pub fn file(&mut self, path: &str, length: u64, contents: &mut dyn Read) -> Result<bool, ImportError> {
         let kind = classify(path);
+        let mut counted = Counted { inner: contents, count: 0 };
+        let contents = &mut counted;
         match kind {
             FileKind::NotKept => return Ok(false),
             FileKind::Relation { rel, fork, segment_no } => {
@@ -79,12 +94,20 @@ impl ImportSink {
             FileKind::Slru { kind, segment_no } => self.slru_segment(path, kind, segment_no, contents)?,
             FileKind::RelationMap { spc_oid, db_oid } => {
                 let bytes = read_small(path, contents)?;
+                let damaged = |_| ImportError::FileDamaged { file: path.to_string(), reason: "not a relation map" };
+                RelationMap::decode(self.version, &bytes).map_err(damaged)?;
                 self.put(Object::RelationMap { spc_oid, db_oid }, &bytes)?;
                 if spc_oid == GLOBALTABLESPACE_OID {
                     self.database(spc_oid, db_oid)?;
                 }
             }
-            FileKind::Database { spc_oid, db_oid } => self.database(spc_oid, db_oid)?,
+            FileKind::Database { spc_oid, db_oid } => {
+                let text = read_small(path, contents)?;
+                if text.trim_ascii() != self.version.to_string().as_bytes() {
+                    return Err(ImportError::FileDamaged { file: path.to_string(), reason: "another version" });
+                }
+                self.database(spc_oid, db_oid)?;
+            }
             FileKind::ControlFile => {
                 let bytes = read_small(path, contents)?;
                 let control_file = ControlFile::decode_as(self.version, &bytes)?;
@@ -93,8 +116,11 @@ impl ImportSink {
                 self.put(Object::Checkpoint, &control_file.checkpoint_copy)?;
                 self.control_file = Some(Box::new(control_file));
             }
-            FileKind::TwoPhase { xid } => self.two_phase.push((xid, read_small(path, contents)?)),
+            FileKind::TwoPhase { xid } => self.two_phase(path, xid, contents)?,
             FileKind::ReplicationOrigins => self.replication_origins(path, contents)?,
+        }
+        if counted.count != length {
+            return Err(ImportError::FileCut { file: path.to_string(), length: counted.count });
         }
         self.counts.bytes += length;
         Ok(true)
@@ -115,15 +141,58 @@ impl ImportSink {
     ) -> Result<(), ImportError> {
         let first_block_no = segment_no * RELSEG_BLOCKS;
         let mut block_count = 0;
-        while let Some(page) = read_page(path, contents)? {
+        while let Some(page) = read_page(path, contents, self.is_fuzzy)? {
             if block_count == RELSEG_BLOCKS {
                 return Err(ImportError::FileDamaged { file: path.to_string(), reason: "longer than a segment" });
             }
             self.page(Key::block(rel, fork, first_block_no + block_count), &page)?;
             block_count += 1;
         }
-        let size = self.fork_sizes.entry((rel, fork)).or_default();
-        *size = (*size).max(if block_count == 0 { 0 } else { first_block_no + block_count });
+        self.fork_segments.entry((rel, fork)).or_default().insert(segment_no, block_count);
+        Ok(())
+    }
+
+    /// Puts the size of a fork. A segment that was copied before it was filled up, while a later one was copied with blocks in it, gets
+    /// pages of zeroes: what they hold came later and is in WAL. In a stopped cluster PostgreSQL ignores what lies behind a segment
+    /// that is not full, and so it is damage.
+    fn fork_size(
+        &mut self,
+        rel: RelTag,
+        fork: ForkNumber,
+        segments: &BTreeMap<u32, BlockNumber>,
+    ) -> Result<(), ImportError> {
+        self.counts.fork_count += 1;
+        let last = segments.iter().rev().find(|(_, block_count)| **block_count > 0);
+        let Some((last_segment_no, last_count)) = last else {
+            return self.put(Object::RelationSize { rel, fork }, &0_u32.to_be_bytes());
+        };
+        for segment_no in 0..*last_segment_no {
+            let damaged =
+                || ImportError::FileDamaged { file: format!("{rel} {fork}, segment {segment_no}"), reason: "not full" };
+            let block_count = *segments.get(&segment_no).ok_or_else(damaged)?;
+            if block_count < RELSEG_BLOCKS && !self.is_fuzzy {
+                return Err(damaged());
+            }
+            for block_no in block_count..RELSEG_BLOCKS {
+                self.page(Key::block(rel, fork, segment_no * RELSEG_BLOCKS + block_no), &ZERO_PAGE)?;
+            }
+        }
+        let size = last_segment_no * RELSEG_BLOCKS + last_count;
+        self.put(Object::RelationSize { rel, fork }, &size.to_be_bytes())
+    }
+
+    /// PG 14-18: src/backend/access/transam/twophase.c, ReadTwoPhaseFile: magic, length, body, CRC.
+    fn two_phase(&mut self, path: &str, xid: u64, contents: &mut dyn Read) -> Result<(), ImportError> {
+        let damaged = |reason| ImportError::FileDamaged { file: path.to_string(), reason };
+        let state = read_small(path, contents)?;
+        let Some((body, crc)) = state.split_last_chunk::<4>() else { return Err(damaged("too short")) };
+        if body.first_chunk() != Some(&TWOPHASE_MAGIC.to_le_bytes()) {
+            return Err(damaged("wrong magic number"));
+        }
+        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+            return Err(damaged("wrong checksum"));
+        }
+        self.two_phase.push((xid, state));
         Ok(())
     }
 
@@ -135,7 +204,7 @@ impl ImportSink {
         contents: &mut dyn Read,
     ) -> Result<(), ImportError> {
         let mut page_count = 0;
-        while let Some(page) = read_page(path, contents)? {
+        while let Some(page) = read_page(path, contents, false)? {
             if page_count == SLRU_PAGES_PER_SEGMENT {
                 return Err(ImportError::FileDamaged { file: path.to_string(), reason: "longer than an SLRU segment" });
             }
@@ -184,7 +253,7 @@ impl ImportSink {
     }
 
     fn put_full_batch(&mut self) -> Result<(), ImportError> {
-        if self.batch.value_bytes() >= BATCH_BYTES_MAX {
+        if self.batch.value_bytes() >= BATCH_BYTES_MAX || self.batch.len() >= BATCH_VERSIONS_MAX {
             self.put_batch()?;
         }
         Ok(())
@@ -199,9 +268,8 @@ impl ImportSink {
     /// Puts sizes and prepared transactions, and makes everything durable with a watermark. Errors: a file that every cluster has did not come.
     pub fn finish(mut self) -> Result<(Box<ControlFile>, ImportCounts), ImportError> {
         let control_file = self.control_file.take().ok_or(ImportError::FileMissing { file: "global/pg_control" })?;
-        for ((rel, fork), size) in std::mem::take(&mut self.fork_sizes) {
-            self.counts.fork_count += 1;
-            self.put(Object::RelationSize { rel, fork }, &size.to_be_bytes())?;
+        for ((rel, fork), segments) in std::mem::take(&mut self.fork_segments) {
+            self.fork_size(rel, fork, &segments)?;
         }
         for (number, state) in std::mem::take(&mut self.two_phase) {
             let xid = self.full_xid(&control_file, number)?;
@@ -226,8 +294,23 @@ impl ImportSink {
     }
 }
 
-/// The next page of a file; `None` at its end. Errors: the file ends within a page.
-fn read_page(path: &str, contents: &mut dyn Read) -> Result<Option<Box<Page>>, ImportError> {
+/// Counts what is read.
+struct Counted<'a> {
+    inner: &'a mut dyn Read,
+    count: u64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+/// The next page of a file; `None` at its end. Errors: the file ends within a page, unless it may: a block that was just being added when a
+/// running server's file was looked at is as good as one that came a moment later.
+fn read_page(path: &str, contents: &mut dyn Read, may_end_within: bool) -> Result<Option<Box<Page>>, ImportError> {
     let mut page = Box::new(ZERO_PAGE);
     let mut filled = 0;
     while filled < BLCKSZ {
@@ -241,6 +324,7 @@ fn read_page(path: &str, contents: &mut dyn Read) -> Result<Option<Box<Page>>, I
     match filled {
         0 => Ok(None),
         BLCKSZ => Ok(Some(page)),
+        _ if may_end_within => Ok(None),
         _ => Err(ImportError::FileCut { file: path.to_string(), length: filled as u64 }),
     }
 }

@@ -77,7 +77,7 @@ fn next_frame(frames: &mut Frames) -> Result<Frame, ReplicationError> {
         let frame = frames.next()?;
         match frame.tag {
             b'R' => return Ok(frame),
-            b'E' => return Err(ReplicationError::Server(ServerError::parse(&frame.body))),
+            b'E' => return Err(ReplicationError::Server(Box::new(ServerError::parse(&frame.body)))),
             // NoticeResponse, NegotiateProtocolVersion
             b'N' | b'v' => {}
             tag => return Err(protocol(format!("message {:?} during the login", char::from(tag)))),

@@ -192,8 +192,11 @@ impl BaseBackup {
     /// The next bytes of the current archive; `None` at its end.
     fn next_piece(&mut self) -> Result<Option<Bytes>, ReplicationError> {
         let modern = self.connection.version() >= PgVersion::V15;
-        if matches!(self.position, Position::Done | Position::Announced { .. }) {
-            return Ok(None);
+        match self.position {
+            Position::Within { .. } => {}
+            // Only here does a message announce the first archive.
+            Position::Between { .. } if modern => {}
+            _ => return Ok(None),
         }
         loop {
             let frame = self.connection.next_message()?;

@@ -180,7 +180,7 @@ fn read_parameters(frames: &mut Frames) -> Result<BTreeMap<String, String>, Repl
             // BackendKeyData, NoticeResponse
             b'K' | b'N' => {}
             b'Z' => return Ok(parameters),
-            b'E' => return Err(ReplicationError::Server(ServerError::parse(&frame.body))),
+            b'E' => return Err(ReplicationError::Server(Box::new(ServerError::parse(&frame.body)))),
             tag => return Err(protocol(format!("message {:?} after the login", char::from(tag)))),
         }
     }

@@ -151,7 +151,7 @@ pub enum ReplicationError {
     Version(#[from] UnsupportedVersion),
     /// The server reported an error.
     #[error("{0}")]
-    Server(ServerError),
+    Server(Box<ServerError>),
     /// The socket failed.
     #[error("connection lost")]
     Io(#[from] io::Error),

@@ -79,7 +79,7 @@ impl Connection {
             // Whatever goes wrong here shows at the next command; the server's error is what matters now.
             while self.frames.next().is_ok_and(|frame| frame.tag != b'Z') {}
         }
-        ReplicationError::Server(error)
+        ReplicationError::Server(Box::new(error))
     }
 
     /// All rows of all result sets of `sql`.

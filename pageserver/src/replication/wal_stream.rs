@@ -153,7 +153,7 @@ impl WalStream {
             b'c' => self.finish().map(Some),
             // The server ends the command by itself when it shuts down, and then the connection.
             b'C' => Err(ReplicationError::Closed),
-            b'E' => Err(ReplicationError::Server(ServerError::parse(&frame.body))),
+            b'E' => Err(ReplicationError::Server(Box::new(ServerError::parse(&frame.body)))),
             b'N' | b'S' => Ok(None),
             tag => Err(protocol(format!("message {:?} in the WAL stream", char::from(tag)))),
         }

@@ -39,7 +39,7 @@ pub enum WalFileError {
         lsn: Lsn,
         /// What is wrong.
         #[source]
-        source: WalError,
+        source: Box<WalError>,
     },
     /// The files belong to another cluster, version or build.
     #[error("WAL files are of another cluster or version. path=`{path}`")]
@@ -48,7 +48,7 @@ pub enum WalFileError {
         path: PathBuf,
         /// What is different.
         #[source]
-        source: WalError,
+        source: Box<WalError>,
     },
     /// A segment file is longer than a segment.
     #[error("WAL file has the wrong length. path=`{path}`, length=`{length}`, expected=`{expected}`")]

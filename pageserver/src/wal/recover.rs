@@ -121,7 +121,7 @@ fn check_is_an_end(layout: &WalLayout, segments: &[Segment], error: &WalError) -
     if u64::from(layout.segment_bytes) <= claimed_end {
         return Ok(());
     }
-    Err(WalFileError::Corrupt { path, offset, lsn, source: error.clone() })
+    Err(WalFileError::Corrupt { path, offset, lsn, source: Box::new(error.clone()) })
 }
 
 /// A header that was being written when the machine stopped looks like one of another cluster, but nothing stands behind it.
@@ -143,7 +143,7 @@ fn check_is_torn_header(
     if is_last && (!is_read || content.iter().all(|byte| *byte == 0)) {
         return Ok(());
     }
-    Err(WalFileError::Foreign { path, source: error.clone() })
+    Err(WalFileError::Foreign { path, source: Box::new(error.clone()) })
 }
 
 /// The bytes of one segment file in pieces, zeroes behind the end of a short one.

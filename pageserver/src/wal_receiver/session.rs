@@ -32,8 +32,8 @@ pub(super) struct Session<'a> {
 impl Session<'_> {
     /// Ingests what is durable in our files and not in the sink.
     pub(super) fn catch_up(&mut self) -> Result<(), ReceiverError> {
-        let Some(end_lsn) = self.log.flushed_record_end_lsn() else { return Ok(()) };
         self.apply_lsn = self.sink.last_record_lsn();
+        let Some(end_lsn) = self.log.flushed_record_end_lsn() else { return Ok(()) };
         let mut reader = WalReader::new(self.log.layout().clone());
         let mut next_lsn = self.apply_lsn;
         if next_lsn < end_lsn {
@@ -67,14 +67,19 @@ impl Session<'_> {
         loop {
             let start_lsn = self.log.rewind_to_record_end()?;
             self.sink.restart().map_err(ReceiverError::Sink)?;
-            self.apply_lsn = self.sink.last_record_lsn();
+            // The last connection may have ended between the fsync and the ingest of a group.
+            self.catch_up()?;
             let timeline_id = self.log.timeline_id();
             let started = connection
                 .start_replication(self.config.slot.as_deref(), start_lsn, timeline_id)
-                .map_err(|error| self.explain_start(error, start_lsn))?;
+                .map_err(|error| self.explain(error, start_lsn))?;
             let next = match started {
                 Started::Streaming(stream) => {
-                    let (idle, next) = self.stream(stream)?;
+                    // Even removed WAL is only told once the stream has begun.
+                    let (idle, next) = self.stream(stream).map_err(|error| match error {
+                        ReceiverError::Replication(error) => self.explain(error, self.log.written_lsn()),
+                        other => other,
+                    })?;
                     connection = idle;
                     next
                 }
@@ -115,7 +120,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn explain_start(&self, error: ReplicationError, next_lsn: Lsn) -> ReceiverError {
+    fn explain(&self, error: ReplicationError, next_lsn: Lsn) -> ReceiverError {
         match error.sqlstate() {
             // Removed WAL; a slot that let go of it.
             Some(SQLSTATE_UNDEFINED_FILE | SQLSTATE_NOT_IN_PREREQUISITE_STATE) => {
@@ -192,6 +197,7 @@ impl Session<'_> {
                 }
                 // Even if the connection has just ended: the next one goes on behind what the log has.
                 self.ingest_group(group_start_lsn, pieces.drain(..))?;
+                self.remove_old_segments(group_start_lsn)?;
                 told?;
             }
             if let Some(next) = ended {
@@ -220,6 +226,16 @@ impl Session<'_> {
         if let Some(flushed_lsn) = self.log.flushed_record_end_lsn() {
             self.sink.durable(flushed_lsn);
         }
+    }
+
+    /// Each time a segment was begun, those that nobody needs any more go.
+    fn remove_old_segments(&mut self, group_start_lsn: Lsn) -> Result<(), ReceiverError> {
+        let layout = self.log.layout();
+        if layout.segment_start(group_start_lsn) != layout.segment_start(self.log.written_lsn()) {
+            let removed = self.log.remove_below(self.sink.wal_needed_from())?;
+            tracing::debug!(removed, "removed WAL segments that the store has made needless");
+        }
+        Ok(())
     }
 
     /// Gives the group to the sink, without what it has: the first segment is streamed from its beginning.
