@@ -12,6 +12,7 @@ use crate::compare::Compare;
 use crate::connect::ServerArgs;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
+use crate::redo::{self, RedoCommand};
 use crate::wal_dump::WalDump;
 
 /// Exit code of a command that could not be carried out; clap uses the same for wrong arguments.
@@ -43,6 +44,9 @@ enum Command {
     /// Looks at WAL files
     #[command(subcommand)]
     Wal(WalCommand),
+    /// Works with redo processes
+    #[command(subcommand)]
+    Redo(RedoCommand),
     /// Looks at the store
     #[command(subcommand)]
     Store(StoreCommand),
@@ -115,9 +119,10 @@ impl Cli {
             Command::Timeline(command) => server.show(&command.text(), output)?,
             Command::Page(command) => return command.run(server, output),
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
+            Command::Redo(command) => return redo::run(command, output),
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
             Command::Compare(compare) => return compare.run(server, output),
-            Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args)?,
+            Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,
             Command::Status => server.show("SHOW STATUS", output)?,
             Command::Completion { shell } => {
                 let mut script = Vec::new();
@@ -149,6 +154,13 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn one_server_for_all_subcommands() {
+        let cli = Cli::try_parse_from(["pagectl", "bench", "getpage", "--server", "127.0.0.1:1"]).expect("parses");
+        assert_eq!(cli.server.server, "127.0.0.1:1");
+        assert!(matches!(cli.command, Command::Bench(BenchCommand::GetPage(_))));
     }
 
     #[test]
