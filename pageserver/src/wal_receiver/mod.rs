@@ -47,4 +47,9 @@ pub trait WalSink: Send {
     fn durable(&mut self, flushed_lsn: Lsn) {
         let _ = flushed_lsn;
     }
+
+    /// WAL files that lie wholly below this position may be removed; asked when a segment is full. `None`: all are kept.
+    fn keep_lsn(&self) -> Option<Lsn> {
+        None
+    }
 }
