@@ -114,6 +114,14 @@ pub enum ReceiverError {
     /// Ingest failed. The receiver ends.
     #[error("ingest failed: {}", one_line(.0.as_ref()))]
     Sink(SinkError),
+    /// Ingest of WAL from our own files failed: those are damaged, or ingest has a fault. The receiver ends.
+    #[error("ingest of WAL on disk failed at {place}: {}", one_line(.source_of_failure.as_ref()))]
+    SinkFromDisk {
+        /// File and offset of the record at which it ended.
+        place: String,
+        /// What the sink said.
+        source_of_failure: SinkError,
+    },
     /// The receiver is to stop.
     #[error("stopped")]
     Stopped,
@@ -122,7 +130,7 @@ pub enum ReceiverError {
 impl ReceiverError {
     /// True when connecting again cannot help: the fault is on our side.
     pub(super) fn is_final(&self) -> bool {
-        matches!(self, Self::WalFile(_) | Self::Sink(_) | Self::Stopped)
+        matches!(self, Self::WalFile(_) | Self::Sink(_) | Self::SinkFromDisk { .. } | Self::Stopped)
     }
 
     /// True when somebody has to change something before it can work again, so that there is no hurry.

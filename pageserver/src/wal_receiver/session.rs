@@ -27,6 +27,8 @@ pub(super) struct Session<'a> {
     pub(super) sink: &'a mut dyn WalSink,
     pub(super) log: &'a mut WalLog,
     pub(super) apply_lsn: Lsn,
+    /// Segment in which old files were last looked for.
+    pub(super) tidied_segment_start: Option<Lsn>,
 }
 
 impl Session<'_> {
@@ -45,7 +47,13 @@ impl Session<'_> {
             let bytes = reader.read(next_lsn, end_lsn, CATCH_UP_BYTES)?;
             let start_lsn = next_lsn;
             next_lsn = Lsn::new(next_lsn.as_u64() + bytes.len() as u64);
-            self.ingest(start_lsn, bytes)?;
+            self.ingest(start_lsn, bytes).map_err(|error| match error {
+                ReceiverError::Sink(source_of_failure) => {
+                    let place = self.log.layout().describe(self.sink.last_record_lsn());
+                    ReceiverError::SinkFromDisk { place, source_of_failure }
+                }
+                other => other,
+            })?;
         }
         if self.apply_lsn < end_lsn {
             let place = self.log.layout().describe(self.apply_lsn);
@@ -197,7 +205,7 @@ impl Session<'_> {
                 }
                 // Even if the connection has just ended: the next one goes on behind what the log has.
                 self.ingest_group(group_start_lsn, pieces.drain(..))?;
-                self.remove_old_segments(group_start_lsn)?;
+                self.remove_old_files()?;
                 told?;
             }
             if let Some(next) = ended {
@@ -228,12 +236,19 @@ impl Session<'_> {
         }
     }
 
-    /// Each time a segment was begun, those that nobody needs any more go.
-    fn remove_old_segments(&mut self, group_start_lsn: Lsn) -> Result<(), ReceiverError> {
-        let layout = self.log.layout();
-        if layout.segment_start(group_start_lsn) != layout.segment_start(self.log.written_lsn()) {
-            let removed = self.log.remove_below(self.sink.wal_needed_from())?;
-            tracing::debug!(removed, "removed WAL segments that the store has made needless");
+    /// Removes WAL files that nobody needs, once per segment.
+    fn remove_old_files(&mut self) -> Result<(), ReceiverError> {
+        let segment_start = Some(self.log.layout().segment_start(self.log.written_lsn()));
+        if self.tidied_segment_start == segment_start {
+            return Ok(());
+        }
+        self.tidied_segment_start = segment_start;
+        if let Some(keep_lsn) = self.sink.keep_lsn() {
+            // Never what the sink has still to ingest.
+            let removed = self.log.remove_below(keep_lsn.min(self.apply_lsn))?;
+            if removed > 0 {
+                tracing::debug!(removed, %keep_lsn, "old WAL files removed");
+            }
         }
         Ok(())
     }

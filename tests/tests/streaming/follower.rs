@@ -27,6 +27,8 @@ pub struct Seen {
     pub records: AtomicU64,
     pub last_record_lsn: AtomicU64,
     pub held: AtomicBool,
+    /// WAL below may go; 0: nothing.
+    pub keep_lsn: AtomicU64,
 }
 
 impl Seen {
@@ -63,6 +65,10 @@ impl WalSink for DecodingSink {
     fn restart(&mut self) -> Result<(), SinkError> {
         self.decoder = Self::decoder(&self.layout, self.last_record_lsn);
         Ok(())
+    }
+
+    fn keep_lsn(&self) -> Option<Lsn> {
+        Lsn::from_pg(self.seen.keep_lsn.load(Ordering::SeqCst))
     }
 
     fn ingest(&mut self, start_lsn: Lsn, bytes: bytes::Bytes) -> Result<Lsn, SinkError> {

@@ -113,6 +113,40 @@ fn our_own_restart_goes_on_from_files_and_slot() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn old_files_go_as_the_sink_allows_and_damage_is_named_with_its_place() -> Result<()> {
+    let dir = TestDir::new("stream-old")?;
+    let server = Postgres::builder(PgVersion::V15).wal_segment_mb(1).start(&dir)?;
+    let mut follower = Follower::start(&dir, &server, &server.conninfo())?;
+    let fill = || server.execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 3000000))");
+    fill()?;
+    let keep_lsn = follower.catch_up(&server)?;
+    let segment_count = || -> Result<usize> { Ok(std::fs::read_dir(&follower.config.layout.directory)?.count()) };
+    let before = segment_count()?;
+    follower.seen.keep_lsn.store(keep_lsn.as_u64(), std::sync::atomic::Ordering::SeqCst);
+    fill()?;
+    let end_lsn = follower.catch_up(&server)?;
+    wait_until("the removal", LIMIT, || Ok(segment_count()? < before + 3))?;
+    let reader = pageserver::wal::WalReader::new(follower.config.layout.clone());
+    let first_lsn = reader.first_lsn()?.context("no file")?;
+    assert_eq!(first_lsn, follower.config.layout.segment_start(keep_lsn));
+
+    // A byte flips in a record that the sink has to read again.
+    follower.stop()?;
+    let layout = follower.config.layout.clone();
+    let segment_bytes = u64::from(layout.segment_bytes);
+    let name = pageserver::wal::names::segment_file_name(1, keep_lsn.segment_no(segment_bytes), layout.segment_bytes);
+    let file = std::fs::OpenOptions::new().write(true).open(layout.directory.join(&name))?;
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xFF; 4], keep_lsn.segment_offset(segment_bytes) + 40)?;
+    follower.resume(keep_lsn)?;
+    let status = follower.wait_for_state("the failure", |state| matches!(state, ReceiverState::Failed { .. }))?;
+    let error = status.last_error.context("no error")?;
+    let offset = format!("offset {}", keep_lsn.segment_offset(segment_bytes));
+    assert!(error.contains(&name) && error.contains(&offset), "{error}");
+    assert!(keep_lsn < end_lsn);
+    Ok(())
+}
+
 /// Rubbish behind the last record, as an fsync that never happened leaves it.
 fn tear_the_tail(follower: &Follower) -> Result<()> {
     use std::os::unix::fs::FileExt;
