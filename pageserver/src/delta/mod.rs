@@ -17,7 +17,7 @@
 //! ```
 //!
 //! - An index is a place within the page; it is checked when decoded, so applying cannot go out of bounds.
-//! - [`apply`] does what PostgreSQL's redo does to the same page: SLRU pages have no LSN, the maps' pages get one only where redo stamps it.
+//! - [`apply()`] does what PostgreSQL's redo does to the same page: SLRU pages have no LSN, the maps' pages get one only where redo stamps it.
 //! - **Never:** bytes of a version make us panic (tests cut and mutate them).
 
 mod apply;
@@ -78,7 +78,7 @@ pub enum DeltaError {
         /// What was found.
         value: u32,
     },
-    /// A PostgreSQL record was given to [`apply`]; records are for the redo engines.
+    /// A PostgreSQL record was given to [`apply()`]; records are for the redo engines.
     #[error("a PostgreSQL record is not applied here")]
     NotOurs,
     /// The page was never initialised, and redo of this change does not initialise it.

@@ -1,4 +1,4 @@
-//! WAL records to versions: what each record changes, put into a [`Batch`](crate::store::Batch) under the record's end LSN.
+//! WAL records to versions: what each record changes, put into a [`Batch`] under the record's end LSN.
 //!
 //! - Every block reference becomes a version of that block: the image if redo applies it, else the record cut down for the block. What
 //!   redo changes without a reference (CLOG, multixacts, commit timestamps, the maps, sizes, databases, relation maps, prepared
