@@ -8,6 +8,10 @@ pub mod load;
 
 pub mod history;
 
+mod orphans;
+
+mod comparison;
+
 mod events;
 
 mod leg;
