@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keyenc::{Key, Kind};
+use keyenc::{Key, Kind, Object};
 use pageserver::page_service::backend::{
     BackendError, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
@@ -114,6 +114,10 @@ impl TimelineBackend for ConstantPages {
     }
 
     fn slru_segments(&self, _: SlruKind, _: Lsn) -> Result<Vec<(u32, u32)>, BackendError> {
+        Ok(Vec::new())
+    }
+
+    fn objects(&self, _: Object, _: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError> {
         Ok(Vec::new())
     }
 

@@ -2,14 +2,18 @@
 
 use clap::Parser;
 use tools::bench_getpage::{BenchGetPageArgs, run};
+use tools::connect::ServerArgs;
 
 #[derive(Parser)]
 #[command(about, version)]
 struct Cli {
     #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
     args: BenchGetPageArgs,
 }
 
 fn main() -> anyhow::Result<()> {
-    run(&Cli::parse().args)
+    let Cli { server, args } = Cli::parse();
+    run(&args, &server)
 }

@@ -20,6 +20,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
+use crate::connect::ServerArgs;
+
 /// Latencies beyond are recorded as this.
 const LATENCY_MAX: Duration = Duration::from_secs(60);
 /// Clock ticks of `/proc/PID/stat` per second: USER_HZ, 100 on every Linux that we run on.
@@ -28,9 +30,6 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// Puts GetPage load on a page server and reports throughput and latency.
 #[derive(Debug, Clone, Args)]
 pub struct BenchGetPageArgs {
-    /// Address of the page server.
-    #[arg(long, default_value = "127.0.0.1:64000")]
-    pub server: String,
     /// Timeline to read from: name or id.
     #[arg(long, default_value = "main")]
     pub timeline: String,
@@ -155,8 +154,8 @@ pub struct Report {
 }
 
 /// Runs the load and prints the report to stdout.
-pub fn run(args: &BenchGetPageArgs) -> anyhow::Result<()> {
-    let report = measure(args)?;
+pub fn run(args: &BenchGetPageArgs, server: &ServerArgs) -> anyhow::Result<()> {
+    let report = measure(args, server)?;
     if args.json {
         println!("{}", serde_json::to_string(&report).context("print the report")?);
     } else {
@@ -167,15 +166,15 @@ pub fn run(args: &BenchGetPageArgs) -> anyhow::Result<()> {
 }
 
 /// Runs the load. Errors: the server cannot be reached, the timeline has no blocks, a connection ends.
-pub fn measure(args: &BenchGetPageArgs) -> anyhow::Result<Report> {
+pub fn measure(args: &BenchGetPageArgs, server: &ServerArgs) -> anyhow::Result<Report> {
     let duration = |seconds: f64| {
         Duration::try_from_secs_f64(seconds).context("--seconds and --warmup-seconds must not be negative")
     };
     let (warmup, seconds) = (duration(args.warmup_seconds)?, duration(args.seconds)?);
     ensure!(args.zipf_exponent > 0.0 && args.zipf_exponent.is_finite(), "--zipf-exponent must be positive");
-    let mut client = connect(args)?;
+    let mut client = connect(server)?;
     let target = Arc::new(Target::discover(args, &mut client)?);
-    let server_pid = args.server_pid.or_else(|| local_server_pid(args, &mut client));
+    let server_pid = args.server_pid.or_else(|| local_server_pid(&server.server, &mut client));
     drop(client);
 
     let begins_at = Instant::now() + warmup;
@@ -186,10 +185,10 @@ pub fn measure(args: &BenchGetPageArgs) -> anyhow::Result<Report> {
     });
     let threads: Vec<_> = (0..args.clients)
         .map(|client_no| {
-            let (args, target, run) = (args.clone(), target.clone(), run.clone());
+            let (args, server, target, run) = (args.clone(), server.clone(), target.clone(), run.clone());
             std::thread::Builder::new()
                 .name(format!("client-{client_no}"))
-                .spawn(move || drive(&args, client_no, &target, &run))
+                .spawn(move || drive(&args, &server, client_no, &target, &run))
                 .context("start a client's thread")
         })
         .collect::<Result<_, _>>()?;
@@ -206,10 +205,10 @@ pub fn measure(args: &BenchGetPageArgs) -> anyhow::Result<Report> {
     Ok(report(args, &target, &total, elapsed, cpu))
 }
 
-fn connect(args: &BenchGetPageArgs) -> anyhow::Result<Client> {
+fn connect(server: &ServerArgs) -> anyhow::Result<Client> {
     let application_name = "bench getpage".to_owned();
-    let config = ClientConfig { application_name, ..ClientConfig::new(args.server.clone()) };
-    Client::connect(&config).with_context(|| format!("connect to the page server at {}", args.server))
+    let config = ClientConfig { application_name, ..ClientConfig::new(server.server.clone()) };
+    Client::connect(&config).with_context(|| format!("connect to the page server at {}", server.server))
 }
 
 /// When the clients measure.
@@ -271,9 +270,8 @@ fn readable(args: &BenchGetPageArgs, client: &mut Client) -> anyhow::Result<(Lsn
 }
 
 /// The server's process id, if it says so and a process of that number runs here.
-fn local_server_pid(args: &BenchGetPageArgs, client: &mut Client) -> Option<u32> {
-    let local =
-        args.server.starts_with("127.") || args.server.starts_with("localhost:") || args.server.starts_with("[::1]");
+fn local_server_pid(server: &str, client: &mut Client) -> Option<u32> {
+    let local = server.starts_with("127.") || server.starts_with("localhost:") || server.starts_with("[::1]");
     let status = client.query_one("SHOW STATUS").ok().filter(|_| local)?;
     let row = status.rows.iter().find(|row| row.get(0) == Some("process_id"))?;
     row.get(1)?.parse().ok()
@@ -403,9 +401,16 @@ struct Group {
 }
 
 /// One client's work.
-fn drive(args: &BenchGetPageArgs, client_no: u32, target: &Target, run: &Run) -> anyhow::Result<ClientResult> {
+fn drive(
+    args: &BenchGetPageArgs,
+    server: &ServerArgs,
+    client_no: u32,
+    target: &Target,
+    run: &Run,
+) -> anyhow::Result<ClientResult> {
     let version = if args.protocol == 2 { Version::V2 } else { Version::V3 };
-    let mut stream = PageStream::start(connect(args)?, version, None, &args.timeline).context("start a page stream")?;
+    let mut stream =
+        PageStream::start(connect(server)?, version, None, &args.timeline).context("start a page stream")?;
     let mut chooser = Chooser::new(args, client_no, target);
     let mut result = ClientResult::new()?;
     let mut groups: VecDeque<Group> = VecDeque::new();

@@ -44,6 +44,9 @@ enum Command {
     /// Looks at WAL files
     #[command(subcommand)]
     Wal(WalCommand),
+    /// Works with redo processes
+    #[command(subcommand)]
+    Redo(RedoCommand),
     /// Looks at the store
     #[command(subcommand)]
     Store(StoreCommand),
@@ -51,9 +54,6 @@ enum Command {
     /// Puts load on a page server
     #[command(subcommand)]
     Bench(BenchCommand),
-    /// Works with inputs that redo failed at
-    #[command(subcommand)]
-    Redo(RedoCommand),
     /// Shows how the page server is doing
     Status,
     /// Prints a completion script for a shell
@@ -121,7 +121,7 @@ impl Cli {
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
             Command::Compare(compare) => return compare.run(server, output),
-            Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args)?,
+            Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,
             Command::Redo(command) => return command.run(output),
             Command::Status => server.show("SHOW STATUS", output)?,
             Command::Completion { shell } => {
@@ -154,6 +154,13 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn one_server_for_all_subcommands() {
+        let cli = Cli::try_parse_from(["pagectl", "bench", "getpage", "--server", "127.0.0.1:1"]).expect("parses");
+        assert_eq!(cli.server.server, "127.0.0.1:1");
+        assert!(matches!(cli.command, Command::Bench(BenchCommand::GetPage(_))));
     }
 
     #[test]

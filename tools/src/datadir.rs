@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use postgres_ffi::checkpoint::Checkpoint;
 use postgres_ffi::control_file::ControlFile;
 use postgres_ffi::rel::{DEFAULTTABLESPACE_OID, GLOBALTABLESPACE_OID, SLRU_PAGES_PER_SEGMENT};
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
@@ -156,11 +157,17 @@ impl DataDir {
         self.relation_maps.iter().map(|(address, path)| Ok((*address, read(path)?))).collect()
     }
 
-    /// Files of prepared transactions by full transaction id (by plain one before 17, whose names have 8 digits).
+    /// Files of prepared transactions by full transaction id. Before 17 their names hold its lower half; the epoch follows from the
+    /// checkpoint's next one.
     pub fn two_phase_files(&self) -> Result<BTreeMap<u64, Vec<u8>>> {
+        let checkpoint = Checkpoint::decode(self.control.version, &self.control.checkpoint_copy)?;
         let mut found = BTreeMap::new();
         for (name, path) in self.plain_files("pg_twophase")? {
             let xid = u64::from_str_radix(&name, 16).with_context(|| format!("file name {}", path.display()))?;
+            let xid = match u32::try_from(xid) {
+                Ok(xid) if self.control.version < PgVersion::V17 => checkpoint.full_xid(xid),
+                _ => xid,
+            };
             found.insert(xid, fs::read(&path).with_context(|| format!("read {}", path.display()))?);
         }
         Ok(found)

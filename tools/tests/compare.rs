@@ -93,9 +93,9 @@ fn after(change: impl FnOnce(&Cluster)) -> (u64, String) {
 fn equal_directories_have_no_mismatch() {
     let report = report(&Cluster::new(), &Cluster::new(), None);
     assert_eq!(report.mismatches, 0, "{report}");
-    // 2 heap pages, 1 map page, 1 CLOG page, 1 relation map, 13 checkpoint fields.
-    assert_eq!(report.compared, 18, "{report}");
-    assert!(report.to_string().ends_with("pages compared: 18, mismatches: 0"), "{report}");
+    // 2 heap pages, 1 map page, 1 CLOG page, 1 relation map, 16 checkpoint fields.
+    assert_eq!(report.compared, 21, "{report}");
+    assert!(report.to_string().ends_with("pages compared: 21, mismatches: 0"), "{report}");
 }
 
 #[test]
@@ -210,6 +210,41 @@ fn only_a_copied_database_may_lack_visibility_bits() {
     assert_eq!(mismatches(16_500, 3, 0), 0);
     assert_eq!(mismatches(16_500, 0, 3), 1);
     assert_eq!(mismatches(5, 3, 0), 1);
+}
+
+/// Up to 16 a file's name has the lower half of the transaction id; the upper one is the checkpoint's, or one less.
+#[test]
+fn prepared_transactions_are_named_by_their_full_ids() {
+    let mut control = control();
+    control.checkpoint_copy[24..32].copy_from_slice(&0x5_0000_1000_u64.to_le_bytes());
+    let cluster = Cluster::new();
+    cluster.write("global/pg_control", &control.encode());
+    cluster.write("pg_twophase/000002D4", b"this epoch");
+    cluster.write("pg_twophase/FFFFFF00", b"the one before");
+    let files = cluster.dir().two_phase_files().expect("files");
+    assert_eq!(files.into_keys().collect::<Vec<_>>(), [0x4_FFFF_FF00, 0x5_0000_02D4]);
+}
+
+/// Nothing of the shutdown checkpoint may differ, but for padding.
+#[test]
+fn a_changed_checkpoint_field_is_found() {
+    let mismatches = |offset: usize| {
+        let (on_disk, ours) = (Cluster::new(), Cluster::new());
+        let mut control = control();
+        control.checkpoint_copy[offset] ^= 1;
+        ours.write("global/pg_control", &control.encode());
+        report(&on_disk, &ours, None).to_string()
+    };
+    for (offset, field) in
+        [(0, "redo position"), (25, "next xid"), (32, "next oid"), (64, "time"), (80, "oldest active")]
+    {
+        let report = mismatches(offset);
+        assert!(report.contains(&format!("mismatch: checkpoint fields: {field}")), "{report}");
+        assert!(report.ends_with("mismatches: 1"), "{report}");
+    }
+    for padding in [17, 20, 60, 84] {
+        assert!(mismatches(padding).ends_with("mismatches: 0"), "{padding}");
+    }
 }
 
 /// At a start the server writes the next offset at the next multixact's place, without WAL; anything else there counts.

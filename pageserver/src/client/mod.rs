@@ -4,7 +4,7 @@
 //! use pageserver::client::{Client, ClientConfig, PageStream};
 //! use pageserver::page_service::pagestream::wire::Version;
 //! # fn main() -> Result<(), pageserver::client::ClientError> {
-//! let mut client = Client::connect(&ClientConfig::new("127.0.0.1:64000"))?;
+//! let mut client = Client::connect(&ClientConfig::new("127.0.0.1:6400"))?;
 //! for row in &client.query_one("SHOW TIMELINES")?.rows {
 //!     println!("{:?}", row.get(0));
 //! }

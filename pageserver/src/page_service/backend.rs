@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keyenc::{Key, Kind};
+use keyenc::{Key, Kind, Object};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
 /// What a caller does next about a failed call.
@@ -161,6 +161,10 @@ pub trait TimelineBackend: Send + Sync + 'static {
 
     /// Every segment of an SLRU with its pages, in order.
     fn slru_segments(&self, kind: SlruKind, lsn: Lsn) -> Result<Vec<(u32, u32)>, BackendError>;
+
+    /// The objects of the class that `class` belongs to (its fields do not matter) that exist at `lsn`, with their whole values, in key
+    /// order. Requires: a class of which no object is a page.
+    fn objects(&self, class: Object, lsn: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError>;
 
     /// Every version of `key` with an LSN in `lsn_range` (start inclusive, end exclusive), newest first, ancestors included.
     fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError>;

@@ -210,6 +210,10 @@ impl TimelineBackend for Timeline {
         Ok(Timeline::slru_segments(self, kind, lsn)?)
     }
 
+    fn objects(&self, class: Object, lsn: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError> {
+        Ok(self.objects_of_class(class, lsn)?)
+    }
+
     fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {
         let object: Object = key.object().map_err(ReadError::from)?;
         Ok(Timeline::history(self, object, lsn_range)?)

@@ -154,7 +154,7 @@ pub enum RedoError {
     },
     /// This server was configured without an engine, and the page needs one.
     #[error(
-        "page needs PostgreSQL redo, but no redo engine is configured (see redo.postgres). block=`{rel}/{fork}/{block_no}`"
+        "page needs PostgreSQL redo, but no redo engine was found at start (see redo.postgres_bin_dirs and redo.extension_dir). block=`{rel}/{fork}/{block_no}`"
     )]
     NoEngine {
         /// The relation.

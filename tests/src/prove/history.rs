@@ -180,13 +180,19 @@ fn flush(client: &mut Client) -> Result<()> {
     Ok(())
 }
 
-/// The page that the page server has for `sample`.
+/// The page that the page server has for `sample`; zeroes for one that it does not have: the primary may have taken more room than it
+/// said in WAL, but nothing is there.
 fn ask(session: &mut Client, timeline: &str, sample: &Sample) -> Result<Box<Page>> {
     let Sample { rel, fork, block_no, request_lsn, .. } = sample;
     let command = format!("PAGE GET {timeline} '{rel}/{fork}/{block_no}' AT '{request_lsn}'");
-    for message in session.simple_query(&command).with_context(|| command.clone())? {
+    let answer = match session.simple_query(&command) {
+        // Not even the fork is there: the same.
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(Box::new(ZERO_PAGE)),
+        answer => answer.with_context(|| command.clone())?,
+    };
+    for message in answer {
         if let postgres::SimpleQueryMessage::Row(row) = message {
-            // Null: behind the end. The primary may have taken more room, all zeroes, without saying so in WAL.
+            // Null: behind the end.
             let Some(text) = row.try_get("page")? else { return Ok(Box::new(ZERO_PAGE)) };
             return to_page(decode_hex(text.strip_prefix("\\x").context("not a bytea")?)?);
         }

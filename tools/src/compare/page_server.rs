@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use pageserver::client::{Client, PageStream, ReadAt, ResultSet, Row, quote};
+use pageserver::page_service::command::DatabaseAddress;
+use pageserver::page_service::command::object::ObjectClass;
 use pageserver::page_service::pagestream::wire::Version;
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, RelTag, SlruKind};
 
@@ -26,8 +28,23 @@ impl PageServerSource {
     }
 
     fn list(&self, what: &str) -> Result<ResultSet> {
-        let command = format!("{what} LIST {}{}", quote(&self.timeline), at_clause(Some(self.lsn)));
+        self.rows(format!("{what} LIST {}{}", quote(&self.timeline), at_clause(Some(self.lsn))))
+    }
+
+    fn rows(&self, command: String) -> Result<ResultSet> {
         self.server.connect()?.query_one(&command).with_context(|| command)
+    }
+
+    /// Every object of a class: its address, `None` where there is but one, and its bytes.
+    fn objects(&self, class: ObjectClass) -> Result<Vec<(Option<String>, Vec<u8>)>> {
+        let at = at_clause(Some(self.lsn));
+        let rows = self.rows(format!("OBJECT LIST {} CLASS {class}{at}", quote(&self.timeline)))?;
+        let [address, value] = columns(&rows, ["address", "value"])?;
+        let object = |row: &Row| {
+            let bytes = row.get_bytes(value).context("the server's list has a value that is no bytea")?;
+            Ok((row.get(address).map(str::to_owned), bytes.to_vec()))
+        };
+        rows.rows.iter().map(object).collect()
     }
 
     fn stream(&self) -> Result<PageStream> {
@@ -79,16 +96,22 @@ impl Source for PageServerSource {
         Ok(segments)
     }
 
-    fn relation_maps(&self) -> Result<Option<RelationMaps>> {
-        Ok(None)
+    fn relation_maps(&self) -> Result<RelationMaps> {
+        let map = |(address, bytes): (Option<String>, Vec<u8>)| {
+            let DatabaseAddress { spc_oid, db_oid } = present(address)?.parse()?;
+            Ok(((spc_oid, db_oid), bytes))
+        };
+        self.objects(ObjectClass::RelationMap)?.into_iter().map(map).collect()
     }
 
-    fn two_phase(&self) -> Result<Option<BTreeMap<u64, Vec<u8>>>> {
-        Ok(None)
+    fn two_phase(&self) -> Result<BTreeMap<u64, Vec<u8>>> {
+        let file = |(address, bytes): (Option<String>, Vec<u8>)| Ok((present(address)?.parse()?, bytes));
+        self.objects(ObjectClass::TwoPhase)?.into_iter().map(file).collect()
     }
 
-    fn checkpoint(&self) -> Result<Option<Vec<u8>>> {
-        Ok(None)
+    fn checkpoint(&self) -> Result<Vec<u8>> {
+        let (_, bytes) = self.objects(ObjectClass::Checkpoint)?.pop().context("the timeline has no checkpoint data")?;
+        Ok(bytes)
     }
 }
 
@@ -103,6 +126,10 @@ fn columns<const N: usize>(rows: &ResultSet, names: [&str; N]) -> Result<[usize;
 
 fn text(row: &Row, column: usize) -> Result<&str> {
     row.get(column).context("the server's list has an empty field")
+}
+
+fn present(address: Option<String>) -> Result<String> {
+    address.context("the server's list has an object without an address")
 }
 
 struct StreamReader {

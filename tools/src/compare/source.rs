@@ -23,12 +23,12 @@ pub trait Source: Sync {
     fn reader(&self) -> Result<Box<dyn Reader + '_>>;
     /// Segments of an SLRU: number and contents in whole pages.
     fn slru_segments(&self, kind: SlruKind) -> Result<BTreeMap<u32, Vec<u8>>>;
-    /// Relation maps by (tablespace, database), as the bytes of their files. `None`: this source cannot tell.
-    fn relation_maps(&self) -> Result<Option<RelationMaps>>;
-    /// Prepared transactions by xid, as the bytes of their files. `None`: this source cannot tell.
-    fn two_phase(&self) -> Result<Option<BTreeMap<u64, Vec<u8>>>>;
-    /// The 88 bytes of the CheckPoint struct. `None`: this source cannot tell.
-    fn checkpoint(&self) -> Result<Option<Vec<u8>>>;
+    /// Relation maps by (tablespace, database), as the bytes of their files.
+    fn relation_maps(&self) -> Result<RelationMaps>;
+    /// Prepared transactions by full transaction id, as the bytes of their files.
+    fn two_phase(&self) -> Result<BTreeMap<u64, Vec<u8>>>;
+    /// The 88 bytes of the CheckPoint struct.
+    fn checkpoint(&self) -> Result<Vec<u8>>;
 }
 
 /// Reads pages for one thread.
@@ -82,16 +82,16 @@ impl Source for DirectorySource {
         self.dir.slru_segments(kind)
     }
 
-    fn relation_maps(&self) -> Result<Option<RelationMaps>> {
-        self.dir.relation_map_bytes().map(Some)
+    fn relation_maps(&self) -> Result<RelationMaps> {
+        self.dir.relation_map_bytes()
     }
 
-    fn two_phase(&self) -> Result<Option<BTreeMap<u64, Vec<u8>>>> {
-        self.dir.two_phase_files().map(Some)
+    fn two_phase(&self) -> Result<BTreeMap<u64, Vec<u8>>> {
+        self.dir.two_phase_files()
     }
 
-    fn checkpoint(&self) -> Result<Option<Vec<u8>>> {
-        Ok(Some(self.dir.control.checkpoint_copy.to_vec()))
+    fn checkpoint(&self) -> Result<Vec<u8>> {
+        Ok(self.dir.control.checkpoint_copy.to_vec())
     }
 }
 

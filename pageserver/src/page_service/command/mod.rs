@@ -1,7 +1,8 @@
-//! Commands: text to [`Command`] ([`token`], [`parse`]), [`Command`] to rows ([`run`]), rows to the wire ([`rows`]).
+//! Commands: text to [`Command`] ([`token`], [`parse`]), [`Command`] to rows ([`run`], [`object`]), rows to the wire ([`rows`]).
 //!
 //! `docs/protocol.md` lists every command with its columns.
 
+pub mod object;
 pub mod parse;
 pub mod rows;
 pub mod run;
@@ -14,6 +15,7 @@ use keyenc::{Key, Object};
 use postgres_ffi::rel::RelTagParseError;
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
+use self::object::ObjectClass;
 use super::message::Column;
 use super::pagestream::wire::Version;
 
@@ -172,6 +174,15 @@ pub enum Command {
         /// As of; the newest without.
         at: Option<Lsn>,
     },
+    /// `OBJECT LIST name [CLASS class] [AT lsn]`
+    ObjectList {
+        /// The timeline.
+        timeline: String,
+        /// Only this class.
+        class: Option<ObjectClass>,
+        /// As of; the newest without.
+        at: Option<Lsn>,
+    },
     /// `PAGE GET name address [AT lsn]`
     PageGet {
         /// The timeline.
@@ -307,6 +318,9 @@ impl Command {
             }
             Command::SlruList { .. } => {
                 const { &[Column::text("slru"), Column::int8("segment"), Column::int8("pages")] }
+            }
+            Command::ObjectList { .. } => {
+                const { &[Column::text("class"), Column::text("address"), Column::int8("bytes"), Column::bytea("value")] }
             }
             Command::PageGet { .. } => const { &[Column::text("lsn"), Column::int8("blocks"), Column::bytea("page")] },
             Command::PageHistory { .. } => {

@@ -25,6 +25,10 @@ pub const FORMS: &[(&str, &str)] = &[
     ("DATABASE LIST name [AT lsn]", "databases per tablespace"),
     ("RELATION LIST name [IN tablespace/database] [AT lsn]", "relation forks with their blocks"),
     ("SLRU LIST name [AT lsn]", "segments of pg_xact, pg_multixact, pg_commit_ts"),
+    (
+        "OBJECT LIST name [CLASS class] [AT lsn]",
+        "what is no page, whole; classes: control_file, checkpoint, database, relation_map, two_phase, replication_origin",
+    ),
     ("PAGE GET name address [AT lsn]", "one page; address: 1663/5/16384/main/0 or pg_xact/0"),
     ("PAGE HISTORY name address [FROM lsn] [TO lsn]", "every stored version of one page, newest first"),
     ("PAGESTREAM_V3 [tenant] name", "starts a page stream; for programs (PAGESTREAM_V2: the older messages)"),
@@ -52,6 +56,7 @@ fn parse_statement(tokens: &[Token<'_>]) -> Result<Command, PgError> {
         Some("database") => parser.then("list").and_then(|()| parser.database_list()),
         Some("relation") => parser.then("list").and_then(|()| parser.relation_list()),
         Some("slru") => parser.then("list").and_then(|()| parser.slru_list()),
+        Some("object") => parser.then("list").and_then(|()| parser.object_list()),
         Some("page") => parser.page(),
         Some("pagestream_v2") => parser.pagestream(Version::V2),
         Some("pagestream_v3") => parser.pagestream(Version::V3),
@@ -161,6 +166,13 @@ impl Parser<'_> {
         let timeline = self.name("a timeline")?;
         let at = self.optional("at", "an LSN")?;
         self.finish(Command::SlruList { timeline, at })
+    }
+
+    fn object_list(&mut self) -> Result<Command, PgError> {
+        let timeline = self.name("a timeline")?;
+        let class = self.optional("class", "a class of objects")?;
+        let at = self.optional("at", "an LSN")?;
+        self.finish(Command::ObjectList { timeline, class, at })
     }
 
     fn page(&mut self) -> Result<Command, PgError> {

@@ -1,6 +1,7 @@
 //! Goal: each form gives its command, everything else an error with a SQLSTATE and, where it helps, a hint. Method: tables.
 use postgres_ffi::{ForkNumber, Lsn, RelTag, SlruKind};
 
+use super::super::object::ObjectClass;
 use super::super::{DatabaseAddress, PageAddress};
 use super::*;
 
@@ -48,6 +49,11 @@ fn forms() {
     let database = Some(DatabaseAddress { spc_oid: 1663, db_oid: 5 });
     check("relation list main in 1663/5 at 0/16B5A50", Command::RelationList { timeline: main(), database, at });
     check("slru list main", Command::SlruList { timeline: main(), at: None });
+    check("object list main", Command::ObjectList { timeline: main(), class: None, at: None });
+    for class in ObjectClass::ALL {
+        let command = Command::ObjectList { timeline: main(), class: Some(class), at };
+        check(&format!("object list main class {class} at 0/16B5A50"), command);
+    }
     check("page get main 1663/5/16384/vm/7", Command::PageGet { timeline: main(), address: ADDRESS, at: None });
     let clog = PageAddress::Slru { kind: SlruKind::Clog, page_no: 3 };
     check("page get main pg_xact/3 at '0/16B5A50'", Command::PageGet { timeline: main(), address: clog, at });
@@ -110,6 +116,9 @@ fn errors() {
     check_error("page get main 1663/5/1/main/0 at 7", "22023", "not an LSN");
     check_error("page get main 1663/5/1/main/0 at", "42601", "an LSN");
     check_error("relation list main in 5", "22023", "1663/5");
+    check_error("object get main", "42601", "LIST");
+    check_error("object list main class", "42601", "a class of objects");
+    check_error("object list main class relation_block", "22023", "not a class of objects");
     check_error("import x", "42601", "FROM");
     check_error("import x from 'password=secret' y", "42601", "at or near \"y\"");
     check_error("select * from pg_class", "0A000", "page server");

@@ -8,6 +8,7 @@ use keyenc::Kind;
 use postgres_ffi::rel::GLOBALTABLESPACE_OID;
 use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, SlruKind};
 
+use super::object::{self, ObjectClass};
 use super::parse::FORMS;
 use super::rows::Rows;
 use super::{Command, Conninfo, DatabaseAddress, PageAddress, SelectItem};
@@ -53,6 +54,7 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         }
         Command::RelationList { timeline, database, at } => relation_list(repository, timeline, *database, *at, rows),
         Command::SlruList { timeline, at } => slru_list(repository, timeline, *at, rows),
+        Command::ObjectList { timeline, class, at } => object_list(repository, timeline, *class, *at, rows),
         Command::PageGet { timeline, address, at } => page_get(repository, timeline, *address, *at, rows),
         Command::PageHistory { timeline, address, from, to } => {
             page_history(&*repository.timeline(None, timeline)?, *address, *from, *to, rows)
@@ -278,6 +280,25 @@ fn slru_list(
     for kind in SlruKind::ALL {
         for (segment_no, pages) in timeline.slru_segments(kind, at)? {
             rows.row(&[kind.directory().into(), Value::Int(segment_no.into()), Value::Int(pages.into())])?;
+        }
+    }
+    Ok(())
+}
+
+fn object_list(
+    repository: &dyn RepositoryBackend,
+    timeline: &str,
+    class: Option<ObjectClass>,
+    at: Option<Lsn>,
+    rows: &mut Rows<'_>,
+) -> Result<(), Failure> {
+    let (timeline, at) = timeline_at(repository, timeline, at)?;
+    let classes = class.map_or(ObjectClass::ALL.to_vec(), |class| vec![class]);
+    for class in classes {
+        rows.check_interrupts()?;
+        for (object, value) in timeline.objects(class.template(), at)? {
+            let address = Value::display(object::address(object));
+            rows.row(&[class.name().into(), address, Value::count(value.len() as u64), Value::Bytes(value)])?;
         }
     }
     Ok(())

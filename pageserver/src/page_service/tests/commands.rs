@@ -50,6 +50,24 @@ fn rows_of_commands() {
 }
 
 #[test]
+fn whole_objects_as_of_an_lsn() {
+    let columns = "class|address|bytes|value";
+    let all = [
+        r"control_file||7|\x636f6e74726f6c",
+        r"checkpoint||10|\x636865636b706f696e74",
+        r"database|1663/5|1|\x01",
+        r"relation_map|1663/5|3|\x6d6170",
+        r"two_phase|4294967303|8|\x7072657061726564",
+        r"replication_origin|3|0|\x",
+    ];
+    check("object list main", columns, &all);
+    check("object list main class two_phase", columns, &all[4..5]);
+    check("object list main class two_phase at 0/2000", columns, &all[4..5]);
+    check("object list main class two_phase at 0/1FFF", columns, &[]);
+    check("object list main class relation_map at 0/1000", columns, &all[3..4]);
+}
+
+#[test]
 fn one_timeline_as_name_and_value() {
     let result = Fixture::new().client().query_one(&format!("show timeline '{ID}'")).expect("rows");
     let rows = rows(&result);
@@ -107,6 +125,10 @@ fn errors_leave_the_connection_usable() {
         ("page get main 1663/5/16384/main/0 at 0/3001", "55000"),
         ("page get main 1663/5/16384/main/0 at 0/FFF", "22023"),
         ("page get main 1663/5/16384/main/666", "XX001"),
+        ("object list nowhere", "42704"),
+        ("object list main at 0/3001", "55000"),
+        ("object list main class checkpoint at 0/FFF", "22023"),
+        ("object list main class pages", "22023"),
         ("select * from pg_class", "0A000"),
         ("lease lsn a b 0/1", "0A000"),
         ("show sizes; help 'x", "42601"),

@@ -217,6 +217,22 @@ impl TimelineBackend for Toy {
         Ok(if kind == SlruKind::Clog { vec![(2, 3)] } else { Vec::new() })
     }
 
+    fn objects(&self, class: Object, lsn: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError> {
+        assert!(lsn <= TimelineBackend::last_record_lsn(self), "reads are at or below the last record");
+        let objects = [
+            (Object::ControlFile, Bytes::from_static(b"control")),
+            (Object::Checkpoint, Bytes::from_static(b"checkpoint")),
+            (Object::Database { spc_oid: 1663, db_oid: 5 }, Bytes::from_static(&[1])),
+            (Object::RelationMap { spc_oid: 1663, db_oid: 5 }, Bytes::from_static(b"map")),
+            (Object::TwoPhase { xid: 0x1_0000_0007 }, Bytes::from_static(b"prepared")),
+            (Object::ReplicationOrigin { origin_id: 3 }, Bytes::new()),
+        ];
+        let of_class = |object: &Object| std::mem::discriminant(object) == std::mem::discriminant(&class);
+        // The transaction is prepared where the relation grows.
+        let is_there = |object: &Object| !matches!(object, Object::TwoPhase { .. }) || lsn >= Lsn::new(GROWN_AT);
+        Ok(objects.into_iter().filter(|(object, _)| of_class(object) && is_there(object)).collect())
+    }
+
     fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {
         let Ok(Object::RelationBlock { block_no, .. }) = key.object() else { return Ok(Vec::new()) };
         let page = page_of(block_no, GROWN_AT);

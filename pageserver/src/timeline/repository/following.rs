@@ -35,7 +35,7 @@ impl Repository {
             status_interval: std::time::Duration::from_secs(self.config.wal.status_interval_seconds),
             receive_timeout: RECEIVE_TIMEOUT,
         };
-        let sink = TimelineSink::new(Arc::clone(timeline))?;
+        let sink = TimelineSink::new(Arc::clone(timeline), self.config.wal.keep_mib << 20)?;
         let receiver = WalReceiver::start(config, Box::new(sink))?;
         *timeline.receiver.write() = Some(receiver);
         Ok(())
@@ -49,12 +49,14 @@ const RECEIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 struct TimelineSink {
     timeline: Arc<Timeline>,
     ingest: TimelineIngest,
+    /// WAL behind the watermark that stays on disk.
+    keep_bytes: u64,
 }
 
 impl TimelineSink {
-    fn new(timeline: Arc<Timeline>) -> Result<Self, TimelineIngestError> {
+    fn new(timeline: Arc<Timeline>, keep_bytes: u64) -> Result<Self, TimelineIngestError> {
         let ingest = TimelineIngest::new(Arc::clone(&timeline))?;
-        Ok(TimelineSink { timeline, ingest })
+        Ok(TimelineSink { timeline, ingest, keep_bytes })
     }
 }
 
@@ -71,5 +73,10 @@ impl WalSink for TimelineSink {
     fn ingest(&mut self, start_lsn: Lsn, bytes: Bytes) -> Result<Lsn, SinkError> {
         assert!(start_lsn == self.ingest.fed_until(), "WAL comes without gaps");
         Ok(self.ingest.feed(bytes)?)
+    }
+
+    fn wal_needed_from(&self) -> Lsn {
+        let durable_lsn = self.timeline.durable_lsn().unwrap_or(Lsn::ZERO);
+        Lsn::new(durable_lsn.saturating_sub(Lsn::new(self.keep_bytes)))
     }
 }
