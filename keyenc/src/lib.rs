@@ -256,6 +256,11 @@ impl Key {
         }
     }
 
+    /// True for the key of a relation's block, without a look at the rest.
+    pub fn is_block(&self) -> bool {
+        self.0[0] == class::RELATION_BLOCK
+    }
+
     /// First and last key of all relation sizes of a database in a tablespace: the list of its relations.
     pub fn relation_sizes_of_database(spc_oid: Oid, db_oid: Oid) -> (Self, Self) {
         (

@@ -81,6 +81,7 @@ proptest! {
     fn comes_back_as_it_went_in(version in any_version(), object in any_object()) {
         prop_assert_eq!(VersionKey::decode(&version.encode()), Ok(version));
         prop_assert_eq!(Key::from(object).object(), Ok(object));
+        prop_assert_eq!(Key::from(object).is_block(), matches!(object, Object::RelationBlock { .. }));
     }
 
     #[test]

@@ -19,15 +19,16 @@ pub struct StoreConfig {
     pub cache_back_bytes: usize,
     /// A layer is flushed at this age even when it is small, so that an idle timeline becomes durable and its WAL can go.
     pub flush_interval: Duration,
-    /// Size at which an SST file is closed and the next one begun.
+    /// Size of an SST file that compaction writes; the flusher closes one at four times that.
     pub file_bytes: u64,
-    /// Uncompressed size of a data block.
+    /// Uncompressed size of a data block. A page image is a block of its own; a smaller one costs index, a larger one each read
+    /// that misses the cache.
     pub block_bytes: usize,
     /// Threads that RocksDB may use for compaction.
     pub background_jobs: u32,
     /// Limit of compaction's writes, in bytes per second. 0: none.
     pub compaction_bytes_per_second: u64,
-    /// The flusher waits while more files than this overlap in level 0: each one costs every read.
+    /// The flusher waits while level 0 has this many files: each one costs every read.
     pub level0_files_max: u32,
     /// SST files that RocksDB keeps open.
     pub open_files_max: u32,
@@ -41,10 +42,10 @@ impl Default for StoreConfig {
             cache_back_bytes: 32 << 20,
             flush_interval: Duration::from_secs(600),
             file_bytes: 64 << 20,
-            block_bytes: 16 << 10,
+            block_bytes: 8 << 10,
             background_jobs: 2,
             compaction_bytes_per_second: 0,
-            level0_files_max: 24,
+            level0_files_max: 12,
             open_files_max: 1024,
         }
     }
@@ -57,7 +58,9 @@ impl StoreConfig {
         match () {
             () if self.layer_bytes < 1 << 20 => refuse("layer_bytes", "must be at least 1 MiB"),
             () if self.block_cache_bytes < 1 << 20 => refuse("block_cache_bytes", "must be at least 1 MiB"),
-            () if self.file_bytes < 4 << 10 => refuse("file_bytes", "must be at least 4 KiB"),
+            () if !(4 << 10..=1 << 40).contains(&self.file_bytes) => {
+                refuse("file_bytes", "must be between 4 KiB and 1 TiB")
+            }
             () if !(1 << 10..=1 << 20).contains(&self.block_bytes) => {
                 refuse("block_bytes", "must be between 1 KiB and 1 MiB")
             }

@@ -26,8 +26,13 @@ const VERSIONS: &str = "versions";
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// RocksDB wants a memtable; nothing is ever written to it.
 const MEMTABLE_BYTES: usize = 64 << 10;
+/// A flushed layer should be one file: RocksDB counts files of level 0, not sets, and every one costs every read.
+const FLUSHED_FILE_FACTOR: u64 = 4;
 /// RocksDB's own text log: four files of this size.
 const INFO_LOG_BYTES: usize = 4 << 20;
+/// The fastest: compaction competes with reads and ingest for processors. The window is RocksDB's default.
+const ZSTD_LEVEL: i32 = 1;
+const ZSTD_WINDOW_BITS: i32 = -14;
 const COMPACTION_READAHEAD_BYTES: usize = 2 << 20;
 const RATE_LIMIT_REFILL_MICROS: i64 = 100_000;
 const RATE_LIMIT_FAIRNESS: i32 = 10;
@@ -41,7 +46,8 @@ pub(super) struct Db {
     block_cache: Cache,
     pending_dir: PathBuf,
     next_file_no: AtomicU64,
-    pub file_bytes: u64,
+    /// Size at which the flusher closes a file.
+    pub flushed_file_bytes: u64,
     pub level0_files_max: u64,
 }
 
@@ -63,6 +69,7 @@ impl Db {
         let mut versions_options = options.clone();
         // Only compaction sees this: `SstFileWriter` would take it for every file.
         versions_options.set_bottommost_compression_type(DBCompressionType::Zstd);
+        versions_options.set_bottommost_compression_options(ZSTD_WINDOW_BITS, ZSTD_LEVEL, 0, 0, true);
         let families = [
             ColumnFamilyDescriptor::new("default", Options::default()),
             ColumnFamilyDescriptor::new(VERSIONS, versions_options),
@@ -78,7 +85,7 @@ impl Db {
             block_cache,
             pending_dir,
             next_file_no: AtomicU64::new(1),
-            file_bytes: config.file_bytes,
+            flushed_file_bytes: config.file_bytes * FLUSHED_FILE_FACTOR,
             level0_files_max: config.level0_files_max.into(),
         })
     }
@@ -224,9 +231,13 @@ fn options(config: &StoreConfig, block_cache: &Cache) -> Options {
     options.set_compaction_style(DBCompactionStyle::Level);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_target_file_size_base(config.file_bytes);
-    options.set_max_bytes_for_level_base(config.layer_bytes as u64);
+    // About what four files of level 0 hold, so that merging them into the next level rewrites little else.
+    options.set_max_bytes_for_level_base(config.layer_bytes as u64 * 2);
     options.set_write_buffer_size(MEMTABLE_BYTES);
-    options.set_max_background_jobs(i32::try_from(config.background_jobs).unwrap_or(1));
+    // One more: RocksDB sets a quarter, at least one, aside for flushes, and there are none.
+    options.set_max_background_jobs(i32::try_from(config.background_jobs + 1).unwrap_or(2));
+    // Level 0 is one compaction at a time, so it is split, or it would never catch up.
+    options.set_max_subcompactions(config.background_jobs);
     options.set_compaction_readahead_size(COMPACTION_READAHEAD_BYTES);
     options.set_bytes_per_sync(1 << 20); // Spreads write-back of large files, so that the sync at the end is short.
     if config.compaction_bytes_per_second > 0 {

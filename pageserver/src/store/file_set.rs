@@ -24,14 +24,26 @@ pub(super) struct FileSet<'a> {
     timeline: TimelineNo,
     writer: Option<SstFileWriter<'a>>,
     last_key: Option<Key>,
+    split_before_blocks: bool,
     files: Vec<PathBuf>,
     pub versions: u64,
     pub bytes: u64,
 }
 
 impl<'a> FileSet<'a> {
-    pub fn new(db: &'a Db, timeline: TimelineNo) -> Self {
-        FileSet { db, timeline, writer: None, last_key: None, files: Vec::new(), versions: 0, bytes: 0 }
+    /// `split_before_blocks`: blocks get files of their own. An import brings relation after relation; without sizes and the like,
+    /// whose keys are far away, its files do not overlap, and RocksDB takes them to the last level at once, never to be rewritten.
+    pub fn new(db: &'a Db, timeline: TimelineNo, split_before_blocks: bool) -> Self {
+        FileSet {
+            split_before_blocks,
+            db,
+            timeline,
+            writer: None,
+            last_key: None,
+            files: Vec::new(),
+            versions: 0,
+            bytes: 0,
+        }
     }
 
     /// Writes all versions of `layer` and `extra`, which is in key order. Returns false when `stop` said so first.
@@ -96,8 +108,11 @@ impl<'a> FileSet<'a> {
 
     fn put(&mut self, key: &Key, lsn: Lsn, kind: Kind, value: &[u8]) -> Result<(), rocksdb::Error> {
         if self.last_key != Some(*key) {
+            if self.split_before_blocks && key.is_block() && !self.last_key.is_some_and(|last| last.is_block()) {
+                self.close_file()?;
+            }
             self.last_key = Some(*key);
-            let is_full = |writer: &SstFileWriter<'_>| writer.file_size() >= self.db.file_bytes;
+            let is_full = |writer: &SstFileWriter<'_>| writer.file_size() >= self.db.flushed_file_bytes;
             if self.writer.as_ref().is_some_and(is_full) {
                 self.close_file()?;
             }
@@ -139,7 +154,7 @@ fn open_file<'a>(db: &'a Db, files: &mut Vec<PathBuf>) -> Result<SstFileWriter<'
 
 /// Deletes all versions of `timeline`, its watermark included: one range deletion in a file of its own, ingested.
 pub(super) fn delete_timeline(db: &Db, timeline: TimelineNo) -> Result<(), rocksdb::Error> {
-    let mut set = FileSet::new(db, timeline);
+    let mut set = FileSet::new(db, timeline, false);
     let mut writer = open_file(db, &mut set.files)?;
     let first = timeline.0.to_be_bytes().to_vec();
     let end = match timeline.0.checked_add(1) {

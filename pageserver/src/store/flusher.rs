@@ -60,7 +60,7 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
     let state = &job.timeline;
     let frozen = &job.frozen;
     let extra = extra_images(inner, job);
-    let mut set = FileSet::new(&inner.db, state.timeline);
+    let mut set = FileSet::new(&inner.db, state.timeline, !frozen.publish);
     let stop = || inner.is_stopping() || state.is_deleted();
     let is_whole = set.write(&frozen.layer.read(), &extra, &stop)?;
     if !is_whole || !wait_for_level0(inner)? {

@@ -11,7 +11,7 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use foldhash::fast::RandomState;
-use keyenc::{Key, Kind};
+use keyenc::{Key, Kind, Object};
 use parking_lot::{RwLock, RwLockReadGuard};
 use postgres_ffi::{ForkNumber, Lsn, RelTag};
 
@@ -49,7 +49,6 @@ pub(super) struct LayerData {
     values: Vec<Vec<u8>>,
     values_allocated_bytes: usize,
     lsn_max: Lsn,
-    block_class: u8,
 }
 
 #[derive(Clone, Copy)]
@@ -99,7 +98,6 @@ impl LayerVersion<'_> {
 
 impl Layer {
     pub fn new() -> Self {
-        let any_block = Key::block(RelTag { spc_oid: 0, db_oid: 0, rel_number: 0 }, ForkNumber::Main, 0);
         Layer {
             data: RwLock::new(LayerData {
                 blocks: HashMap::default(),
@@ -108,7 +106,6 @@ impl Layer {
                 values: Vec::new(),
                 values_allocated_bytes: 0,
                 lsn_max: Lsn::ZERO,
-                block_class: any_block.as_bytes()[0],
             }),
             allocated_bytes: AtomicUsize::new(0),
         }
@@ -153,7 +150,10 @@ impl LayerData {
     pub fn keys_between(&self, first: &Key, last: &Key) -> Vec<Key> {
         let mut keys: Vec<Key> =
             self.others.range((Bound::Included(first), Bound::Included(last))).map(|(key, _)| *key).collect();
-        if first.as_bytes()[0] <= self.block_class && self.block_class <= last.as_bytes()[0] {
+        let any = RelTag { spc_oid: 0, db_oid: 0, rel_number: 0 };
+        let any_block = Object::RelationBlock { rel: any, fork: ForkNumber::Main, block_no: 0 };
+        let (first_block, last_block) = Key::class_of(any_block);
+        if *first <= last_block && first_block <= *last {
             keys.extend(self.blocks.keys().map(|key| key.0).filter(|key| (first..=last).contains(&key)));
             keys.sort_unstable();
         }
@@ -161,12 +161,8 @@ impl LayerData {
     }
 
     fn head(&self, key: &Key) -> EntryNo {
-        let map_entry = if self.is_block(key) { self.blocks.get(&BlockKey(*key)) } else { self.others.get(key) };
+        let map_entry = if key.is_block() { self.blocks.get(&BlockKey(*key)) } else { self.others.get(key) };
         map_entry.copied().unwrap_or(NONE)
-    }
-
-    fn is_block(&self, key: &Key) -> bool {
-        key.as_bytes()[0] == self.block_class
     }
 
     fn chain(&self, head: EntryNo) -> impl Iterator<Item = LayerVersion<'_>> {
@@ -201,7 +197,7 @@ impl LayerData {
             value_len: version.value.len() as u32, // `Batch::put` checked it.
             kind: version.kind,
         };
-        let head = if self.is_block(&version.key) {
+        let head = if version.key.is_block() {
             self.blocks.entry(BlockKey(version.key)).or_insert(NONE)
         } else {
             self.others.entry(version.key).or_insert(NONE)
@@ -278,8 +274,6 @@ fn link_in_order(
 #[cfg(test)]
 mod tests {
     //! Goal: chains come out newest first whatever the order within an LSN; memory is counted. Method: plain cases.
-
-    use keyenc::Object;
 
     use super::*;
 

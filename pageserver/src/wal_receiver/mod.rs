@@ -43,13 +43,13 @@ pub trait WalSink: Send {
     /// May block: nothing is read from the primary in the meantime. An error ends the receiver.
     fn ingest(&mut self, start_lsn: Lsn, bytes: Bytes) -> Result<Lsn, SinkError>;
 
-    /// WAL below is not needed any more: what it made is durable elsewhere.
-    fn wal_needed_from(&self) -> Lsn {
-        Lsn::ZERO
-    }
-
     /// The end of the WAL that is durable in the timeline's files, after each fsync.
     fn durable(&mut self, flushed_lsn: Lsn) {
         let _ = flushed_lsn;
+    }
+
+    /// WAL files that lie wholly below this position may be removed; asked when a segment is full. `None`: all are kept.
+    fn keep_lsn(&self) -> Option<Lsn> {
+        None
     }
 }

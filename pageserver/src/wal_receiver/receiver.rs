@@ -172,7 +172,8 @@ fn receive(config: &ReceiverConfig, shared: &Shared, mut sink: Box<dyn WalSink>,
     let span = tracing::info_span!("wal_receiver", primary = %config.conninfo);
     let _entered = span.enter();
     let apply_lsn = sink.last_record_lsn();
-    let mut session = Session { config, shared, sink: sink.as_mut(), log: &mut log, apply_lsn };
+    let mut session =
+        Session { config, shared, sink: sink.as_mut(), log: &mut log, apply_lsn, tidied_segment_start: None };
     let mut backoff = BACKOFF_MIN;
     let mut outcome = session.catch_up();
     loop {

@@ -27,6 +27,8 @@ pub(super) struct Session<'a> {
     pub(super) sink: &'a mut dyn WalSink,
     pub(super) log: &'a mut WalLog,
     pub(super) apply_lsn: Lsn,
+    /// Segment in which old files were last looked for.
+    pub(super) tidied_segment_start: Option<Lsn>,
 }
 
 impl Session<'_> {
@@ -203,7 +205,7 @@ impl Session<'_> {
                 }
                 // Even if the connection has just ended: the next one goes on behind what the log has.
                 self.ingest_group(group_start_lsn, pieces.drain(..))?;
-                self.remove_old_segments(group_start_lsn)?;
+                self.remove_old_files()?;
                 told?;
             }
             if let Some(next) = ended {
@@ -234,12 +236,19 @@ impl Session<'_> {
         }
     }
 
-    /// Each time a segment was begun, those that nobody needs any more go.
-    fn remove_old_segments(&mut self, group_start_lsn: Lsn) -> Result<(), ReceiverError> {
-        let layout = self.log.layout();
-        if layout.segment_start(group_start_lsn) != layout.segment_start(self.log.written_lsn()) {
-            let removed = self.log.remove_below(self.sink.wal_needed_from())?;
-            tracing::debug!(removed, "removed WAL segments that the store has made needless");
+    /// Removes WAL files that nobody needs, once per segment.
+    fn remove_old_files(&mut self) -> Result<(), ReceiverError> {
+        let segment_start = Some(self.log.layout().segment_start(self.log.written_lsn()));
+        if self.tidied_segment_start == segment_start {
+            return Ok(());
+        }
+        self.tidied_segment_start = segment_start;
+        if let Some(keep_lsn) = self.sink.keep_lsn() {
+            // Never what the sink has still to ingest.
+            let removed = self.log.remove_below(keep_lsn.min(self.apply_lsn))?;
+            if removed > 0 {
+                tracing::debug!(removed, %keep_lsn, "old WAL files removed");
+            }
         }
         Ok(())
     }

@@ -67,8 +67,8 @@ impl WalSink for DecodingSink {
         Ok(())
     }
 
-    fn wal_needed_from(&self) -> Lsn {
-        Lsn::new(self.seen.keep_lsn.load(Ordering::SeqCst))
+    fn keep_lsn(&self) -> Option<Lsn> {
+        Lsn::from_pg(self.seen.keep_lsn.load(Ordering::SeqCst))
     }
 
     fn ingest(&mut self, start_lsn: Lsn, bytes: bytes::Bytes) -> Result<Lsn, SinkError> {

@@ -104,6 +104,26 @@ fn an_import_leaves_no_watermark_before_its_last_flush() {
     assert_eq!(gather(&timeline, &block(511), 48), Ok((vec![(8, Kind::Image, PAGE.to_vec())], true)));
 }
 
+/// Else each set would overlap the one before, and compaction would write all of an import again.
+#[test]
+fn an_import_in_key_order_goes_to_the_last_level_at_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path());
+    let timeline = store.timeline(T1).expect("a timeline");
+    let size =
+        Object::RelationSize { rel: RelTag { spc_oid: 1663, db_oid: 5, rel_number: 16384 }, fork: ForkNumber::Main };
+    for n in 0..1000u32 {
+        let versions = [(block(n), 8, Kind::Image, PAGE), (size.into(), 8, Kind::Image, &n.to_be_bytes()[..])];
+        timeline.put(&batch(&versions), Lsn::new(8)).expect("put");
+    }
+    timeline.flush(true).expect("flush");
+    let stats = store.stats();
+    assert!(stats.flushes > 8, "{stats:?}");
+    let last_level = stats.levels.last().expect("levels").bytes;
+    // The last flush brings the watermark, so it is not split.
+    assert!(last_level * 10 > stats.flushed_bytes * 8 && stats.compaction_written_bytes < last_level / 4, "{stats:?}");
+}
+
 #[test]
 fn an_old_layer_is_flushed_without_being_asked() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -75,8 +75,8 @@ impl WalSink for TimelineSink {
         Ok(self.ingest.feed(bytes)?)
     }
 
-    fn wal_needed_from(&self) -> Lsn {
-        let durable_lsn = self.timeline.durable_lsn().unwrap_or(Lsn::ZERO);
-        Lsn::new(durable_lsn.saturating_sub(Lsn::new(self.keep_bytes)))
+    fn keep_lsn(&self) -> Option<Lsn> {
+        let durable_lsn = self.timeline.durable_lsn()?;
+        Some(Lsn::new(durable_lsn.saturating_sub(Lsn::new(self.keep_bytes))))
     }
 }
