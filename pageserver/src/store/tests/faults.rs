@@ -129,6 +129,40 @@ fn a_flipped_byte_is_corruption_never_a_wrong_value() {
     assert_eq!(read_all(dir.path(), &value), Ok(()), "all bytes are back");
 }
 
+#[test]
+fn corruption_met_by_compaction_poisons() {
+    let dir = tempfile::tempdir().expect("a directory");
+    // Does not compress, so that the middle of the file is data.
+    let page: Vec<u8> = (0..8192u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let put = |timeline: &TimelineStore, lsn: u64| {
+        let mut versions = Batch::new();
+        (0..40).for_each(|n| versions.put(block(n), Lsn::new(lsn), Kind::Image, &page));
+        timeline.put(&versions, Lsn::new(lsn)).expect("put");
+    };
+    {
+        let store = open(dir.path());
+        let timeline = store.timeline(T1).expect("a timeline");
+        put(&timeline, 8);
+        timeline.flush(true).expect("flush");
+    }
+    let file = only_sst(dir.path());
+    flip(&file, fs::metadata(&file).expect("the file is there").len() / 2);
+    let store = open(dir.path());
+    let timeline = store.timeline(T1).expect("a timeline");
+    put(&timeline, 16);
+    timeline.flush(true).expect("what is written is sound");
+    store.compact_all();
+    put(&timeline, 24);
+    let failed = timeline.flush(true);
+    assert!(matches!(&failed, Err(StoreError::Poisoned { cause }) if cause.contains("Corruption")), "{failed:?}");
+    assert_eq!(timeline.put(&Batch::new(), Lsn::new(32)), failed);
+    let intact = gather(&timeline, &block(0), 16);
+    assert_eq!(intact, Ok((vec![(16, Kind::Image, page.clone())], true)), "reads of intact data go on");
+    let corrupt =
+        (0..40).filter(|n| matches!(gather(&timeline, &block(*n), 8), Err(StoreError::Corrupt { .. }))).count();
+    assert!((1..=2).contains(&corrupt), "the blocks that the byte is in: {corrupt}");
+}
+
 fn read_all(dir: &std::path::Path, value: &dyn Fn(u32) -> Vec<u8>) -> Result<(), StoreError> {
     let store = Store::open(dir, &small_config())?;
     let timeline = store.timeline(T1)?;

@@ -269,6 +269,6 @@ fn run(seed: u64) {
 fn reads_what_was_put() {
     match std::env::var("SEED") {
         Ok(seed) => run(seed.parse().expect("SEED is a number")),
-        Err(_) => (0..12).for_each(|_| run(rand::random())),
+        Err(_) => (0..8).for_each(|_| run(rand::random())),
     }
 }

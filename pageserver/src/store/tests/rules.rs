@@ -264,6 +264,28 @@ fn scan_newest_skips_over_long_histories() {
 }
 
 #[test]
+fn open_is_quick_with_many_files() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = StoreConfig { file_bytes: 4 << 10, open_files_max: 64, ..small_config() };
+    let store = Store::open(dir.path(), &config).expect("the store opens");
+    let timeline = store.timeline(T1).expect("a timeline");
+    let page: Vec<u8> = (0..8192u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for n in 0..1500 {
+        timeline.put(&batch(&[(block(n), 8, Kind::Image, &page)]), Lsn::new(8)).expect("put");
+    }
+    timeline.flush(true).expect("flush");
+    let files: u64 = store.stats().levels.iter().map(|level| level.files).sum();
+    assert!(files > 200, "{files} files");
+    drop((timeline, store));
+    let started_at = Instant::now();
+    let store = Store::open(dir.path(), &config).expect("the store opens");
+    assert!(started_at.elapsed() < Duration::from_secs(1), "{files} files in {:?}", started_at.elapsed());
+    println!("{files} files in {:?}", started_at.elapsed());
+    let timeline = store.timeline(T1).expect("a timeline");
+    (0..1500).for_each(|n| assert_eq!(gather(&timeline, &block(n), 8).map(|found| found.0.len()), Ok(1)));
+}
+
+#[test]
 fn open_refuses_unusable_settings_by_name() {
     let dir = tempfile::tempdir().expect("a directory");
     type Spoil = fn(&mut StoreConfig);
