@@ -182,7 +182,8 @@ fn wal_that_is_gone_and_other_clusters_are_named() -> Result<()> {
     assert!(follower.stop()? < Duration::from_secs(5));
 
     let other = Postgres::builder(PgVersion::V15).start(&TestDir::new("stream-other")?)?;
-    let mut stranger = Follower::prepare(&TestDir::new("stream-stranger")?, &server, &other.conninfo())?;
+    let stranger_dir = TestDir::new("stream-stranger")?;
+    let mut stranger = Follower::prepare(&stranger_dir, &server, &other.conninfo())?;
     stranger.resume(stranger.start_lsn)?;
     let status = stranger.wait_for_state("the refusal", |state| matches!(state, ReceiverState::Waiting))?;
     assert!(status.last_error.context("no error")?.contains("of another cluster"));
