@@ -7,8 +7,12 @@
 use postgres_ffi::PgVersion;
 use tests::prove::{Leg, Plan, Times, run_leg};
 
+/// The same course each time; `SEED=42` takes another one, and so does `make prove-pages` each time.
+const SEED: u64 = 20_261_120;
+
 fn prove(version: PgVersion, leg: usize) {
-    let plan = Plan { scale: 1, times: Times::SHORT, seed: rand::random() };
+    let seed = std::env::var("SEED").map_or(SEED, |seed| seed.parse().unwrap());
+    let plan = Plan { scale: 1, times: Times::SHORT, seed };
     println!("seed {}", plan.seed);
     let summary = run_leg(Leg::both(version)[leg], plan).unwrap();
     assert!(summary.comparison.contains("mismatches: 0"), "{}", summary.comparison);
