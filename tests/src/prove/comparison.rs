@@ -1,31 +1,42 @@
-//! Runs `pagectl compare` and judges what it found: a mismatch in a file that a crash left behind is none.
+//! Runs `pagectl compare` and judges what it found: what a crash of the primary left behind on its disk, without WAL that survived, is no
+//! mismatch. See `orphans` and `lost_wal`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use postgres_ffi::RelTag;
+use postgres_ffi::{Lsn, RelTag};
 use serde_json::Value;
 
+use super::lost_wal::WalArchive;
 use crate::PageServer;
 
 /// More mismatches than this are not told apart: all of them count.
 const MISMATCHES_MAX: &str = "10000";
+
+/// What crashes of the primary left behind.
+#[derive(Clone, Debug)]
+pub struct CrashRemains {
+    /// Relations that no catalog names.
+    pub orphans: BTreeSet<RelTag>,
+    /// Where the WAL is that survived.
+    pub archive: WalArchive,
+}
 
 /// What a comparison found, all of it right.
 #[derive(Clone, Debug, Default)]
 pub struct Comparison {
     /// Pages and files that were compared.
     pub compared: u64,
-    /// Mismatches in files that no catalog names.
-    pub in_orphans: usize,
+    /// Mismatches in what crashes left behind.
+    pub forgiven: usize,
     /// A line per kind of page, and one with the sum.
     pub text: String,
 }
 
-/// Compares the data directory of a stopped primary with `timeline`. A mismatch outside of `orphans` is an error that shows it.
+/// Compares the data directory of a stopped primary with `timeline`. A mismatch that `remains` does not explain is an error that shows it.
 /// Both versions of pages that differ are saved in the test's directory.
-pub fn compare(server: &PageServer, timeline: &str, data_dir: &Path, orphans: &BTreeSet<RelTag>) -> Result<Comparison> {
+pub fn compare(server: &PageServer, timeline: &str, data_dir: &Path, remains: &CrashRemains) -> Result<Comparison> {
     let save_dir = server.test_dir().path().join("mismatches");
     let [data_dir, save_dir] = [data_dir, &save_dir].map(|path| path.to_string_lossy().into_owned());
     let arguments = ["--json", "compare", "--timeline", timeline, "--datadir", &data_dir, "--wait-seconds", "300"];
@@ -33,26 +44,44 @@ pub fn compare(server: &PageServer, timeline: &str, data_dir: &Path, orphans: &B
     let outcome = server.pagectl()?.outcome(&arguments)?;
     ensure!(outcome.exit_code <= 1, "pagectl compare: {}{}", outcome.stdout, outcome.stderr);
     let report: Value = serde_json::from_str(outcome.stdout.trim()).context("the report of pagectl compare")?;
-    judge(&report, orphans)
+    judge(&report, |mismatch| remains.explain(mismatch))
 }
 
-fn judge(report: &Value, orphans: &BTreeSet<RelTag>) -> Result<Comparison> {
+fn judge(report: &Value, is_explained: impl Fn(&Value) -> Result<bool>) -> Result<Comparison> {
     let number = |key: &str| report[key].as_u64().with_context(|| format!("no {key} in the report"));
     let (compared, mismatches) = (number("compared")?, number("mismatches")?);
     let described = report["first_mismatches"].as_array().context("no mismatches in the report")?;
-    let (in_orphans, wrong): (Vec<_>, Vec<_>) = described.iter().partition(|mismatch| is_in(mismatch, orphans));
-    let wrong_count = mismatches - in_orphans.len() as u64;
+    let mut wrong = Vec::new();
+    for mismatch in described {
+        if !is_explained(mismatch)? {
+            wrong.push(mismatch);
+        }
+    }
+    let forgiven = described.len() - wrong.len();
+    let wrong_count = mismatches - forgiven as u64;
     let text = format!("{}pages compared: {compared}, mismatches: {wrong_count}", table(report));
     let shown: Vec<String> = wrong.iter().take(30).map(ToString::to_string).collect();
     ensure!(wrong_count == 0, "{}\n{text}", shown.join("\n"));
     ensure!(compared > 0, "nothing was compared");
-    Ok(Comparison { compared, in_orphans: in_orphans.len(), text })
+    Ok(Comparison { compared, forgiven, text })
 }
 
-/// `what` begins with the relation's address, or names something that is no relation.
-fn is_in(mismatch: &Value, orphans: &BTreeSet<RelTag>) -> bool {
-    let address = mismatch["what"].as_str().and_then(|what| what.split(' ').next()?.parse().ok());
-    address.is_some_and(|rel: RelTag| orphans.contains(&rel))
+impl CrashRemains {
+    fn explain(&self, mismatch: &Value) -> Result<bool> {
+        // It begins with the relation's address, or names something that is no relation.
+        let address = mismatch["what"].as_str().and_then(|what| what.split(' ').next()?.parse().ok());
+        let Some(rel) = address else { return Ok(false) };
+        if self.orphans.contains(&rel) {
+            return Ok(true);
+        }
+        lsn_on_disk(mismatch).map_or(Ok(false), |lsn| self.archive.no_record_ends_at(lsn))
+    }
+}
+
+/// The LSN that the page in the directory carries: `... lsn of ours 0/0, on disk 0/47347C8; ...`.
+fn lsn_on_disk(mismatch: &Value) -> Option<Lsn> {
+    let (_, text) = mismatch["detail"].as_str()?.split_once(", on disk ")?;
+    text.split([';', ',', ' ']).next()?.parse().ok()
 }
 
 fn table(report: &Value) -> String {
@@ -75,21 +104,28 @@ mod tests {
             "first_mismatches": [{ "what": "1663/5/7 main block 1" }, { "what": "1663/5/8 main block 1" }] })
     }
 
-    fn rel(rel_number: u32) -> RelTag {
-        RelTag { spc_oid: 1663, db_oid: 5, rel_number }
+    fn is_one_of(rels: &[u32]) -> impl Fn(&Value) -> Result<bool> {
+        let names: Vec<String> = rels.iter().map(|rel| format!("1663/5/{rel} main block 1")).collect();
+        move |mismatch| Ok(names.iter().any(|name| mismatch["what"] == **name))
     }
 
     #[test]
-    fn only_mismatches_in_orphans_are_forgiven() {
-        assert!(judge(&report(), &BTreeSet::from([rel(7)])).unwrap_err().to_string().contains("1663/5/8"));
-        let comparison = judge(&report(), &BTreeSet::from([rel(7), rel(8)])).unwrap();
-        assert_eq!((comparison.compared, comparison.in_orphans), (10, 2));
+    fn only_what_is_explained_is_forgiven() {
+        assert!(judge(&report(), is_one_of(&[7])).unwrap_err().to_string().contains("1663/5/8"));
+        let comparison = judge(&report(), is_one_of(&[7, 8])).unwrap();
+        assert_eq!((comparison.compared, comparison.forgiven), (10, 2));
     }
 
     #[test]
     fn mismatches_that_are_not_described_count() {
         let mut report = report();
         report["mismatches"] = 3.into();
-        assert!(judge(&report, &BTreeSet::from([rel(7), rel(8)])).is_err());
+        assert!(judge(&report, is_one_of(&[7, 8])).is_err());
+    }
+
+    #[test]
+    fn the_lsn_on_disk_is_found() {
+        let detail = "differs from byte 16 on; lsn of ours 0/0, on disk 0/47347C8; from 16: ours 00, on disk f0";
+        assert_eq!(lsn_on_disk(&serde_json::json!({ "detail": detail })), Some(Lsn::new(0x47347C8)));
     }
 }

@@ -8,6 +8,8 @@ pub mod load;
 
 pub mod history;
 
+mod lost_wal;
+
 mod orphans;
 
 mod comparison;
