@@ -178,7 +178,9 @@ impl Checkpoint {
 
     /// The oldest multixact is at least this. PG: multixact.c, MultiXactAdvanceOldest.
     pub fn advance_oldest_multi(&mut self, multi: MultiXactId, db_oid: Oid) {
-        if wraps_before(self.oldest_multi, multi) {
+        // With the same id the later record knows better which database holds it: the one named before may have been dropped since.
+        // PostgreSQL's own redo keeps the old name then; a primary does not.
+        if self.oldest_multi == multi || wraps_before(self.oldest_multi, multi) {
             self.oldest_multi = multi;
             self.oldest_multi_db = db_oid;
         }
