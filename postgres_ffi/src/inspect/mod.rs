@@ -14,8 +14,8 @@ mod text;
 
 use serde::Serialize;
 
-use crate::mask::layout::{Header, Item, ItemFlags, items};
 use crate::mask::{PageKind, classify};
+use crate::page::layout::{Header, Item, ItemFlags, items};
 use crate::page::{Page, compute_checksum, page_is_new, page_lsn, stored_checksum};
 use crate::{BlockNumber, ForkNumber, Lsn};
 

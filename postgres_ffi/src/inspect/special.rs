@@ -11,8 +11,8 @@ use super::fields::Width::*;
 use super::index::TupleId;
 use crate::mask::PageKind;
 use crate::mask::index::{BRIN_FLAGS_AT, FLAGS_OF_16, GIN_FLAGS_AT, SPGIST_FLAGS_AT};
-use crate::mask::layout::Header;
 use crate::mask::sequence;
+use crate::page::layout::Header;
 use crate::page::{BLCKSZ, PAGE_HEADER_LEN, Page};
 
 /// The special area of an index page.

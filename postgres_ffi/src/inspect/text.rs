@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use super::index::TidMeaning;
 use super::{BrinTuple, HeapTuple, IndexTuple, ItemView, PageView, SpgistTuple, Tuple};
-use crate::mask::layout::ItemFlags;
+use crate::page::layout::ItemFlags;
 
 impl fmt::Display for PageView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,8 +14,8 @@
 
 use serde::Serialize;
 
-use super::layout::Header;
 use super::{PageKind, classify, mask_page, mask_unlogged, sequence};
+use crate::page::layout::Header;
 use crate::page::{BLCKSZ, PAGE_HEADER_LEN, PD_CHECKSUM, PD_FLAGS, Page, ZERO_PAGE, page_lsn};
 use crate::{BlockNumber, ForkNumber, Lsn};
 

@@ -4,10 +4,10 @@
 
 use byteorder::{ByteOrder, LittleEndian};
 
-use super::layout::{Header, ITEM_ID_LEN, Item, ItemFlags, items};
 use super::{Rule, mask_unused_space};
 use crate::BlockNumber;
 use crate::lsn::MAXALIGN;
+use crate::page::layout::{Header, ITEM_ID_LEN, Item, ItemFlags, items};
 use crate::page::{BLCKSZ, PAGE_HEADER_LEN, Page};
 
 /// Offsets within a heap tuple header. PG: htup_details.h, HeapTupleHeaderData.

@@ -15,8 +15,8 @@ use std::ops::Range;
 
 use byteorder::{ByteOrder, LittleEndian};
 
-use super::layout::Header;
 use super::{Rule, mask_item_flags, mask_page_content, mask_unused_space};
+use crate::page::layout::Header;
 use crate::page::{BLCKSZ, PAGE_HEADER_LEN, Page};
 
 /// Flags of a special area of 16 bytes.

@@ -15,20 +15,19 @@
 pub mod compare;
 pub(crate) mod heap;
 pub(crate) mod index;
-pub mod layout;
 pub(crate) mod sequence;
 pub mod visibility_map;
 
 use byteorder::{ByteOrder, LittleEndian};
 use serde::Serialize;
 
+use crate::page::layout::{self, Header, ItemFlags, items};
 use crate::page::{
     BLCKSZ, PAGE_HEADER_LEN, PD_CHECKSUM, PD_FLAGS, PD_LOWER, PD_PRUNE_XID, PD_UPPER, Page, page_is_new,
 };
 use crate::{BlockNumber, ForkNumber};
 
 pub use compare::{Equality, PageComparison, compare_pages, equal_after_masking};
-use layout::{Header, ItemFlags, items};
 
 /// `pd_flags`: there are unused line pointers. PG: bufpage.h, PD_HAS_FREE_LINES.
 pub const PD_HAS_FREE_LINES: u16 = 0x0001;

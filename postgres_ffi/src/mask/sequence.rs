@@ -13,8 +13,8 @@ use std::ops::Range;
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::heap::T_HOFF;
-use super::layout::{Item, items};
 use crate::page::Page;
+use crate::page::layout::{Item, items};
 
 const DATA_LEN: usize = 17;
 /// last_value and log_cnt.

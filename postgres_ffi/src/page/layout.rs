@@ -7,7 +7,7 @@ use std::ops::Range;
 use byteorder::{ByteOrder, LittleEndian};
 use serde::Serialize;
 
-use crate::page::{
+use super::{
     BLCKSZ, PAGE_HEADER_LEN, PD_FLAGS, PD_LOWER, PD_PAGESIZE_VERSION, PD_PRUNE_XID, PD_SPECIAL, PD_UPPER, Page,
 };
 
@@ -104,10 +104,29 @@ impl Item {
 /// All line pointers in order.
 pub fn items(page: &Page) -> impl Iterator<Item = Item> + '_ {
     let count = Header::read(page).item_count();
-    page[PAGE_HEADER_LEN..].chunks_exact(ITEM_ID_LEN).zip(1..=count).map(|(bytes, offset_no)| {
-        let word = LittleEndian::read_u32(bytes);
-        Item { offset_no, offset: (word & 0x7FFF) as usize, flags: flags_of(word), len: (word >> 17) as usize }
-    })
+    page[PAGE_HEADER_LEN..]
+        .chunks_exact(ITEM_ID_LEN)
+        .zip(1..=count)
+        .map(|(bytes, offset_no)| read_item(bytes, offset_no))
+}
+
+/// One line pointer; `None` if the page has none with this number.
+pub fn item(page: &Page, offset_no: u16) -> Option<Item> {
+    let exists = 0 < offset_no && offset_no <= Header::read(page).item_count();
+    exists.then(|| read_item(&page[item_id_at(offset_no)..], offset_no))
+}
+
+/// Where line pointer `offset_no` stands in the page.
+///
+/// Requires: `offset_no` is not 0.
+pub fn item_id_at(offset_no: u16) -> usize {
+    assert!(0 < offset_no);
+    PAGE_HEADER_LEN + (usize::from(offset_no) - 1) * ITEM_ID_LEN
+}
+
+fn read_item(bytes: &[u8], offset_no: u16) -> Item {
+    let word = LittleEndian::read_u32(bytes);
+    Item { offset_no, offset: (word & 0x7FFF) as usize, flags: flags_of(word), len: (word >> 17) as usize }
 }
 
 fn flags_of(word: u32) -> ItemFlags {
@@ -121,8 +140,7 @@ fn flags_of(word: u32) -> ItemFlags {
 
 /// Changes the state of a line pointer that [`items`] gave, and nothing else of it.
 pub(crate) fn set_item_flags(page: &mut Page, offset_no: u16, flags: ItemFlags) {
-    assert!(0 < offset_no);
-    let start = PAGE_HEADER_LEN + (usize::from(offset_no) - 1) * ITEM_ID_LEN;
+    let start = item_id_at(offset_no);
     let bytes = &mut page[start..start + ITEM_ID_LEN];
     let word = LittleEndian::read_u32(bytes) & !(3 << 15) | (flags as u32) << 15;
     LittleEndian::write_u32(bytes, word);

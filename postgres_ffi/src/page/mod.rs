@@ -2,6 +2,9 @@
 //!
 //! PG 14-18: src/include/storage/bufpage.h (PageHeaderData), src/include/storage/checksum_impl.h.
 
+pub mod edit;
+pub mod layout;
+
 use byteorder::{ByteOrder, LittleEndian};
 
 use crate::{BlockNumber, Lsn};

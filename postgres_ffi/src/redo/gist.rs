@@ -1,0 +1,10 @@
+//! GiST.
+//!
+//! PG 14-18: src/backend/access/gist/gistxlog.c (gist_redo), src/include/access/gistxlog.h.
+
+use super::{Change, RedoError, Stamp};
+use crate::page::Page;
+
+pub(super) fn redo(change: &Change<'_>, _page: &mut Page) -> Result<Stamp, RedoError> {
+    Err(change.unknown_operation())
+}

@@ -1,0 +1,10 @@
+//! SP-GiST.
+//!
+//! PG 14-18: src/backend/access/spgist/spgxlog.c (spg_redo), src/include/access/spgxlog.h.
+
+use super::{Change, RedoError, Stamp};
+use crate::page::Page;
+
+pub(super) fn redo(change: &Change<'_>, _page: &mut Page) -> Result<Stamp, RedoError> {
+    Err(change.unknown_operation())
+}
