@@ -54,6 +54,8 @@ pub struct StoreSection {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedoSection {
+    /// Who applies PostgreSQL's records: `native` (our own code), `postgres` (a process), or `verify` (both, compared; the process answers).
+    pub engine: RedoEngine,
     /// Threads that materialise pages.
     pub threads: usize,
     /// A redo request that takes longer ends the redo process.
@@ -66,6 +68,18 @@ pub struct RedoSection {
     pub run_as: String,
     /// A chain of at least this many records is cached back into the store when it was materialised.
     pub cache_back_records_min: usize,
+}
+
+/// `redo.engine`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RedoEngine {
+    /// Redo in Rust. Records of extensions' own resource managers still go to a process, if there is one.
+    Native,
+    /// A stock `postgres` with the redo extension.
+    Postgres,
+    /// Both make each page, and what differs is logged, counted and saved. The process answers.
+    Verify,
 }
 
 /// `[wal]`
@@ -102,6 +116,7 @@ impl Default for StoreSection {
 impl Default for RedoSection {
     fn default() -> Self {
         RedoSection {
+            engine: RedoEngine::Postgres,
             threads: 2,
             timeout_seconds: 60,
             postgres_bin_dirs: Vec::new(),
@@ -243,6 +258,7 @@ mod tests {
             ("lisen = 1", "lisen"),
             ("[redo]\nthreads = 0", "redo.threads"),
             ("page_cache_mib = -1", "page_cache_mib"),
+            ("[redo]\nengine = \"mine\"", "`native`, `postgres`, `verify`"),
             ("x", "line 1"),
         ] {
             let error = load(text).unwrap_err().to_string();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use pageserver::redo::process::failed_input::FailedInput;
+use pageserver::redo::failed_input::FailedInput;
 use pageserver::redo::process::{PostgresProgram, ProcessConfig, ProcessEngine, Program};
 use pageserver::redo::{Engine, EngineRequest, RedoError};
 use postgres_ffi::page::{Page, page_lsn};

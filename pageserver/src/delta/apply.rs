@@ -1,9 +1,10 @@
 //! Applies our deltas to a page, as PostgreSQL's redo changes the same page.
 
 use byteorder::{ByteOrder, LittleEndian};
+use postgres_ffi::mask::PD_ALL_VISIBLE;
 use postgres_ffi::page::{
-    BLCKSZ, PAGE_HEADER_LEN, PD_LOWER, PD_PAGESIZE_VERSION, PD_SPECIAL, PD_UPPER, Page, page_is_new, page_lsn,
-    set_page_lsn,
+    BLCKSZ, PAGE_HEADER_LEN, PD_FLAGS, PD_LOWER, PD_PAGESIZE_VERSION, PD_SPECIAL, PD_UPPER, Page, page_is_new,
+    page_lsn, set_page_lsn,
 };
 use postgres_ffi::{Lsn, slru};
 
@@ -57,6 +58,16 @@ pub fn apply(delta: &Delta<'_>, page: &mut Page, record_lsn: Lsn) -> Result<(), 
         Delta::FreeSpaceMapTruncate { first_slot } => {
             init_if_new(page);
             free_space_map::clear_slots(page, first_slot);
+        }
+        // PG 14-18: heapam.c / heapam_xlog.c, heap_xlog_visible, when XLogHintBitIsNeeded() is false.
+        Delta::HeapAllVisible => {
+            if page_is_new(page) {
+                return Err(DeltaError::PageIsNew);
+            }
+            if page_lsn(page).is_none_or(|lsn| lsn < record_lsn) {
+                let flags = LittleEndian::read_u16(&page[PD_FLAGS..]) | PD_ALL_VISIBLE;
+                LittleEndian::write_u16(&mut page[PD_FLAGS..PD_FLAGS + 2], flags);
+            }
         }
     }
     Ok(())

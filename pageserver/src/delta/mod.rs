@@ -42,6 +42,7 @@ mod tag {
     pub const VM_CLEAR: u8 = 5;
     pub const VM_TRUNCATE: u8 = 6;
     pub const FSM_TRUNCATE: u8 = 7;
+    pub const HEAP_ALL_VISIBLE: u8 = 8;
 }
 
 /// The tag of a PostgreSQL record. The record follows it.
@@ -172,6 +173,11 @@ pub enum Delta<'a> {
         /// The first slot cleared.
         first_slot: u16,
     },
+    /// A heap page's tuples are visible to everyone, in a cluster that logs no hint bits: the flag is set and the page keeps its LSN.
+    ///
+    /// Where hint bits are logged the record itself is stored, and redo stamps the page. Which of the two it is was settled when the record
+    /// came in, so that redo need not know what the cluster's settings were at that LSN.
+    HeapAllVisible,
 }
 
 impl<'a> Delta<'a> {
@@ -207,6 +213,8 @@ impl<'a> Delta<'a> {
             tag::FSM_TRUNCATE => {
                 Ok(Delta::FreeSpaceMapTruncate { first_slot: only(tag, body, free_space_map::SLOTS_PER_PAGE)? })
             }
+            tag::HEAP_ALL_VISIBLE if body.is_empty() => Ok(Delta::HeapAllVisible),
+            tag::HEAP_ALL_VISIBLE => Err(DeltaError::Length { tag, length: body.len() }),
             _ => Err(DeltaError::UnknownTag { tag }),
         }
     }
@@ -270,6 +278,7 @@ impl<'a> Delta<'a> {
                 out.push(tag::FSM_TRUNCATE);
                 out.extend_from_slice(&first_slot.to_be_bytes());
             }
+            Delta::HeapAllVisible => out.push(tag::HEAP_ALL_VISIBLE),
         }
     }
 }

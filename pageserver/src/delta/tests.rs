@@ -50,6 +50,7 @@ fn golden_bytes() {
     check_golden(Delta::VisibilityMapClear { lsn_guarded: true, bits: 2, indexes: &indexes[..1] }, "05 82 0000");
     check_golden(Delta::VisibilityMapTruncate { first_index: 32_671 }, "06 7f9f");
     check_golden(Delta::FreeSpaceMapTruncate { first_slot: 4_068 }, "07 0fe4");
+    check_golden(Delta::HeapAllVisible, "08");
 }
 
 #[test]
@@ -67,7 +68,8 @@ fn out_of_range_is_refused() {
         &[5, 3, 0x7F, 0xA0],             // heap block 32672
         &[6, 0x7F, 0xA0],
         &[7, 0x0F, 0xE5],
-        &[8],
+        &[8, 0],
+        &[9],
         &[],
     ] {
         assert!(Delta::decode(bytes).is_err(), "{bytes:02x?}");
@@ -183,4 +185,18 @@ fn truncating_the_map_keeps_bits_in_front() {
 #[test]
 fn records_are_not_applied_here() {
     assert_eq!(apply(&Delta::Postgres(&[]), &mut ZERO_PAGE.clone(), Lsn::new(1)), Err(DeltaError::NotOurs));
+}
+
+#[test]
+fn heap_page_becomes_all_visible_and_keeps_its_lsn() {
+    const FLAGS: usize = 10;
+    let mut page = ZERO_PAGE;
+    assert_eq!(apply(&Delta::HeapAllVisible, &mut page, Lsn::new(8)), Err(DeltaError::PageIsNew));
+    page[14] = 0x20; // Initialised.
+    set_page_lsn(&mut page, Lsn::new(16));
+    let newer_than_record = page;
+    apply(&Delta::HeapAllVisible, &mut page, Lsn::new(16)).unwrap();
+    assert_eq!(page, newer_than_record);
+    apply(&Delta::HeapAllVisible, &mut page, Lsn::new(24)).unwrap();
+    assert_eq!((page[FLAGS], page_lsn(&page)), (4, Some(Lsn::new(16))));
 }

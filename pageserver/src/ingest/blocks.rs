@@ -2,14 +2,19 @@
 
 use keyenc::{Key, Kind};
 use postgres_ffi::page::{page_is_new, set_page_lsn};
-use postgres_ffi::records::heap::VmClear;
-use postgres_ffi::wal::{BlockImage, DecodedBlock, trim::redo_goes_on_after_image, trim::trim_for_block};
+use postgres_ffi::records::heap::{self, VmClear};
+use postgres_ffi::wal::{
+    BlockImage, DecodedBlock, DecodedRecord, rmgr, trim::redo_goes_on_after_image, trim::trim_for_block,
+};
 use postgres_ffi::{BlockNumber, ForkNumber, RelTag};
 use smallvec::SmallVec;
 
 use super::step::Step;
 use super::{IngestError, WalIngest};
 use crate::delta::{Delta, Index, POSTGRES_TAG, visibility_map};
+
+/// The heap block of Heap2 VISIBLE; block 0 is the map's. PG 14-18: heapam_xlog.h, xl_heap_visible.
+const VISIBLE_HEAP_BLOCK: u8 = 1;
 
 impl WalIngest {
     /// Every block of the record.
@@ -30,7 +35,10 @@ impl WalIngest {
         vm_clear: Option<VmClear>,
     ) -> Result<(), IngestError> {
         let Some(vm_clear) = vm_clear else {
-            return self.ingest_blocks(step);
+            return match self.hint_bits_logged {
+                false if is_visible(step.record) => self.ingest_visible_unstamped(step),
+                _ => self.ingest_blocks(step),
+            };
         };
         let mut map_page_named = false;
         for block in ascending(&step.record.blocks) {
@@ -44,6 +52,23 @@ impl WalIngest {
             }
         }
         if map_page_named { Ok(()) } else { self.clear_unnamed_map_pages(step, &vm_clear) }
+    }
+
+    /// Heap2 VISIBLE in a cluster that logs no hint bits: redo sets the heap page's flag and does not stamp the page.
+    fn ingest_visible_unstamped(&mut self, step: &mut Step<'_>) -> Result<(), IngestError> {
+        for block in ascending(&step.record.blocks) {
+            let has_image = block.image.as_ref().is_some_and(|image| image.apply);
+            if block.block_id != VISIBLE_HEAP_BLOCK || has_image {
+                self.ingest_block(step, block)?;
+                continue;
+            }
+            let existed = self.touch_block(step, block.rel, block.fork, block.block_no)?;
+            let kind = if existed { Kind::Delta } else { Kind::InitDelta };
+            self.value.clear();
+            Delta::HeapAllVisible.encode(&mut self.value);
+            step.batch.put(Key::block(block.rel, block.fork, block.block_no), step.lsn(), kind, &self.value);
+        }
+        Ok(())
     }
 
     #[inline]
@@ -134,6 +159,10 @@ impl WalIngest {
         step.batch.put(Key::block(rel, ForkNumber::Vm, map_page), step.lsn(), kind, &self.value);
         Ok(())
     }
+}
+
+fn is_visible(record: &DecodedRecord) -> bool {
+    record.rmid == rmgr::HEAP2 && record.operation() & heap::OPERATION_MASK == heap::heap2_operation::VISIBLE
 }
 
 /// The blocks by number: of two that are new, the lower one must come first. Otherwise the higher one would leave a page of zeroes in its place,

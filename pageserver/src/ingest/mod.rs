@@ -71,6 +71,8 @@ pub struct WalIngest {
     checkpoint_changed: bool,
     /// Commit timestamps are kept.
     track_commit_timestamp: bool,
+    /// Checksums or `wal_log_hints` are on.
+    hint_bits_logged: bool,
     known: Known,
     /// For values on their way into the batch, so that no record allocates.
     value: Vec<u8>,
@@ -91,6 +93,7 @@ impl WalIngest {
             .map_err(|source| IngestError::Checkpoint { record_start_lsn: last_record_lsn, source })?;
         let control_file = read(Object::ControlFile, "control file")?;
         let track_commit_timestamp = xlog::track_commit_timestamp(&control_file, last_record_lsn)?;
+        let hint_bits_logged = xlog::hint_bits_logged(&control_file, last_record_lsn)?;
         Ok(WalIngest {
             version,
             last_record_lsn,
@@ -98,6 +101,7 @@ impl WalIngest {
             stored_next_xid: checkpoint.next_xid,
             checkpoint_changed: false,
             track_commit_timestamp,
+            hint_bits_logged,
             known: Known::default(),
             value: Vec::new(),
             places: slru::Places::default(),

@@ -75,6 +75,7 @@ impl WalIngest {
         let changed = change.apply_to_control_file(self.version, &mut file);
         changed.map_err(|source| IngestError::ControlFile { record_start_lsn, source })?;
         step.put(Object::ControlFile, Kind::Image, &file);
+        self.hint_bits_logged = hint_bits_logged(&file, step.lsn())?;
         match (self.track_commit_timestamp, change.track_commit_timestamp) {
             (false, true) => self.activate_commit_ts(step)?,
             (true, false) => self.deactivate_commit_ts(step)?,
@@ -115,6 +116,12 @@ fn check_wal_level(step: &Step<'_>, wal_level: i32) -> Result<(), IngestError> {
         return Ok(());
     }
     Err(IngestError::WalLevelMinimal { record_start_lsn: step.record.start_lsn, wal_level })
+}
+
+/// Whether the cluster of a control file that the timeline holds logs hint bits. PG: xlog.h, XLogHintBitIsNeeded.
+pub(super) fn hint_bits_logged(control_file: &[u8], lsn: Lsn) -> Result<bool, IngestError> {
+    xlog::control_file_hint_bits_logged(control_file)
+        .map_err(|source| IngestError::ControlFile { record_start_lsn: lsn, source })
 }
 
 /// `track_commit_timestamp` of a control file that the timeline holds.

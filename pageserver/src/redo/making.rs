@@ -8,7 +8,7 @@ use keyenc::Object;
 use postgres_ffi::page::{Page, ZERO_PAGE};
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, RelTag};
 
-use super::{Chain, EngineRequest, RedoError};
+use super::{Chain, Engine, EngineRequest, RedoError};
 use crate::delta::{self, Delta};
 
 /// Where a chain has got to.
@@ -111,9 +111,9 @@ impl Making {
     }
 }
 
-/// True when redo of the chain needs no engine.
-pub fn is_all_ours(chain: &Chain) -> bool {
-    !chain.deltas.iter().any(|(_, value)| is_postgres(value))
+/// True when redo of the chain waits for nobody: deltas of ours, and records that `engine` computes.
+pub fn is_computed(chain: &Chain, engine: &dyn Engine) -> bool {
+    chain.deltas.iter().all(|(_, value)| !is_postgres(value) || engine.computes(&value[1..]))
 }
 
 fn is_postgres(value: &Bytes) -> bool {

@@ -7,12 +7,18 @@
 //! - Checksums are not set here: redo leaves `pd_checksum` as it was, who serves the page sets it.
 //!
 //! In reading order: the types that cross to other modules (here), one page on its way ([`making`]), the threads
-//! ([`pool`]), PostgreSQL as an engine ([`process`]).
+//! ([`pool`]), redo in Rust as an engine ([`native`]), PostgreSQL as an engine ([`process`]), both at once ([`verify`]), what
+//! is kept of failures ([`failed_input`]).
 
 mod making;
 pub mod pool;
-pub mod process;
 mod stats;
+
+pub mod native;
+pub mod process;
+pub mod verify;
+
+pub mod failed_input;
 
 use std::time::Duration;
 
@@ -74,8 +80,25 @@ pub trait Engine: Send + Sync {
     /// One answer per request, in their order. A request that fails harms no other. Blocks until all are answered.
     fn redo(&self, requests: &[EngineRequest]) -> Vec<Result<Box<Page>, RedoError>>;
 
+    /// True when applying `record`, a whole XLogRecord, is plain computation: it waits for nobody and may run on any thread.
+    fn computes(&self, _record: &[u8]) -> bool {
+        false
+    }
+
+    /// What it is and what it has done, for people.
+    fn report(&self) -> EngineReport;
+
     /// Called by a walredo thread that has had nothing to do for `idle`: the engine may give back what it holds.
     fn idle(&self, _idle: Duration) {}
+}
+
+/// An engine's name and counters, in the order to be shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineReport {
+    /// As the configuration names it.
+    pub engine: &'static str,
+    /// What was counted, and how much of it.
+    pub counts: Vec<(&'static str, u64)>,
 }
 
 /// The engine of a server that has none: every request is refused.
@@ -85,6 +108,10 @@ pub struct NoEngine;
 impl Engine for NoEngine {
     fn redo(&self, requests: &[EngineRequest]) -> Vec<Result<Box<Page>, RedoError>> {
         requests.iter().map(|r| Err(RedoError::NoEngine { rel: r.rel, fork: r.fork, block_no: r.block_no })).collect()
+    }
+
+    fn report(&self) -> EngineReport {
+        EngineReport { engine: "none", counts: Vec::new() }
     }
 }
 
@@ -115,7 +142,7 @@ pub enum RedoError {
         reason: String,
     },
     /// The engine says that these records do not apply to this page.
-    #[error("engine refused the records: {message}. block=`{rel}/{fork}/{block_no}`")]
+    #[error("records do not apply to the page: {message}. block=`{rel}/{fork}/{block_no}`")]
     Refused {
         /// The relation.
         rel: RelTag,
@@ -123,7 +150,7 @@ pub enum RedoError {
         fork: ForkNumber,
         /// The block.
         block_no: BlockNumber,
-        /// PostgreSQL's own words.
+        /// The engine's words; those of PostgreSQL are its own.
         message: String,
     },
     /// The engine died of this request alone, or took too long for it, or answered what cannot be its result.
@@ -152,9 +179,9 @@ pub enum RedoError {
         /// The most that would be taken.
         limit: usize,
     },
-    /// This server was configured without an engine, and the page needs one.
+    /// The page needs a redo process, because of its records or because the configuration says so, and there is none.
     #[error(
-        "page needs PostgreSQL redo, but no redo engine was found at start (see redo.postgres_bin_dirs and redo.extension_dir). block=`{rel}/{fork}/{block_no}`"
+        "page needs redo by a PostgreSQL process, and none was found at start: its records are an extension's, or redo.engine is not `native` (see redo.postgres_bin_dirs and redo.extension_dir). block=`{rel}/{fork}/{block_no}`"
     )]
     NoEngine {
         /// The relation.

@@ -6,6 +6,8 @@
 //! - A thread takes what waits in batches, and the engine gets the batch as one: that is what pipelines the process.
 //! - **Never:** a requester waits for ever. Each request is answered, at the latest when it is dropped: by a thread that
 //!   panicked, or by the pool that goes down.
+//! - A chain that is plain computation (deltas of ours, native redo) and not long is made by who asks for it: quicker than two changes of thread.
+//!   It too is made once for all who ask at the same time.
 //! - Threads with nothing to do take chains from a backlog, one at a time.
 
 use std::collections::HashMap;
@@ -24,12 +26,12 @@ use postgres_ffi::Lsn;
 use super::making::{self, Making, Step};
 pub use super::stats::RedoStats;
 use super::stats::{Counters, count};
-use super::{Chain, Engine, RedoError};
+use super::{Chain, Engine, EngineReport, RedoError};
 
 /// How often a thread that has nothing to do tells the engine so.
 const IDLE_TICK: Duration = Duration::from_secs(10);
-/// A chain of so few deltas of ours is applied by who asks for it: faster than a change of thread.
-const INLINE_DELTAS_MAX: usize = 200;
+/// A longer chain goes to the threads, though it is plain computation: at some 0.1 µs a delta it would hold up what else the asker has to do.
+const INLINE_DELTAS_MAX: usize = 500;
 
 /// How many threads, and how much may wait for them.
 #[derive(Clone, Debug)]
@@ -134,10 +136,6 @@ impl WalRedo {
     pub fn submit(&self, chain: Chain) -> PendingPage {
         let counters = &self.shared.counters;
         count(&counters.requests, 1);
-        if chain.deltas.len() <= INLINE_DELTAS_MAX && making::is_all_ours(&chain) {
-            count(&counters.inline, 1);
-            return PendingPage(Pending::Made(make_inline(chain, &self.shared)));
-        }
         let version = (chain.timeline, chain.key, chain.version_lsn);
         let waiters = {
             let mut in_flight = self.shared.in_flight.lock();
@@ -149,6 +147,11 @@ impl WalRedo {
             in_flight.insert(version, waiters.clone());
             waiters
         };
+        if chain.deltas.len() <= INLINE_DELTAS_MAX && making::is_computed(&chain, &*self.shared.engine) {
+            count(&counters.inline, 1);
+            let job = Job { chain: None, version, waiters, shared: self.shared.clone() };
+            return PendingPage(Pending::Made(job.make_here(chain)));
+        }
         let job = Job { chain: Some(chain), version, waiters: waiters.clone(), shared: self.shared.clone() };
         match self.ensure_threads() {
             // Never fails while we hold a receiver; if it did, the job would answer for itself.
@@ -172,6 +175,11 @@ impl WalRedo {
     /// What the threads have done so far.
     pub fn stats(&self) -> RedoStats {
         self.shared.counters.snapshot(self.requests.len(), self.backlog.len())
+    }
+
+    /// What the engine is and has done.
+    pub fn engine_report(&self) -> EngineReport {
+        self.shared.engine.report()
     }
 
     /// From now on requests are answered with [`RedoError::ShuttingDown`]; those in the engine are finished.
@@ -256,6 +264,18 @@ impl Job {
         self.give(page);
     }
 
+    /// Makes the page on this thread and gives it to whoever else waits by now.
+    fn make_here(self, chain: Chain) -> Result<Bytes, RedoError> {
+        let mut made = None;
+        let making = || make_all(&self.shared, vec![chain], &mut |_, page| made = Some(page));
+        if catch_unwind(AssertUnwindSafe(making)).is_err() {
+            count(&self.shared.counters.panics, 1);
+        }
+        let page = made.unwrap_or_else(|| Err(panicked()));
+        self.give(page.clone());
+        page
+    }
+
     fn give(&self, page: Result<Bytes, RedoError>) {
         // Out of the map first: who comes after this asks anew, who came before has the waiters.
         self.shared.in_flight.lock().remove(&self.version);
@@ -268,21 +288,57 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         if self.waiters.page.lock().is_none() {
-            let panicked = || RedoError::Internal { message: "a walredo thread panicked, see the log".to_owned() };
             self.give(Err(if std::thread::panicking() { panicked() } else { RedoError::ShuttingDown }));
         }
     }
 }
 
-fn make_inline(chain: Chain, shared: &Shared) -> Result<Bytes, RedoError> {
-    let mut making = Making::new(chain)?;
-    let page = match making.advance()? {
-        Step::Done(page) => Ok(page),
-        Step::Ask(_) => Err(RedoError::Internal { message: "a chain of our own deltas asks for an engine".to_owned() }),
-    };
-    shared.counters.count_deltas(making.counts());
-    shared.counters.count_result(&page);
-    page
+fn panicked() -> RedoError {
+    RedoError::Internal { message: "redo of the page panicked, see the log".to_owned() }
+}
+
+/// Makes the pages of `chains`; each is given to `done` with its index as soon as it is ready.
+fn make_all(shared: &Shared, chains: Vec<Chain>, done: &mut dyn FnMut(usize, Result<Bytes, RedoError>)) {
+    let mut making = Vec::with_capacity(chains.len());
+    for (index, chain) in chains.into_iter().enumerate() {
+        count(&shared.counters.input_bytes, chain.size_bytes() as u64);
+        match Making::new(chain) {
+            Ok(page) => making.push((index, page)),
+            Err(error) => done(index, Err(error)),
+        }
+    }
+    // Most chains are through after one round; those of ours and PostgreSQL's in turn take more.
+    while !making.is_empty() {
+        let mut asking = Vec::with_capacity(making.len());
+        let mut requests = Vec::with_capacity(making.len());
+        for (index, mut page) in making.drain(..) {
+            match page.advance() {
+                Ok(Step::Ask(request)) => {
+                    requests.push(request);
+                    asking.push((index, page));
+                }
+                Ok(Step::Done(result)) => {
+                    shared.counters.count_deltas(page.counts());
+                    done(index, Ok(result));
+                }
+                Err(error) => done(index, Err(error)),
+            }
+        }
+        if requests.is_empty() {
+            break;
+        }
+        let mut answers = shared.engine.redo(&requests).into_iter();
+        for (index, mut page) in asking {
+            match answers.next() {
+                Some(Ok(made)) => {
+                    page.resume(made);
+                    making.push((index, page));
+                }
+                Some(Err(error)) => done(index, Err(error)),
+                None => done(index, Err(RedoError::Internal { message: "the engine lost an answer".to_owned() })),
+            }
+        }
+    }
 }
 
 struct Worker {
@@ -341,7 +397,7 @@ impl Worker {
         }
         let chains = jobs.iter_mut().filter_map(|job| job.chain.take()).collect();
         let mut jobs: Vec<Option<Job>> = jobs.into_iter().map(Some).collect();
-        self.make(chains, &mut |index, page| {
+        make_all(&self.shared, chains, &mut |index, page| {
             if let Some(job) = jobs[index].take() {
                 job.answer(page);
             }
@@ -353,54 +409,10 @@ impl Worker {
             return;
         }
         let mut made = None;
-        self.make(vec![job.chain], &mut |_, page| made = Some(page));
+        make_all(&self.shared, vec![job.chain], &mut |_, page| made = Some(page));
         if let Some(page) = made {
             count(&self.shared.counters.backlog_made, 1);
             (job.done)(page);
-        }
-    }
-
-    /// Makes the pages of `chains`; each is given to `done` with its index as soon as it is ready.
-    fn make(&self, chains: Vec<Chain>, done: &mut dyn FnMut(usize, Result<Bytes, RedoError>)) {
-        let mut making = Vec::with_capacity(chains.len());
-        for (index, chain) in chains.into_iter().enumerate() {
-            count(&self.shared.counters.input_bytes, chain.size_bytes() as u64);
-            match Making::new(chain) {
-                Ok(page) => making.push((index, page)),
-                Err(error) => done(index, Err(error)),
-            }
-        }
-        // Most chains are through after one round; those of ours and PostgreSQL's in turn take more.
-        while !making.is_empty() {
-            let mut asking = Vec::with_capacity(making.len());
-            let mut requests = Vec::with_capacity(making.len());
-            for (index, mut page) in making.drain(..) {
-                match page.advance() {
-                    Ok(Step::Ask(request)) => {
-                        requests.push(request);
-                        asking.push((index, page));
-                    }
-                    Ok(Step::Done(result)) => {
-                        self.shared.counters.count_deltas(page.counts());
-                        done(index, Ok(result));
-                    }
-                    Err(error) => done(index, Err(error)),
-                }
-            }
-            if requests.is_empty() {
-                break;
-            }
-            let mut answers = self.shared.engine.redo(&requests).into_iter();
-            for (index, mut page) in asking {
-                match answers.next() {
-                    Some(Ok(made)) => {
-                        page.resume(made);
-                        making.push((index, page));
-                    }
-                    Some(Err(error)) => done(index, Err(error)),
-                    None => done(index, Err(RedoError::Internal { message: "the engine lost an answer".to_owned() })),
-                }
-            }
         }
     }
 }

@@ -15,7 +15,7 @@ pub struct RedoStats {
     pub requests: u64,
     /// Of these, answered by a redo that was already on its way.
     pub coalesced: u64,
-    /// Of these, made by the thread that asked, because only deltas of ours were to be applied.
+    /// Of these, made by the thread that asked, because that was plain computation and not much of it.
     pub inline: u64,
     /// Batches that the threads took.
     pub batches: u64,

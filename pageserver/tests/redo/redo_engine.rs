@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pageserver::redo::process::failed_input::FailedInput;
+use pageserver::redo::failed_input::FailedInput;
 use pageserver::redo::process::{PostgresProgram, ProcessEngine, Program};
 use pageserver::redo::{Engine, EngineRequest, RedoError};
 use postgres_ffi::mask::compare_pages;

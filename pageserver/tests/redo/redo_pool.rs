@@ -7,7 +7,7 @@ use bytes::Bytes;
 use keyenc::{Key, TimelineNo};
 use pageserver::delta::POSTGRES_TAG;
 use pageserver::redo::process::ProcessEngine;
-use pageserver::redo::{Chain, Engine, EngineRequest, NoEngine, RedoConfig, RedoError, WalRedo};
+use pageserver::redo::{Chain, Engine, EngineReport, EngineRequest, NoEngine, RedoConfig, RedoError, WalRedo};
 use postgres_ffi::page::Page;
 
 use crate::cluster::heap_requests;
@@ -34,6 +34,10 @@ impl Engine for Counting {
     fn redo(&self, requests: &[EngineRequest]) -> Vec<Result<Box<Page>, RedoError>> {
         self.pages.fetch_add(requests.len(), Ordering::Relaxed);
         self.engine.redo(requests)
+    }
+
+    fn report(&self) -> EngineReport {
+        self.engine.report()
     }
 }
 

@@ -97,6 +97,7 @@ mod control_file {
     pub const MAX_WORKER_PROCESSES: usize = 184;
     pub const MAX_WAL_SENDERS: usize = 188;
     pub const MAX_PREPARED_XACTS: usize = 192;
+    pub const DATA_CHECKSUM_VERSION: usize = 252;
     pub const MAX_LOCKS_PER_XACT: usize = 196;
     pub const TRACK_COMMIT_TIMESTAMP: usize = 200;
 
@@ -160,6 +161,15 @@ pub fn control_file_track_commit_timestamp(file: &[u8]) -> Result<bool, ControlF
     Ok(*byte.ok_or(ControlFileTooShort { length: file.len() })? != 0)
 }
 
+/// Whether changes of hint bits are logged, as `pg_control` has it: with data checksums or `wal_log_hints`. Redo of some records stamps the page
+/// only then. PG 14-18: src/include/access/xlog.h, XLogHintBitIsNeeded.
+pub fn control_file_hint_bits_logged(file: &[u8]) -> Result<bool, ControlFileTooShort> {
+    let too_short = ControlFileTooShort { length: file.len() };
+    let checksum_version = file.get(control_file::DATA_CHECKSUM_VERSION..control_file::DATA_CHECKSUM_VERSION + 4);
+    let checksum_version = LittleEndian::read_u32(checksum_version.ok_or(too_short)?);
+    Ok(checksum_version != 0 || file[control_file::WAL_LOG_HINTS] != 0)
+}
+
 #[cfg(test)]
 mod tests {
     //! Bodies made by hand; offsets in the control file against `docs`' list through the CRC rule.
@@ -195,6 +205,13 @@ mod tests {
             assert_eq!(file[172], 2);
             assert_eq!(file[180], 100);
             assert_eq!(control_file_track_commit_timestamp(&file), Ok(true));
+            assert_eq!(control_file_hint_bits_logged(&file), Ok(true));
+            let mut without_hints = file.clone();
+            without_hints[176] = 0;
+            assert_eq!(control_file_hint_bits_logged(&without_hints), Ok(false));
+            without_hints[252] = 1; // Data checksums.
+            assert_eq!(control_file_hint_bits_logged(&without_hints), Ok(true));
+            assert!(control_file_hint_bits_logged(&file[..255]).is_err());
             assert_eq!(file[crc_at..crc_at + 4], crc32c::crc32c(&file[..crc_at]).to_le_bytes());
             assert!(change().apply_to_control_file(version, &mut file[..crc_at + 3]).is_err());
         }

@@ -103,10 +103,30 @@ fn a_missing_map_is_made() {
     assert!(puts.contains(&"size 1663/5/16384 vm Image 2".to_owned()));
 }
 
+/// Heap2 VISIBLE: block 0 is the map's page, block 1 the heap's.
+fn visible() -> Rec {
+    let map_page = block(0, 0).fork(ForkNumber::Vm);
+    rec(rmgr::HEAP2, heap2_operation::VISIBLE, 0, Body::default().u32(0).u8(3)).block(map_page).block(block(1, 3))
+}
+
 #[test]
-fn setting_bits_is_left_to_the_record() {
-    let mut rig = rig_with(PgVersion::V16, 10);
-    let visible = rec(rmgr::HEAP2, heap2_operation::VISIBLE, 0, Body::default().u32(900).u8(3));
-    let puts = rig.shown(&visible.block(block(0, 0).fork(ForkNumber::Vm)).block(block(1, 3)));
-    assert_eq!(puts, ["block 1663/5/16384 main 3 Delta record", "block 1663/5/16384 vm 0 Delta record"]);
+fn heap_page_is_stamped_as_visible_only_while_hint_bits_are_logged() {
+    use postgres_ffi::records::xlog::{WAL_LEVEL_REPLICA, operation::PARAMETER_CHANGE};
+    let parameters = |wal_log_hints: bool| {
+        let body = Body::default().u32(100).u32(8).u32(10).u32(5).u32(64).u32(WAL_LEVEL_REPLICA as u32);
+        rec(rmgr::XLOG, PARAMETER_CHANGE, 0, body.u8(wal_log_hints.into()).u8(0))
+    };
+    let map = "block 1663/5/16384 vm 0 Delta record";
+    let unstamped = ["block 1663/5/16384 main 3 Delta HeapAllVisible", map];
+    let mut rig = rig_with(PgVersion::V17, 10);
+    assert_eq!(sorted(rig.shown(&visible())), unstamped);
+    rig.ingest(&parameters(true));
+    assert_eq!(sorted(rig.shown(&visible())), ["block 1663/5/16384 main 3 Delta record", map]);
+    rig.ingest(&parameters(false));
+    assert_eq!(sorted(rig.shown(&visible())), unstamped);
+}
+
+fn sorted(mut puts: Vec<String>) -> Vec<String> {
+    puts.sort();
+    puts
 }

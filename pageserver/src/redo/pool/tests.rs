@@ -10,7 +10,11 @@ use crate::delta::{Delta, Index, POSTGRES_TAG};
 use crate::redo::{EngineRequest, RedoErrorKind};
 
 /// Answers each request with a page that carries the LSN of its last record, unless a record says otherwise.
-struct Scripted;
+#[derive(Default)]
+struct Scripted {
+    /// Whoever asks may make the page.
+    computes: bool,
+}
 
 impl Engine for Scripted {
     fn redo(&self, requests: &[EngineRequest]) -> Vec<Result<Box<Page>, RedoError>> {
@@ -34,10 +38,18 @@ impl Engine for Scripted {
         }
         answers
     }
+
+    fn computes(&self, _record: &[u8]) -> bool {
+        self.computes
+    }
+
+    fn report(&self) -> EngineReport {
+        EngineReport::default()
+    }
 }
 
 fn start(threads: usize) -> Arc<WalRedo> {
-    WalRedo::start(&RedoConfig { threads, ..RedoConfig::default() }, Arc::new(Scripted))
+    WalRedo::start(&RedoConfig { threads, ..RedoConfig::default() }, Arc::new(Scripted::default()))
 }
 
 fn chain(block_no: u32, records: &[&[u8]]) -> Chain {
@@ -95,7 +107,33 @@ fn deltas_of_ours_need_neither_engine_nor_thread() {
     // A long chain does go to a thread.
     let longer = redo.submit(clog_chain(INLINE_DELTAS_MAX as u16 + 1)).wait().unwrap();
     assert_ne!(page[..], longer[..]);
-    assert_eq!((redo.stats().inline, redo.stats().batches, redo.stats().records_ours), (1, 1, 301));
+    assert_eq!(
+        (redo.stats().inline, redo.stats().batches, redo.stats().records_ours),
+        (1, 1, 101 + INLINE_DELTAS_MAX as u64)
+    );
+}
+
+#[test]
+fn computed_page_is_made_by_who_asks_and_once_for_all_who_ask() {
+    let engine = Arc::new(Scripted { computes: true });
+    let redo = WalRedo::start(&RedoConfig::default(), engine);
+    let slow = || redo.submit(chain(1, &[b"slow"])).wait();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(slow);
+        while redo.stats().inline == 0 {
+            std::thread::yield_now();
+        }
+        let later: Vec<_> = (0..20).map(|_| scope.spawn(slow)).collect();
+        let page = first.join().unwrap().unwrap();
+        assert!(later.into_iter().all(|asker| asker.join().unwrap().as_ref() == Ok(&page)));
+    });
+    // Who came after the page was made asked anew.
+    let stats = redo.stats();
+    assert_eq!((stats.pages + stats.coalesced, stats.inline), (21, stats.pages));
+    assert!(stats.coalesced > 0);
+    let error = redo.submit(chain(1, &[b"panic"])).wait().unwrap_err();
+    assert_eq!((error.kind(), redo.stats().panics), (RedoErrorKind::Internal, 1));
+    assert!(!redo.threads_started.load(Ordering::Relaxed));
 }
 
 #[test]
@@ -165,7 +203,7 @@ fn pool_that_goes_down_answers_who_waits() {
 #[test]
 fn full_backlog_turns_away() {
     let config = RedoConfig { threads: 1, backlog_len: 2, ..RedoConfig::default() };
-    let redo = WalRedo::start(&config, Arc::new(Scripted));
+    let redo = WalRedo::start(&config, Arc::new(Scripted::default()));
     let accepted = (0..50).filter(|no| redo.offer_backlog(chain(*no, &[b"slow"]), Box::new(|_| ()))).count();
     assert!((2..=4).contains(&accepted), "{accepted}");
     // A request goes before what is left of it.

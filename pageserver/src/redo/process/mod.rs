@@ -9,9 +9,8 @@
 //! - Inputs that failed are saved, a bounded number of them, for `pagectl redo replay`.
 //!
 //! In reading order: the frames ([`protocol`]), starting ([`skeleton`], [`launch`]), looking after ([`keeper`]), sending and
-//! receiving ([`pipeline`]), what is kept of failures ([`failed_input`], [`quarantine`]), and the engine (here).
+//! receiving ([`pipeline`]), what is kept of failures ([`super::failed_input`], [`quarantine`]), and the engine (here).
 
-pub mod failed_input;
 mod keeper;
 pub mod launch;
 mod pipeline;
@@ -31,13 +30,13 @@ use parking_lot::Mutex;
 use postgres_ffi::PgVersion;
 use postgres_ffi::page::Page;
 
-use self::failed_input::{FailedInput, FailedInputs};
 pub use self::launch::{PostgresProgram, Program};
 use self::pipeline::{Broken, Pipeline};
 use self::protocol::Reply;
 use self::quarantine::Quarantine;
 use self::slot::Slot;
-use super::{Engine, EngineRequest, RedoError};
+use super::failed_input::{FailedInput, FailedInputs};
+use super::{Engine, EngineReport, EngineRequest, RedoError};
 
 /// A chain longer than this is sent in parts, so that nobody waits long behind it.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
@@ -414,6 +413,26 @@ impl Engine for ProcessEngine {
             }
         }
         answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(no_answer()))).collect()
+    }
+
+    fn report(&self) -> EngineReport {
+        let stats = self.stats();
+        let counts = [
+            ("processes started", stats.starts),
+            ("starts failed", stats.start_failures),
+            ("killed for a late reply", stats.kills_timeout),
+            ("killed for what they sent", stats.kills_garbage),
+            ("died", stats.deaths),
+            ("retired", stats.retired),
+            ("requests", stats.requests),
+            ("records", stats.records),
+            ("batches", stats.batches),
+            ("refused", stats.refused),
+            ("retried alone", stats.retried),
+            ("failed", stats.failed),
+            ("quarantined", stats.quarantined),
+        ];
+        EngineReport { engine: "postgres", counts: counts.to_vec() }
     }
 
     fn idle(&self, idle: Duration) {

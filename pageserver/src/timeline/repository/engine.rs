@@ -1,4 +1,6 @@
-//! The redo engine of a tenant: a stock `postgres` with our extension, found on this machine.
+//! The redo engine of a tenant: redo in Rust, a stock `postgres` with our extension found on this machine, or both.
+//!
+//! - With `native` a process is only for records of extensions; that there is none is no reason to warn.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,12 +12,18 @@ use postgres_ffi::control_file::ControlFile;
 use tracing::{info, warn};
 
 use super::{Repository, RepositoryError};
+use crate::config::RedoEngine;
+use crate::redo::failed_input::FailedInputs;
+use crate::redo::native::NativeEngine;
 use crate::redo::process::{PostgresProgram, ProcessConfig, ProcessEngine, Program};
+use crate::redo::verify::{VerifiedCluster, VerifyEngine};
 use crate::redo::{Engine, NoEngine, RedoConfig, WalRedo};
 use crate::timeline::TimelineMetadata;
 
 /// File name of the redo extension.
 const EXTENSION_FILE_NAME: &str = "pageserver_redo.so";
+/// The most failed inputs that the directory for them holds.
+const FAILED_INPUTS_MAX: usize = 32;
 
 impl Repository {
     /// The walredo threads of the timeline's tenant. No process is started before a page needs one.
@@ -29,16 +37,36 @@ impl Repository {
     }
 
     fn engine(&self, version: PgVersion, control_file: &ControlFile) -> Arc<dyn Engine> {
-        let (Some(postgres), Some(extension)) = (self.find_postgres(version), self.find_extension(version)) else {
-            warn!(%version, "no redo engine: pages that need redo will be refused. Install PostgreSQL and the redo extension of this version, or name their directories in [redo]");
-            return Arc::new(NoEngine);
-        };
-        info!(%version, postgres = %postgres.display(), extension = %extension.display(), "redo engine");
+        let process = self.process_engine(version, control_file);
+        let failed_inputs = || FailedInputs::new(self.redo_failed_dir.clone(), FAILED_INPUTS_MAX);
+        match (self.config.redo.engine, process) {
+            (RedoEngine::Native, process) => {
+                info!(%version, engine = "native", process_for_extensions = process.is_some(), "redo engine");
+                let others = process.unwrap_or_else(|| Arc::new(NoEngine));
+                Arc::new(NativeEngine::new(version, others).saving_failed_inputs(failed_inputs()))
+            }
+            (RedoEngine::Postgres, Some(process)) => process,
+            (RedoEngine::Verify, Some(process)) => {
+                let cluster = VerifiedCluster { version, pg_control: control_file.encode().into() };
+                Arc::new(VerifyEngine::new(cluster, process, Some(failed_inputs())))
+            }
+            (RedoEngine::Postgres | RedoEngine::Verify, None) => {
+                warn!(%version, "no redo engine: pages that need redo will be refused. Install PostgreSQL and the redo extension of this version, or name their directories in [redo], or set redo.engine = \"native\"");
+                Arc::new(NoEngine)
+            }
+        }
+    }
+
+    /// The redo process of the tenant, not started yet. `None`: this machine has not all that it needs.
+    fn process_engine(&self, version: PgVersion, control_file: &ControlFile) -> Option<Arc<dyn Engine>> {
+        let (postgres, extension) = (self.find_postgres(version)?, self.find_extension(version)?);
+        info!(%version, postgres = %postgres.display(), extension = %extension.display(), "redo process");
         let program = PostgresProgram {
             postgres,
             extension,
             pg_control: control_file.encode().into(),
-            wal_log_hints: control_file.wal_log_hints,
+            // Whether hint bits are logged was settled at ingest (see `delta::Delta::HeapAllVisible`): what is left to redo stamps.
+            wal_log_hints: true,
             preload_libraries: Vec::new(),
             work_dir: None,
             run_as: Uid::effective().is_root().then(|| self.config.redo.run_as.clone()),
@@ -46,9 +74,10 @@ impl Repository {
         let config = ProcessConfig {
             timeout: Duration::from_secs(self.config.redo.timeout_seconds),
             failed_inputs_dir: Some(self.redo_failed_dir.clone()),
+            failed_inputs_max: FAILED_INPUTS_MAX,
             ..ProcessConfig::new(Program::Postgres(program), version)
         };
-        Arc::new(ProcessEngine::new(config))
+        Some(Arc::new(ProcessEngine::new(config)))
     }
 
     /// The directory of the programs of PostgreSQL `version`. Errors: there is none.
