@@ -10,6 +10,7 @@ pub mod ingest;
 pub mod page_service;
 pub mod pid_file;
 pub mod redo;
+pub mod redo_check;
 pub mod replication;
 pub mod seq_wait;
 pub mod store;

@@ -38,6 +38,8 @@ mod known;
 mod step;
 use step::Step;
 
+pub mod page_changes;
+
 mod blocks;
 mod databases;
 mod multixact;
@@ -50,7 +52,7 @@ mod xlog;
 
 use keyenc::{Key, Kind, Object};
 use postgres_ffi::checkpoint::{Checkpoint, round_next_xid};
-use postgres_ffi::records::{heap, relmap, standby};
+use postgres_ffi::records::{relmap, standby};
 use postgres_ffi::slru::{previous_xid, xid_precedes};
 use postgres_ffi::wal::{DecodedRecord, record, rmgr};
 use postgres_ffi::{Lsn, PgVersion};
@@ -154,11 +156,7 @@ impl WalIngest {
     fn dispatch(&mut self, step: &mut Step<'_>) -> Result<(), IngestError> {
         let record = step.record;
         match record.rmid {
-            rmgr::HEAP | rmgr::HEAP2 => {
-                let vm_clear = heap::VmClear::of_record(record.rmid, record.info, record.main_data());
-                self.ingest_heap_blocks(step, vm_clear.map_err(|source| step.bad_body(source))?)
-            }
-            rmgr::BTREE..=rmgr::BRIN | rmgr::GENERIC => self.ingest_blocks(step),
+            rmgr::HEAP2..=rmgr::BRIN | rmgr::GENERIC => self.ingest_blocks(step),
             rmgr::XLOG => self.ingest_xlog(step),
             rmgr::XACT => self.ingest_xact(step.without_blocks()?),
             rmgr::SMGR => self.ingest_smgr(step.without_blocks()?),

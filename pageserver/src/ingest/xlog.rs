@@ -12,8 +12,7 @@ use super::{IngestError, WalIngest};
 impl WalIngest {
     pub(super) fn ingest_xlog(&mut self, step: &mut Step<'_>) -> Result<(), IngestError> {
         match step.record.operation() {
-            operation::FPI => self.ingest_images(step, true),
-            operation::FPI_FOR_HINT => self.ingest_images(step, false),
+            operation::FPI | operation::FPI_FOR_HINT => self.ingest_blocks(step),
             _ => self.ingest_xlog_without_blocks(step.without_blocks()?),
         }
     }

@@ -22,7 +22,7 @@ pub struct NativeEngine {
     version: PgVersion,
     /// For pages with records that are not ours to redo.
     others: Arc<dyn Engine>,
-    failed_inputs: Option<FailedInputs>,
+    failed_inputs: Option<(FailedInputs, Bytes)>,
     pages: AtomicU64,
     records: AtomicU64,
     refused: AtomicU64,
@@ -43,9 +43,9 @@ impl NativeEngine {
         }
     }
 
-    /// Keeps what does not apply.
-    pub fn saving_failed_inputs(mut self, failed_inputs: FailedInputs) -> Self {
-        self.failed_inputs = Some(failed_inputs);
+    /// Keeps what does not apply, with the cluster's control file, so that a process can try it too.
+    pub fn saving_failed_inputs(mut self, failed_inputs: FailedInputs, pg_control: Bytes) -> Self {
+        self.failed_inputs = Some((failed_inputs, pg_control));
         self
     }
 
@@ -63,11 +63,11 @@ impl NativeEngine {
 
     fn refuse(&self, request: &EngineRequest, message: String) -> RedoError {
         count(&self.refused, 1);
-        if let Some(failed_inputs) = &self.failed_inputs {
+        if let Some((failed_inputs, pg_control)) = &self.failed_inputs {
             failed_inputs.save(&FailedInput {
                 version: self.version,
                 wal_log_hints: true,
-                pg_control: Bytes::new(),
+                pg_control: pg_control.clone(),
                 message: message.clone(),
                 request: request.clone(),
             });

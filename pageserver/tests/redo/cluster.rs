@@ -125,6 +125,10 @@ impl Cluster {
         fs::read(self.data_dir().join("global/pg_control")).unwrap().into()
     }
 
+    pub fn control_file(&self) -> ControlFile {
+        ControlFile::decode(&self.pg_control()).unwrap()
+    }
+
     /// Runs `statements`, each a transaction of its own, and ends with a checkpoint. Panics if one fails.
     pub fn sql<S: AsRef<str>>(&self, statements: &[S]) {
         let mut command = self.command("postgres");
@@ -193,7 +197,7 @@ impl Cluster {
             postgres: bin_dir(self.version).join("postgres"),
             extension: extension(self.version),
             pg_control: self.pg_control(),
-            wal_log_hints: self.settings.iter().any(|setting| setting == "wal_log_hints=on"),
+            wal_log_hints: true, // As the server does; see `Delta::HeapAllVisible`.
             preload_libraries: Vec::new(),
             work_dir: None,
             run_as: server_user().map(|user| user.name),

@@ -43,7 +43,10 @@ impl Repository {
             (RedoEngine::Native, process) => {
                 info!(%version, engine = "native", process_for_extensions = process.is_some(), "redo engine");
                 let others = process.unwrap_or_else(|| Arc::new(NoEngine));
-                Arc::new(NativeEngine::new(version, others).saving_failed_inputs(failed_inputs()))
+                Arc::new(
+                    NativeEngine::new(version, others)
+                        .saving_failed_inputs(failed_inputs(), control_file.encode().into()),
+                )
             }
             (RedoEngine::Postgres, Some(process)) => process,
             (RedoEngine::Verify, Some(process)) => {

@@ -1,41 +1,36 @@
-//! `pagectl redo`: try again what a redo process failed at.
+//! `pagectl redo replay`: try again what redo failed at, in Rust or by a process.
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use clap::{Args, Subcommand};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
 use pageserver::redo::failed_input::FailedInput;
+use pageserver::redo::native::NativeEngine;
 use pageserver::redo::process::{PostgresProgram, ProcessConfig, ProcessEngine, Program};
-use pageserver::redo::{Engine, EngineRequest, RedoError};
+use pageserver::redo::{Engine, EngineRequest, NoEngine, RedoError};
 use postgres_ffi::page::{Page, page_lsn};
 use postgres_ffi::{Lsn, PgVersion};
 use serde::Serialize;
 
 use crate::output::{Outcome, Output};
 
-/// Work with redo processes.
-#[derive(Debug, Subcommand)]
-pub enum RedoCommand {
-    /// Apply a saved input again and say what comes of it.
-    Replay(ReplayArgs),
-}
-
 /// Apply a saved input again and say what comes of it.
 ///
-/// The file holds the page, the records, and what else the process needs to know of the cluster. Only the programs must be
-/// of the cluster's major version.
+/// The file holds the page, the records, and what else redo needs to know of the cluster. They are applied by redo in Rust, or, with --postgres and
+/// --extension, by a redo process, whose programs must be of the cluster's major version.
 #[derive(Debug, Args)]
 pub struct ReplayArgs {
     /// File that the page server saved (`*.redo-input`).
     pub file: PathBuf,
     /// The `postgres` binary.
-    #[arg(long)]
-    pub postgres: PathBuf,
+    #[arg(long, requires = "extension")]
+    pub postgres: Option<PathBuf>,
     /// `pageserver_redo.so`, built for that binary's major version. An absolute path.
-    #[arg(long)]
-    pub extension: PathBuf,
+    #[arg(long, requires = "postgres")]
+    pub extension: Option<PathBuf>,
     /// User that the process runs as. Needed by root, because PostgreSQL does not run as root.
     #[arg(long, value_name = "USER")]
     pub run_as: Option<String>,
@@ -79,22 +74,14 @@ impl fmt::Display for ReplayView {
     }
 }
 
-impl RedoCommand {
-    /// Does what it says. The outcome is bad if the records still give no page.
-    pub fn run(&self, output: &mut Output) -> Result<Outcome> {
-        match self {
-            RedoCommand::Replay(args) => args.run(output),
-        }
-    }
-}
-
 impl ReplayArgs {
-    fn run(&self, output: &mut Output) -> Result<Outcome> {
+    /// Applies it.
+    pub fn run(&self, output: &mut Output) -> Result<Outcome> {
         let mut input = FailedInput::read(&self.file).with_context(|| format!("read {}", self.file.display()))?;
         if let Some(count) = self.records {
             input.request.records.truncate(count);
         }
-        let engine = ProcessEngine::new(self.config(&input));
+        let engine = self.engine(&input)?;
         let answer = engine.redo(std::slice::from_ref(&input.request)).pop().context("the engine gave no answer")?;
         if let (Ok(page), Some(path)) = (&answer, &self.output) {
             std::fs::write(path, &page[..]).with_context(|| format!("write {}", path.display()))?;
@@ -104,10 +91,14 @@ impl ReplayArgs {
         Ok(outcome)
     }
 
-    fn config(&self, input: &FailedInput) -> ProcessConfig {
+    fn engine(&self, input: &FailedInput) -> Result<Box<dyn Engine>> {
+        let (Some(postgres), Some(extension)) = (self.postgres.clone(), self.extension.clone()) else {
+            return Ok(Box::new(NativeEngine::new(input.version, Arc::new(NoEngine))));
+        };
+        ensure!(!input.pg_control.is_empty(), "the file holds no control file, and a process needs one");
         let program = PostgresProgram {
-            postgres: self.postgres.clone(),
-            extension: self.extension.clone(),
+            postgres,
+            extension,
             pg_control: input.pg_control.clone(),
             wal_log_hints: input.wal_log_hints,
             preload_libraries: Vec::new(),
@@ -116,7 +107,7 @@ impl ReplayArgs {
         };
         let mut config = ProcessConfig::new(Program::Postgres(program), input.version);
         config.timeout = Duration::from_secs(self.timeout);
-        config
+        Ok(Box::new(ProcessEngine::new(config)))
     }
 }
 

@@ -1,0 +1,512 @@
+//! Redo against PostgreSQL's own word: under `wal_consistency_checking` a record brings every page that it changes as the page must become.
+//!
+//! - Goes the way of the server: what ingest would store of a record ([`crate::ingest::page_changes`]), made into a page by the walredo threads and
+//!   their engine. The page is compared with the image in the record after PostgreSQL's own masks.
+//! - Goes on from what redo made, not from the image, so that an error that masking hides for one record shows at a later one; after a difference
+//!   it goes on from the image, so that one mistake is told once.
+//! - A page whose beginning is not known (no image, no initialisation, no base file) cannot be checked: its first image is taken over, and checks begin behind it.
+//! - At the end each page's whole history can be applied at once: it must give the same page, byte for byte.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use keyenc::{Key, TimelineNo};
+use postgres_ffi::mask::{Equality, classify, equal_after_masking};
+use postgres_ffi::page::{PD_CHECKSUM, Page};
+use postgres_ffi::records::dbase::DatabaseRecord;
+use postgres_ffi::records::smgr::{self, Truncate};
+use postgres_ffi::records::xlog::{ParameterChange, operation};
+use postgres_ffi::wal::describe::operation_name;
+use postgres_ffi::wal::{DecodedRecord, rmgr};
+use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag};
+use serde::Serialize;
+
+use crate::delta::{self, Delta, visibility_map};
+use crate::ingest::IngestError;
+use crate::ingest::page_changes::{PageContent, page_changes};
+use crate::redo::{Chain, PendingPage, RedoError, WalRedo};
+
+/// So many pages are asked for before the first is waited for: what pipelines a process.
+const PENDING_MAX: usize = 64;
+/// Differences that are described; all are counted.
+const DESCRIBED_MAX: usize = 50;
+/// All pages are of one timeline.
+const TIMELINE: TimelineNo = TimelineNo(1);
+
+/// One block of one relation.
+pub type BlockTag = (RelTag, ForkNumber, BlockNumber);
+/// Where a page comes from that was there before the WAL begins. `None`: nobody knows it.
+pub type BasePages<'a> = Box<dyn FnMut(BlockTag) -> Option<Box<Page>> + 'a>;
+
+/// What the WAL is of, and what is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckSettings {
+    /// The cluster's version.
+    pub version: PgVersion,
+    /// Data checksums are on.
+    pub data_checksums: bool,
+    /// `wal_log_hints` where the WAL begins; the WAL tells when it changes.
+    pub wal_log_hints: bool,
+    /// Each page's history is kept, for [`RedoCheck::check_chains`].
+    pub chains: bool,
+}
+
+/// What was found of one operation of one resource manager, initialisation told apart. A record counts once for each page that it names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OperationCounts {
+    /// Pages changed.
+    pub pages: u64,
+    /// Of these, compared with an image: the sum of the following four.
+    pub checked: u64,
+    /// The same in every byte but the checksum.
+    pub equal: u64,
+    /// The same after PostgreSQL's masks.
+    pub equal_masked: u64,
+    /// Different as PostgreSQL's own recovery is; see [`is_known_difference`].
+    pub known_difference: u64,
+    /// Different, or refused by redo.
+    pub different: u64,
+    /// Given by an image that the record brings to be put in place. There is nothing left to compare that with.
+    pub images_applied: u64,
+    /// Made by redo, without an image to compare with.
+    pub no_image: u64,
+    /// Not made, because what the page was before is not known.
+    pub not_covered: u64,
+}
+
+/// The row of one operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OperationRow {
+    /// PostgreSQL's name of the resource manager, or `custom` with its number.
+    pub rmgr: String,
+    /// PostgreSQL's name of the operation, or its number.
+    pub operation: String,
+    /// The counts.
+    #[serde(flatten)]
+    pub counts: OperationCounts,
+}
+
+/// What a check has found so far.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// The cluster's version.
+    pub version: PgVersion,
+    /// Records read, those without pages included.
+    pub records: u64,
+    /// A row for each operation that changed a page, by resource manager and operation.
+    pub operations: Vec<OperationRow>,
+    /// All rows together.
+    pub total: OperationCounts,
+    /// Pages whose whole history was applied at once and gave the same page.
+    pub chains_equal: u64,
+    /// Pages whose whole history gave another page or none.
+    pub chains_different: u64,
+    /// The first differences, in words.
+    pub differences: Vec<String>,
+}
+
+impl CheckReport {
+    /// True when no page differs.
+    pub fn is_good(&self) -> bool {
+        self.total.different == 0 && self.chains_different == 0
+    }
+}
+
+/// What is held of one page.
+#[derive(Default)]
+struct Held {
+    /// As it is now. `None`: cut off, or not known.
+    page: Option<Bytes>,
+    /// Before the first of `deltas`.
+    base: Option<(Lsn, Bytes)>,
+    /// Since the page began anew, if chains are wanted.
+    deltas: Vec<(Lsn, Bytes)>,
+}
+
+/// A page that was asked for.
+struct Asked {
+    tag: BlockTag,
+    row: (u8, u8),
+    what: String,
+    image: Option<Box<Page>>,
+    is_applied_image: bool,
+    pending: PendingPage,
+}
+
+/// The check of one WAL stream, record by record.
+pub struct RedoCheck<'a> {
+    settings: CheckSettings,
+    redo: &'a WalRedo,
+    base_pages: BasePages<'a>,
+    held: HashMap<BlockTag, Held>,
+    asked: Vec<Asked>,
+    busy: HashSet<BlockTag>,
+    /// Relations and databases made in this WAL: base files, if any, are not theirs.
+    made_rels: HashSet<RelTag>,
+    made_dbs: HashSet<u32>,
+    /// Relations that were cut, and to how few blocks: what the base files hold behind is gone.
+    cuts: HashMap<RelTag, BlockNumber>,
+    rows: BTreeMap<(u8, u8), OperationCounts>,
+    records: u64,
+    chains_equal: u64,
+    chains_different: u64,
+    differences: Vec<String>,
+    value: Vec<u8>,
+}
+
+impl<'a> RedoCheck<'a> {
+    /// Checks what `redo` makes. `base_pages` gives pages as they were where the WAL begins.
+    pub fn new(settings: CheckSettings, redo: &'a WalRedo, base_pages: BasePages<'a>) -> Self {
+        RedoCheck {
+            settings,
+            redo,
+            base_pages,
+            held: HashMap::new(),
+            asked: Vec::new(),
+            busy: HashSet::new(),
+            made_rels: HashSet::new(),
+            made_dbs: HashSet::new(),
+            cuts: HashMap::new(),
+            rows: BTreeMap::new(),
+            records: 0,
+            chains_equal: 0,
+            chains_different: 0,
+            differences: Vec::new(),
+            value: Vec::new(),
+        }
+    }
+
+    /// Applies the next record and checks every page that it changes.
+    ///
+    /// Errors: the record is not one that ingest would take. What redo refuses is no error here but a difference.
+    pub fn record(&mut self, record: &DecodedRecord) -> Result<(), IngestError> {
+        self.records += 1;
+        match (record.rmid, record.operation()) {
+            (rmgr::SMGR, smgr::TRUNCATE) => {
+                self.settle();
+                self.truncate(&Truncate::parse(record.main_data()).map_err(|source| bad_body(record, source))?);
+            }
+            (rmgr::SMGR, smgr::CREATE) => {
+                let (rel, fork) = smgr::parse_create(record.main_data()).map_err(|source| bad_body(record, source))?;
+                self.forget(|tag| tag.0 == rel && tag.1 == fork);
+                self.made_rels.insert(rel);
+            }
+            (rmgr::DBASE, operation) => {
+                let database = DatabaseRecord::parse(self.settings.version, operation, record.main_data());
+                let database = database.map_err(|source| bad_body(record, source))?;
+                if let Some(DatabaseRecord::CreateFileCopy { target, .. } | DatabaseRecord::CreateWalLog { target }) =
+                    database
+                {
+                    self.forget(|tag| tag.0.db_oid == target.db_oid);
+                    self.made_dbs.insert(target.db_oid);
+                }
+            }
+            (rmgr::XLOG, operation::PARAMETER_CHANGE) => {
+                let change = ParameterChange::parse(record.main_data()).map_err(|source| bad_body(record, source))?;
+                self.settings.wal_log_hints = change.wal_log_hints;
+            }
+            _ => {}
+        }
+        if record.blocks.is_empty() {
+            return Ok(());
+        }
+        let mut value = std::mem::take(&mut self.value);
+        let hint_bits_logged = self.settings.data_checksums || self.settings.wal_log_hints;
+        let outcome = page_changes(record, hint_bits_logged, &mut value, &mut |change| {
+            self.change(record, (change.rel, change.fork, change.block_no), change.block_id, change.content);
+            Ok(())
+        });
+        self.value = value;
+        outcome
+    }
+
+    fn change(&mut self, record: &DecodedRecord, tag: BlockTag, block_id: Option<u8>, content: PageContent<'_>) {
+        self.make_way(tag);
+        let row = (record.rmid, record.operation());
+        let block = block_id.and_then(|block_id| record.block(block_id));
+        let image = block.and_then(|block| block.image.as_ref());
+        let is_applied_image = image.is_some_and(|image| image.apply);
+        // Its errors were told by `page_changes` if it counts; one that is only there to compare with must be whole as well.
+        let image = image.and_then(|image| record.restore_image(image).ok()).filter(|_| !is_applied_image);
+        if block.is_some() {
+            self.rows.entry(row).or_default().pages += 1;
+        }
+        let what = || {
+            let (rel, fork, block_no) = tag;
+            let (name, info, start_lsn) = (rmgr_name(record.rmid), record.info, record.start_lsn);
+            let block = block_id.map_or_else(|| "unnamed".to_owned(), |id| format!("{id} of {}", record.blocks.len()));
+            format!("{name} {info:#04x} at {start_lsn}, block {block} ({rel}/{fork}/{block_no})")
+        };
+        let (starts_anew, value) = match content {
+            PageContent::Image(page) => {
+                self.rows.entry(row).or_default().images_applied += 1;
+                let page = if page.is_empty() { vec![0; BLCKSZ].into() } else { Bytes::copy_from_slice(page) };
+                return self.begin(tag, record.end_lsn, page);
+            }
+            PageContent::Delta { starts_anew, value } => (starts_anew, value),
+        };
+        let before = if starts_anew { None } else { self.current(tag) };
+        // The maps are read as zeroes where nothing was written.
+        let is_covered = starts_anew || before.is_some() || matches!(tag.1, ForkNumber::Vm | ForkNumber::Fsm);
+        if !is_covered {
+            self.rows.entry(row).or_default().not_covered += 1;
+            if let Some(image) = image {
+                self.begin(tag, record.end_lsn, Bytes::from(image as Box<[u8]>));
+            }
+            return;
+        }
+        let delta = (record.end_lsn, Bytes::copy_from_slice(value));
+        let base = before.map(|page| (Lsn::ZERO, page));
+        self.note(tag, starts_anew, base.clone(), delta.clone());
+        let (rel, fork, block_no) = tag;
+        let key = Key::block(rel, fork, block_no);
+        let chain = Chain { timeline: TIMELINE, key, version_lsn: record.end_lsn, base, deltas: vec![delta] };
+        let pending = self.redo.submit(chain);
+        self.busy.insert(tag);
+        self.asked.push(Asked { tag, row, what: what(), image, is_applied_image, pending });
+    }
+
+    /// The page as it is now.
+    fn current(&mut self, tag: BlockTag) -> Option<Bytes> {
+        if let Some(held) = self.held.get(&tag) {
+            return held.page.clone();
+        }
+        let (rel, fork, block_no) = tag;
+        let is_cut =
+            fork == ForkNumber::Main && self.cuts.get(&rel).is_some_and(|block_count| *block_count <= block_no);
+        if is_cut || self.made_rels.contains(&rel) || self.made_dbs.contains(&rel.db_oid) {
+            return None;
+        }
+        (self.base_pages)(tag).map(|page| Bytes::from(page as Box<[u8]>))
+    }
+
+    /// The page is this from here on.
+    fn begin(&mut self, tag: BlockTag, lsn: Lsn, page: Bytes) {
+        self.held.insert(tag, Held { page: Some(page.clone()), base: Some((lsn, page)), deltas: Vec::new() });
+    }
+
+    fn note(&mut self, tag: BlockTag, starts_anew: bool, base: Option<(Lsn, Bytes)>, delta: (Lsn, Bytes)) {
+        let held = self.held.entry(tag).or_default();
+        if starts_anew || held.page.is_none() {
+            held.base = base;
+            held.deltas.clear();
+        } else if !self.settings.chains {
+            held.base = base;
+        }
+        if self.settings.chains {
+            held.deltas.push(delta);
+        }
+    }
+
+    /// Waits for what was asked if the page is among it, or enough has come together.
+    fn make_way(&mut self, tag: BlockTag) {
+        if self.busy.contains(&tag) || self.asked.len() >= PENDING_MAX {
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        self.busy.clear();
+        for asked in std::mem::take(&mut self.asked) {
+            let Asked { tag, row, what, image, is_applied_image, pending } = asked;
+            let made = pending.wait();
+            let verdict = self.judge(tag, row.0, image.as_deref(), &made);
+            let counts = self.rows.entry(row).or_default();
+            let counter = match verdict {
+                Verdict::NothingToCompare if is_applied_image => &mut counts.images_applied,
+                Verdict::NothingToCompare => &mut counts.no_image,
+                Verdict::Equal => &mut counts.equal,
+                Verdict::EqualMasked => &mut counts.equal_masked,
+                Verdict::KnownDifference => &mut counts.known_difference,
+                Verdict::Different(_) => &mut counts.different,
+            };
+            *counter += 1;
+            counts.checked += u64::from(!matches!(verdict, Verdict::NothingToCompare));
+            match (verdict, image, made) {
+                (Verdict::Different(difference), image, _) => {
+                    self.describe(format!("{what}: {difference}"));
+                    match image {
+                        Some(image) => self.begin(tag, Lsn::ZERO, Bytes::from(image as Box<[u8]>)),
+                        None => _ = self.held.insert(tag, Held::default()),
+                    }
+                }
+                (_, _, Ok(page)) => self.held.entry(tag).or_default().page = Some(page),
+                (_, _, Err(_)) => {} // Judged different, above.
+            }
+        }
+    }
+
+    fn judge(&self, tag: BlockTag, rmid: u8, image: Option<&Page>, made: &Result<Bytes, RedoError>) -> Verdict {
+        let page: &Page = match made.as_ref().map(|page| page[..].try_into()) {
+            Ok(Ok(page)) => page,
+            Ok(Err(_)) => return Verdict::Different("not a page".to_owned()),
+            Err(error) => return Verdict::Different(error.to_string()),
+        };
+        let Some(image) = image else { return Verdict::NothingToCompare };
+        let (_, fork, block_no) = tag;
+        let kind = classify(image, fork, block_no);
+        match equal_after_masking(page, image, kind, block_no) {
+            _ if same_but_checksum(page, image) => Verdict::Equal,
+            Equality::Equal | Equality::EqualMasked => Verdict::EqualMasked,
+            Equality::Different { first_offset }
+                if is_known_difference(self.settings.version, rmid, first_offset, page, image) =>
+            {
+                Verdict::KnownDifference
+            }
+            Equality::Different { first_offset } => {
+                let around = first_offset..(first_offset + 16).min(BLCKSZ);
+                let (ours, theirs) = (&page[around.clone()], &image[around]);
+                Verdict::Different(format!("{kind:?} page differs at {first_offset}: {ours:02x?} is not {theirs:02x?}"))
+            }
+        }
+    }
+
+    fn describe(&mut self, difference: String) {
+        if self.differences.len() < DESCRIBED_MAX {
+            self.differences.push(difference);
+        }
+    }
+
+    fn forget(&mut self, is_gone: impl Fn(&BlockTag) -> bool) {
+        self.settle();
+        self.held.retain(|tag, _| !is_gone(tag));
+    }
+
+    fn truncate(&mut self, cut: &Truncate) {
+        let (first_vm_page, first_index) = visibility_map::place(cut.block_count);
+        let is_gone = |(rel, fork, block_no): &BlockTag| {
+            let main = cut.main && *fork == ForkNumber::Main && *block_no >= cut.block_count;
+            let first_gone_vm_page = first_vm_page + BlockNumber::from(first_index > 0);
+            let vm = cut.vm && *fork == ForkNumber::Vm && *block_no >= first_gone_vm_page;
+            *rel == cut.rel && (main || vm)
+        };
+        for (_, held) in self.held.iter_mut().filter(|(tag, _)| is_gone(tag)) {
+            *held = Held::default();
+        }
+        if cut.main {
+            let block_count = self.cuts.entry(cut.rel).or_insert(cut.block_count);
+            *block_count = cut.block_count.min(*block_count);
+        }
+        let tag = (cut.rel, ForkNumber::Vm, first_vm_page);
+        if cut.vm
+            && first_index > 0
+            && let Some(page) = self.current(tag)
+        {
+            let mut cut_page: Box<Page> = Box::new([0; BLCKSZ]);
+            cut_page.copy_from_slice(&page);
+            // Fails for no page that is one.
+            if delta::apply(&Delta::VisibilityMapTruncate { first_index }, &mut cut_page, Lsn::ZERO).is_ok() {
+                self.begin(tag, Lsn::ZERO, Bytes::from(cut_page as Box<[u8]>));
+            }
+        }
+    }
+
+    /// Applies each page's history at once. Requires: `settings.chains`.
+    pub fn check_chains(&mut self) {
+        self.settle();
+        let chains: Vec<(BlockTag, Bytes, Chain)> =
+            self.held.iter().filter_map(|(tag, held)| Some((*tag, held.page.clone()?, held.chain(*tag)?))).collect();
+        for some in chains.chunks(PENDING_MAX) {
+            let pending: Vec<PendingPage> = some.iter().map(|(_, _, chain)| self.redo.submit(chain.clone())).collect();
+            for ((tag, page, chain), pending) in some.iter().zip(pending) {
+                let made = pending.wait();
+                if made.as_ref().is_ok_and(|made| same_but_checksum(made, page)) {
+                    self.chains_equal += 1;
+                    continue;
+                }
+                self.chains_different += 1;
+                let ((rel, fork, block_no), count) = (*tag, chain.deltas.len());
+                let why = made.map_or_else(|error| error.to_string(), |_| "another page".to_owned());
+                self.describe(format!("{rel}/{fork}/{block_no}, {count} records at once: {why}"));
+            }
+        }
+    }
+
+    /// What was found so far.
+    pub fn report(&mut self) -> CheckReport {
+        self.settle();
+        let mut total = OperationCounts::default();
+        self.rows.values().for_each(|counts| total.add(counts));
+        let version = self.settings.version;
+        let operations = self.rows.iter().map(|((rmid, operation), counts)| OperationRow {
+            rmgr: rmgr_name(*rmid),
+            operation: operation_name(version, *rmid, *operation)
+                .map_or_else(|| format!("{operation:#04x}"), str::to_owned),
+            counts: *counts,
+        });
+        CheckReport {
+            version,
+            records: self.records,
+            operations: operations.collect(),
+            total,
+            chains_equal: self.chains_equal,
+            chains_different: self.chains_different,
+            differences: self.differences.clone(),
+        }
+    }
+}
+
+enum Verdict {
+    NothingToCompare,
+    Equal,
+    EqualMasked,
+    KnownDifference,
+    Different(String),
+}
+
+impl Held {
+    fn chain(&self, (rel, fork, block_no): BlockTag) -> Option<Chain> {
+        let (version_lsn, _) = self.deltas.last()?;
+        let (key, version_lsn) = (Key::block(rel, fork, block_no), *version_lsn);
+        Some(Chain { timeline: TIMELINE, key, version_lsn, base: self.base.clone(), deltas: self.deltas.clone() })
+    }
+}
+
+impl OperationCounts {
+    /// Adds those of `other`.
+    pub fn add(&mut self, other: &OperationCounts) {
+        self.pages += other.pages;
+        self.checked += other.checked;
+        self.equal += other.equal;
+        self.equal_masked += other.equal_masked;
+        self.known_difference += other.known_difference;
+        self.different += other.different;
+        self.images_applied += other.images_applied;
+        self.no_image += other.no_image;
+        self.not_covered += other.not_covered;
+    }
+}
+
+/// PostgreSQL's own, from 16: redo marks a GiST page with deleted tuples where the primary's pruning does not, and its own recovery stops at
+/// the same record with "inconsistent page found".
+/// PG 17: gistxlog.c, gistRedoDeleteRecord sets F_TUPLES_DELETED; gist.c, gistprunepage does not.
+pub fn is_known_difference(version: PgVersion, rmid: u8, first_offset: usize, page: &Page, image: &Page) -> bool {
+    const FLAGS_OFFSET: usize = 8188;
+    const F_TUPLES_DELETED: u8 = 1 << 2;
+    let without_flag = |page: &Page| {
+        let mut page = *page;
+        page[FLAGS_OFFSET] &= !F_TUPLES_DELETED;
+        page
+    };
+    let kind = classify(image, ForkNumber::Main, 1);
+    version >= PgVersion::V16
+        && rmid == rmgr::GIST
+        && first_offset == FLAGS_OFFSET
+        && !matches!(
+            equal_after_masking(&without_flag(page), &without_flag(image), kind, 1),
+            Equality::Different { .. }
+        )
+}
+
+fn same_but_checksum(a: &[u8], b: &[u8]) -> bool {
+    let checksum = PD_CHECKSUM..PD_CHECKSUM + 2;
+    a.len() == b.len() && a[..checksum.start] == b[..checksum.start] && a[checksum.end..] == b[checksum.end..]
+}
+
+fn rmgr_name(rmid: u8) -> String {
+    rmgr::builtin_name(rmid).map_or_else(|| format!("custom{rmid:03}"), str::to_owned)
+}
+
+fn bad_body(record: &DecodedRecord, source: postgres_ffi::records::RecordError) -> IngestError {
+    IngestError::Body { record_start_lsn: record.start_lsn, rmid: record.rmid, info: record.info, source }
+}
