@@ -6,7 +6,7 @@
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
 //! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`],
-//! [`workload`], [`prove`].
+//! [`workload`], [`prove`], [`prove_redo`].
 
 mod wait;
 pub use wait::{wait_until, wait_until_some};
@@ -33,3 +33,5 @@ pub use pageserver_process::{PageServer, PageServerBuilder, Pagectl};
 pub mod workload;
 
 pub mod prove;
+
+pub mod prove_redo;

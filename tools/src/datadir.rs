@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use postgres_ffi::checkpoint::Checkpoint;
 use postgres_ffi::control_file::ControlFile;
+use postgres_ffi::page::{Page, ZERO_PAGE};
 use postgres_ffi::rel::{DEFAULTTABLESPACE_OID, GLOBALTABLESPACE_OID, SLRU_PAGES_PER_SEGMENT};
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
@@ -106,6 +107,14 @@ impl DataDir {
     /// Size of a fork in blocks, `None` when it has no file. A torn last block is an error.
     pub fn fork_blocks(&self, rel: RelTag, fork: ForkNumber) -> Option<BlockNumber> {
         self.forks.get(&(rel, fork)).map(ForkFiles::blocks)
+    }
+
+    /// One page; `None` if the fork's file does not reach so far, or cannot be read.
+    pub fn read_page(&self, rel: RelTag, fork: ForkNumber, block_no: BlockNumber) -> Option<Box<Page>> {
+        self.fork_blocks(rel, fork).filter(|block_count| block_no < *block_count)?;
+        let mut page = Box::new(ZERO_PAGE);
+        self.read_blocks(rel, fork, block_no, &mut page[..]).ok()?;
+        Some(page)
     }
 
     /// Reads `buffer.len() / BLCKSZ` blocks from `first_block` on. Requires: they exist.

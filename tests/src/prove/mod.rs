@@ -20,6 +20,7 @@ mod leg;
 
 pub use events::Times;
 pub use leg::{Leg, Plan, Summary, run_leg};
+pub(crate) use load::Load;
 
 use std::time::Instant;
 

@@ -10,7 +10,6 @@ use pageserver::redo::native::NativeEngine;
 use pageserver::redo::{NoEngine, RedoConfig, WalRedo};
 use pageserver::redo_check::{BlockTag, CheckReport, CheckSettings, OperationCounts, RedoCheck};
 use pageserver::timeline::TimelineMetadata;
-use postgres_ffi::page::{Page, ZERO_PAGE};
 use postgres_ffi::{Lsn, TimeLineId};
 use serde::Serialize;
 
@@ -83,7 +82,8 @@ impl CheckArgs {
             wal_log_hints: base.as_ref().is_some_and(|base| base.control.wal_log_hints),
             chains: self.chains,
         };
-        let base_pages = |tag| base.as_ref().and_then(|base| base_page(base, tag));
+        let base_pages =
+            |(rel, fork, block_no): BlockTag| base.as_ref().and_then(|base| base.read_page(rel, fork, block_no));
         let mut check = RedoCheck::new(settings, &redo, Box::new(base_pages));
         self.check_records(&mut check, &segments, start)?;
         if self.chains {
@@ -132,14 +132,6 @@ fn timeline_wal_dir(server_dir: &Path, timeline: &str) -> Result<PathBuf> {
         }
     }
     anyhow::bail!("no such timeline in {}. timeline=`{timeline}`", timelines.display())
-}
-
-/// A page of the base directory; `None` if its file does not reach so far.
-fn base_page(base: &DataDir, (rel, fork, block_no): BlockTag) -> Option<Box<Page>> {
-    base.fork_blocks(rel, fork).filter(|block_count| block_no < *block_count)?;
-    let mut page = Box::new(ZERO_PAGE);
-    base.read_blocks(rel, fork, block_no, &mut page[..]).ok()?;
-    Some(page)
 }
 
 impl fmt::Display for ReportView {
