@@ -17,11 +17,12 @@ use byteorder::{ByteOrder, LittleEndian};
 
 use self::page::{COMPRESSED, DATA, DELETED, INCOMPLETE_SPLIT, LEAF, LIST, LIST_FULLROW, META};
 use super::{Change, RedoError, Stamp, index_tuple, page_error};
+use crate::BlockNumber;
 use crate::page::edit::{self, Placement};
 use crate::page::layout::{self, Header};
 use crate::page::{PAGE_HEADER_LEN, PD_LOWER, PD_PRUNE_XID, Page};
+use crate::records::RecordError;
 use crate::records::fields::Fields;
-use crate::{BlockNumber, records::RecordError};
 
 const CREATE_PTREE: u8 = 0x10;
 const INSERT: u8 = 0x20;
@@ -92,7 +93,7 @@ fn insert(change: &Change<'_>, page: &mut Page) -> Result<(), RedoError> {
     let mut fields = Fields::new("ginxlogInsert", change.main_data());
     let flags = fields.u16()?;
     let (is_data, is_leaf) = (flags & INSERT_IS_DATA != 0, flags & INSERT_IS_LEAF != 0);
-    page::expect(page, DATA | LEAF, if is_data { DATA } else { 0 } | if is_leaf { LEAF } else { 0 })?;
+    page::expect(page, DATA | LEAF, flags & (INSERT_IS_DATA | INSERT_IS_LEAF))?;
     if is_leaf && is_data {
         return posting_leaf::recompress(page, change.block_data());
     }
@@ -277,6 +278,10 @@ fn add_tuples(page: &mut Page, mut offset_no: u16, count: usize, mut tuples: &[u
     }
     if tuples.is_empty() { Ok(()) } else { Err(page_error("more bytes than tuples", tuples.len())) }
 }
+
+// The record's flags are the page's, as `insert` takes them.
+const _: () = assert!(INSERT_IS_DATA == DATA);
+const _: () = assert!(INSERT_IS_LEAF == LEAF);
 
 #[cfg(test)]
 mod tests;

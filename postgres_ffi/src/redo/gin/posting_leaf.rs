@@ -144,21 +144,13 @@ impl<'a> Lists<'a> {
     fn add_to_next(&mut self, added: &[u8]) -> Result<(), RedoError> {
         let list = self.skip()?;
         let mut encoder = Encoder::new(&mut self.page[self.written..DATA_RANGE.end]);
-        let (mut old, mut new) = (list.items(), posting_list::items(added));
-        let (mut next_old, mut next_new) = (old.next().transpose()?, new.next().transpose()?);
-        loop {
-            match (next_old, next_new) {
-                (Some(item), other) if other.is_none_or(|other| item < other) => {
-                    encoder.push(item)?;
-                    next_old = old.next().transpose()?;
-                }
-                (_, Some(item)) => {
-                    encoder.push(item)?;
-                    next_new = new.next().transpose()?;
-                }
-                (_, None) => break,
-            }
+        let mut old = list.items()?;
+        for item in posting_list::items(added) {
+            let item = item?;
+            old.pack_below(item, &mut encoder)?;
+            encoder.push(item)?;
         }
+        old.pack_below(u64::MAX, &mut encoder)?;
         self.written += encoder.finish()?;
         Ok(())
     }

@@ -50,19 +50,34 @@ impl<'a> List<'a> {
     }
 
     /// Unpacks it. PG: ginPostingListDecode.
-    pub(super) fn items(&self) -> impl Iterator<Item = Result<u64, RedoError>> + use<'a> {
+    pub(super) fn items(&self) -> Result<Items<'a>, RedoError> {
         let (head, distances) = self.0.split_at(HEAD_LEN);
         let len = usize::from(LittleEndian::read_u16(&head[TUPLE_ID_LEN..]));
-        let mut rest = &distances[..len];
-        let first = item_of(&head[..TUPLE_ID_LEN]);
-        let mut item = first.as_ref().copied().unwrap_or_default();
-        let others = std::iter::from_fn(move || {
-            (!rest.is_empty()).then(|| {
-                item += take_distance(&mut rest)?;
-                checked(item)
-            })
-        });
-        std::iter::once(first).chain(others)
+        Ok(Items { next: Some(item_of(&head[..TUPLE_ID_LEN])?), rest: &distances[..len] })
+    }
+}
+
+/// The items of a posting list, one after the other.
+pub(super) struct Items<'a> {
+    next: Option<u64>,
+    /// Distances of those after `next`.
+    rest: &'a [u8],
+}
+
+impl Items<'_> {
+    /// Takes those below `limit` into another list. Neighbours stay neighbours there, so the distances between them are the same bytes.
+    pub(super) fn pack_below(&mut self, limit: u64, encoder: &mut Encoder<'_>) -> Result<(), RedoError> {
+        let Some(first) = self.next.filter(|item| *item < limit) else { return Ok(()) };
+        encoder.push(first)?;
+        let distances = self.rest;
+        let (mut last, mut len) = (first, 0);
+        loop {
+            self.next = if self.rest.is_empty() { None } else { Some(checked(last + take_distance(&mut self.rest)?)?) };
+            match self.next.filter(|item| *item < limit) {
+                Some(item) => (last, len) = (item, distances.len() - self.rest.len()),
+                None => return encoder.push_packed(&distances[..len], last),
+            }
+        }
     }
 }
 
@@ -104,6 +119,12 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
+    /// Appends distances as they are. `last` is the item that they lead to.
+    fn push_packed(&mut self, distances: &[u8], last: u64) -> Result<(), RedoError> {
+        self.last = last;
+        self.put(distances)
+    }
+
     /// Length of the whole list.
     ///
     /// Requires: there was an item.
@@ -130,14 +151,24 @@ fn padded(len: u16) -> usize {
     usize::from(len).next_multiple_of(2)
 }
 
-/// The first distance of `bytes`, which is cut off. PG: decode_varbyte.
+/// The first distance of `bytes`, which is cut off. PG: decode_varbyte, which also takes those longer than they need to be.
+#[inline]
 fn take_distance(bytes: &mut &[u8]) -> Result<u64, RedoError> {
+    if let [byte @ 1..=0x7F, rest @ ..] = *bytes {
+        *bytes = rest; // Nearly all are that short.
+        return Ok(u64::from(*byte));
+    }
     let mut distance = 0;
     for (index, byte) in bytes.iter().take(DISTANCE_LEN_MAX).enumerate() {
         distance |= u64::from(byte & 0x7F) << (7 * index);
         if byte & 0x80 == 0 {
             *bytes = &bytes[index + 1..];
-            return Ok(distance);
+            let is_shortest = 0 < *byte;
+            return if is_shortest {
+                Ok(distance)
+            } else {
+                Err(page_error("distance in a posting list is 0 or padded", index))
+            };
         }
     }
     Err(page_error("distance in a posting list does not end", bytes.len()))
