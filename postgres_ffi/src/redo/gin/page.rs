@@ -1,7 +1,7 @@
 //! What GIN keeps on a page beside items: the special area, and the posting items on inner pages of a posting tree.
 //!
-//! - The special area are the last eight bytes: link to the right u32, a number u16, flags u16. The number is the count of posting items on inner pages,
-//!   of tuple ids on leaves from before 9.4, of heap tuples on pages of the pending list.
+//! - The special area is the last eight bytes: link to the right u32, a number u16, flags u16. The number is the count of posting items on inner
+//!   pages, of tuple ids on leaves from before 9.4, of heap tuples on pages of the pending list.
 //! - Posting pages: page header, right bound (a tuple id, padded to 8), data. Their `pd_lower` is the end of the data, but pages from before 9.4 do not
 //!   set it, so for posting items only their count tells.
 //!

@@ -1,8 +1,9 @@
 //! Posting lists: ascending tuple ids, the first as it is, of each other one the distance to the one before.
 //!
-//! - GinPostingList: first tuple id (6 bytes: block high u16, block low u16, offset number u16), count of bytes u16, the bytes, padded to an even length.
-//! - An item is a tuple id as one number, `block << 11 | offset number`, 43 bits. A distance has seven bits in a byte, lowest first; the high bit tells that
-//!   another byte follows, and the seventh byte is the last.
+//! - GinPostingList: first tuple id (6 bytes: block high u16, block low u16, offset number u16), count of bytes u16, the bytes, padded to an even
+//!   length.
+//! - An item is a tuple id as one number, `block << 11 | offset number`, 43 bits. A distance has seven bits in a byte, lowest first; the high bit
+//!   tells that another byte follows, and the seventh byte is the last.
 //! - **Never:** items that do not ascend, or that are no tuple ids, are packed or unpacked: PostgreSQL has asserts there.
 //!
 //! Example: (0,1), (0,3), (1,1) is `0000 0000 0100 | 0300 | 02 fe0f | 00`: three bytes, distances 2 and 2046, one byte of padding.
