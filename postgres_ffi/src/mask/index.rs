@@ -44,7 +44,7 @@ const GIST_LEAF: u16 = 1 << 0;
 const GIST_FOLLOW_RIGHT: u16 = 1 << 3;
 const GIST_HAS_GARBAGE: u16 = 1 << 4;
 
-const GIN_DELETED: u16 = 1 << 2;
+pub(crate) const GIN_DELETED: u16 = 1 << 2;
 
 const SPGIST_META: u16 = 1 << 0;
 /// 8 times (block u32, free bytes i32) behind the magic number. PG: spgist_private.h, SpGistMetaPageData.
