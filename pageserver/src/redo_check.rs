@@ -16,6 +16,8 @@ use postgres_ffi::page::{PD_CHECKSUM, Page};
 use postgres_ffi::records::dbase::DatabaseRecord;
 use postgres_ffi::records::smgr::{self, Truncate};
 use postgres_ffi::records::xlog::{ParameterChange, operation};
+use postgres_ffi::redo::case::RedoCase;
+use postgres_ffi::redo::{ClusterFacts, PageAddress};
 use postgres_ffi::wal::describe::operation_name;
 use postgres_ffi::wal::{DecodedRecord, rmgr};
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag};
@@ -49,6 +51,8 @@ pub struct CheckSettings {
     pub wal_log_hints: bool,
     /// Each page's history is kept, for [`RedoCheck::check_chains`].
     pub chains: bool,
+    /// So many applications of each operation to each of its blocks are kept, for [`RedoCheck::cases`].
+    pub cases: usize,
 }
 
 /// What was found of one operation of one resource manager, initialisation told apart. A record counts once for each page that it names.
@@ -151,6 +155,8 @@ pub struct RedoCheck<'a> {
     chains_equal: u64,
     chains_different: u64,
     differences: Vec<String>,
+    /// Applications kept, and how many there were, by operation and block.
+    cases: BTreeMap<(u8, u8, u8), (Vec<RedoCase>, u64)>,
     value: Vec<u8>,
 }
 
@@ -172,6 +178,7 @@ impl<'a> RedoCheck<'a> {
             chains_equal: 0,
             chains_different: 0,
             differences: Vec::new(),
+            cases: BTreeMap::new(),
             value: Vec::new(),
         }
     }
@@ -255,6 +262,9 @@ impl<'a> RedoCheck<'a> {
             }
             return;
         }
+        if self.settings.cases > 0 {
+            self.keep_case(record, tag, block_id, value, before.as_ref(), image.as_deref());
+        }
         let delta = (record.end_lsn, Bytes::copy_from_slice(value));
         let base = before.map(|page| (Lsn::ZERO, page));
         self.note(tag, starts_anew, base.clone(), delta.clone());
@@ -264,6 +274,39 @@ impl<'a> RedoCheck<'a> {
         let pending = self.redo.submit(chain);
         self.busy.insert(tag);
         self.asked.push(Asked { tag, row, what: what(), image, is_applied_image, pending });
+    }
+
+    /// Keeps the first application, the second, the fourth, the eighth ... that has an image.
+    fn keep_case(
+        &mut self,
+        record: &DecodedRecord,
+        (rel, fork, block_no): BlockTag,
+        block_id: Option<u8>,
+        value: &[u8],
+        before: Option<&Bytes>,
+        image: Option<&Page>,
+    ) {
+        let (Some(block_id), Some(image), Ok(Delta::Postgres(cut_down))) = (block_id, image, Delta::decode(value))
+        else {
+            return;
+        };
+        let (kept, seen) = self.cases.entry((record.rmid, record.operation(), block_id)).or_default();
+        *seen += 1;
+        if kept.len() < self.settings.cases && seen.is_power_of_two() {
+            kept.push(RedoCase {
+                facts: ClusterFacts { version: self.settings.version, hint_bits_logged: true },
+                address: PageAddress { rel, fork, block_no },
+                end_lsn: record.end_lsn,
+                record: Bytes::copy_from_slice(cut_down),
+                page: before.and_then(|page| page[..].try_into().ok()).map(Box::new),
+                image: Some(Box::new(*image)),
+            });
+        }
+    }
+
+    /// What was kept, by operation.
+    pub fn cases(&self) -> impl Iterator<Item = &RedoCase> {
+        self.cases.values().flat_map(|(kept, _)| kept)
     }
 
     /// The page as it is now.

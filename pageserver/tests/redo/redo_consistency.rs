@@ -27,6 +27,7 @@ fn check(cluster: &Cluster, engine: Arc<dyn Engine>, leave_out_every: Option<u64
         data_checksums: control_file.data_checksums(),
         wal_log_hints: control_file.wal_log_hints,
         chains: true,
+        cases: 0,
     };
     let mut check = RedoCheck::new(settings, &redo, Box::new(|tag| cluster.page_of_initdb(tag)));
     let mut record_no = 0;

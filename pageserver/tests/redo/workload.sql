@@ -144,6 +144,32 @@ DELETE FROM posting WHERE id BETWEEN 4000 AND 26000
 VACUUM posting
 INSERT INTO posting SELECT i FROM generate_series(1, 300) i
 
+-- GIN once more: posting trees that are made by growing and lose pages, lists that hold tuples of several pages.
+CREATE TABLE tree (id int, k int[]) WITH (autovacuum_enabled = off)
+INSERT INTO tree SELECT i, CASE WHEN i % 40 = 0 THEN '{2}' WHEN i % 11 = 3 THEN '{3,4}' ELSE '{1,4}' END::int[] FROM generate_series(1, 25500) i
+CREATE INDEX tree_off ON tree USING gin (k) WITH (fastupdate = off)
+CREATE INDEX tree_on ON tree USING gin (k) WITH (fastupdate = on)
+INSERT INTO tree SELECT i, '{3}' FROM generate_series(1, 250) i
+DELETE FROM tree WHERE k = '{2}' AND id < 16000
+VACUUM tree
+INSERT INTO tree SELECT i, '{1,4}' FROM generate_series(1, 300) i
+SELECT gin_clean_pending_list('tree_on')
+DELETE FROM tree WHERE ctid BETWEEN '(35,0)' AND '(140,0)' OR id % 7 = 0 OR id BETWEEN 3000 AND 3600
+VACUUM tree
+INSERT INTO tree SELECT i, ARRAY[1 + i % 3, 4] FROM generate_series(1, 300) i
+VACUUM tree
+CREATE TABLE deep_keys (k text[])
+CREATE INDEX deep_keys_k ON deep_keys USING gin (k) WITH (fastupdate = off)
+INSERT INTO deep_keys SELECT ARRAY[(SELECT string_agg(md5(i || ' ' || j), '') FROM generate_series(1, 60) j)] FROM generate_series(1, 60) i
+DELETE FROM deep_keys
+VACUUM deep_keys
+CREATE TABLE listed (k int[])
+CREATE INDEX listed_k ON listed USING gin (k) WITH (fastupdate = on)
+INSERT INTO listed SELECT ARRAY[i, i + 1] FROM generate_series(1, 5) i
+INSERT INTO listed SELECT array_agg(i) FROM generate_series(1, 1500) i
+INSERT INTO listed SELECT ARRAY[i, i + 1] FROM generate_series(1, 5) i
+VACUUM listed
+
 -- GiST: splits, page deletion.
 CREATE TABLE located (p point, r int4range)
 CREATE INDEX located_p ON located USING gist (p)

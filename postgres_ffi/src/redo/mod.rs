@@ -13,6 +13,8 @@
 //!
 //! PG 14-18: src/backend/access/transam/xlogutils.c (XLogReadBufferForRedoExtended).
 
+pub mod case;
+
 mod xlog;
 
 mod brin;

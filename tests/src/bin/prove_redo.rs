@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use pageserver::redo_check::OperationCounts;
 use postgres_ffi::PgVersion;
+use postgres_ffi::redo::case::RedoCase;
 use tests::prove_redo::{Leg, Plan, run_leg, table};
 
 /// Check native redo of every record that a busy primary writes against the page images in its WAL (wal_consistency_checking = all).
@@ -28,6 +29,9 @@ struct Arguments {
     /// Where PostgreSQL's regression suites are; without it they do not run
     #[arg(long, value_name = "DIR")]
     regression: Option<PathBuf>,
+    /// Write examples of each operation, of leg 1, to NN.cases.zst in this folder
+    #[arg(long, value_name = "DIR")]
+    cases: Option<PathBuf>,
     /// Write the table of operations into this document
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -62,6 +66,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
             let proof = run_leg(leg, &plan)
                 .with_context(|| format!("PostgreSQL {version}, leg {number}, seed {}", plan.seed))?;
             proof.report.differences.iter().for_each(|difference| println!("different: {difference}"));
+            if let Some(dir) = arguments.cases.as_deref().filter(|_| number == 1) {
+                write_cases(&dir.join(format!("{version}.cases.zst")), &proof.cases)?;
+            }
             table::add(&mut counts, &proof.report);
             total.add(&proof.report.total);
             is_good &= proof.report.is_good();
@@ -83,6 +90,13 @@ fn run(arguments: &Arguments) -> Result<bool> {
         write_table(path, &counts)?;
     }
     Ok(is_good)
+}
+
+fn write_cases(path: &std::path::Path, cases: &[RedoCase]) -> Result<()> {
+    let mut bytes = Vec::new();
+    cases.iter().for_each(|case| case.encode(&mut bytes));
+    let packed = zstd::bulk::compress(&bytes, 19).context("compress the cases")?;
+    std::fs::write(path, packed).with_context(|| format!("write {}", path.display()))
 }
 
 fn write_table(path: &std::path::Path, counts: &table::Counts) -> Result<()> {

@@ -12,15 +12,25 @@ use pageserver::redo::{NoEngine, RedoConfig, WalRedo};
 use pageserver::redo_check::{CheckReport, CheckSettings, RedoCheck};
 use pageserver::replication::{ConnInfo, Connection, Mode, Started, Status, WalEvent, WalStream};
 use postgres_ffi::Lsn;
+use postgres_ffi::redo::case::RedoCase;
 use postgres_ffi::wal::{DecodedRecord, WalStreamDecoder};
 use tools::datadir::DataDir;
 
 /// How long the stream may be silent before the stop position is looked at again.
 const TICK: Duration = Duration::from_millis(200);
 
+/// Applications that are kept of each operation on each of its blocks.
+const CASES_PER_OPERATION: usize = 6;
+
+/// What a check has found, and examples of what it applied.
+pub struct Checked {
+    pub report: CheckReport,
+    pub cases: Vec<RedoCase>,
+}
+
 /// A thread that streams and checks.
 pub struct Follower {
-    thread: JoinHandle<Result<CheckReport>>,
+    thread: JoinHandle<Result<Checked>>,
     /// Where to end; the highest position until it is known.
     stop_lsn: Arc<AtomicU64>,
 }
@@ -44,14 +54,14 @@ impl Follower {
         Ok(())
     }
 
-    /// Checks up to `stop_lsn` and gives the report.
-    pub fn finish(self, stop_lsn: Lsn) -> Result<CheckReport> {
+    /// Checks up to `stop_lsn` and gives what was found.
+    pub fn finish(self, stop_lsn: Lsn) -> Result<Checked> {
         self.stop_lsn.store(stop_lsn.as_u64(), Ordering::Relaxed);
         self.thread.join().map_err(|panic| anyhow::anyhow!("the check panicked: {panic:?}"))?
     }
 }
 
-fn follow(conninfo: &ConnInfo, cold_dir: PathBuf, stop_lsn: &AtomicU64) -> Result<CheckReport> {
+fn follow(conninfo: &ConnInfo, cold_dir: PathBuf, stop_lsn: &AtomicU64) -> Result<Checked> {
     let base = DataDir::open(&cold_dir)?;
     let control = &base.control;
     let start_lsn = control.checkpoint_lsn;
@@ -63,6 +73,7 @@ fn follow(conninfo: &ConnInfo, cold_dir: PathBuf, stop_lsn: &AtomicU64) -> Resul
         data_checksums: control.data_checksums(),
         wal_log_hints: control.wal_log_hints,
         chains: false,
+        cases: CASES_PER_OPERATION,
     };
     let mut check =
         RedoCheck::new(settings, &redo, Box::new(|(rel, fork, block_no)| base.read_page(rel, fork, block_no)));
@@ -81,7 +92,8 @@ fn follow(conninfo: &ConnInfo, cold_dir: PathBuf, stop_lsn: &AtomicU64) -> Resul
         let done = decoder.last_record_end();
         stream.send_status(&Status { write_lsn: done, flush_lsn: done, apply_lsn: done }, false)?;
     }
-    Ok(check.report())
+    let report = check.report();
+    Ok(Checked { report, cases: check.cases().cloned().collect() })
 }
 
 fn start_stream(conninfo: &ConnInfo, start_lsn: Lsn) -> Result<WalStream> {

@@ -6,10 +6,11 @@ use anyhow::{Context, Result};
 use pageserver::redo_check::CheckReport;
 use pageserver::replication::{Connection, Mode};
 use postgres_ffi::PgVersion;
+use postgres_ffi::redo::case::RedoCase;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::follower::Follower;
+use super::follower::{Checked, Follower};
 use super::regression;
 use crate::prove::{Load, Narrator};
 use crate::workload::{Target, tpcb};
@@ -90,6 +91,8 @@ pub struct Plan {
 pub struct Proof {
     /// The check's report.
     pub report: CheckReport,
+    /// Examples of each operation.
+    pub cases: Vec<RedoCase>,
     /// What was done, in words.
     pub done: Vec<String>,
 }
@@ -121,9 +124,9 @@ pub fn run_leg(leg: Leg, plan: &Plan) -> Result<Proof> {
     primary.execute("CHECKPOINT")?;
     follower.check()?;
     narrator.say("the load has ended; the check catches up");
-    let report = follower.finish(primary.current_lsn()?)?;
+    let Checked { report, cases } = follower.finish(primary.current_lsn()?)?;
     narrator.say(format_args!("{} records, {:?}", report.records, report.total));
-    Ok(Proof { report, done })
+    Ok(Proof { report, cases, done })
 }
 
 fn init_primary(leg: Leg, dir: &TestDir) -> Result<Postgres> {

@@ -81,6 +81,7 @@ impl CheckArgs {
             data_checksums: base.as_ref().map_or(!self.no_hint_bits_logged, |base| base.control.data_checksums()),
             wal_log_hints: base.as_ref().is_some_and(|base| base.control.wal_log_hints),
             chains: self.chains,
+            cases: 0,
         };
         let base_pages =
             |(rel, fork, block_no): BlockTag| base.as_ref().and_then(|base| base.read_page(rel, fork, block_no));
