@@ -29,7 +29,7 @@ pub(crate) const BRIN_FLAGS_AT: usize = BLCKSZ - 4;
 pub(crate) const SPGIST_FLAGS_AT: usize = BLCKSZ - 8;
 const BTREE_CYCLE_ID_AT: usize = BLCKSZ - 2;
 const BRIN_TYPE_AT: usize = BLCKSZ - 2;
-const GIST_NSN_AT: usize = BLCKSZ - 16;
+pub(crate) const GIST_NSN_AT: usize = BLCKSZ - 16;
 
 const BTP_LEAF: u16 = 1 << 0;
 const BTP_SPLIT_END: u16 = 1 << 5;
@@ -40,9 +40,9 @@ const LH_BUCKET_PAGE: u16 = 1 << 1;
 const LH_PAGE_TYPE: u16 = 0x000F;
 const LH_PAGE_HAS_DEAD_TUPLES: u16 = 1 << 7;
 
-const GIST_LEAF: u16 = 1 << 0;
-const GIST_FOLLOW_RIGHT: u16 = 1 << 3;
-const GIST_HAS_GARBAGE: u16 = 1 << 4;
+pub(crate) const GIST_LEAF: u16 = 1 << 0;
+pub(crate) const GIST_FOLLOW_RIGHT: u16 = 1 << 3;
+pub(crate) const GIST_HAS_GARBAGE: u16 = 1 << 4;
 
 pub(crate) const GIN_DELETED: u16 = 1 << 2;
 

@@ -156,8 +156,8 @@ pub fn overwrite_item(page: &mut Page, offset_no: u16, tuple: &[u8]) -> Result<(
     if new_len > old_len + (header.upper - header.lower) {
         return refused("tuple does not fit", tuple.len());
     }
-    // What lies before the tuple moves by the difference, down or up.
-    let moved = |offset: usize| offset + old_len - new_len;
+    // What lies before the tuple moves by the difference, down or up. Wraps for a line pointer that is garbage only.
+    let moved = |offset: usize| (offset + old_len).wrapping_sub(new_len);
     if old_len != new_len {
         page.copy_within(header.upper..old.offset, moved(header.upper));
         put_word(page, PD_UPPER, moved(header.upper) as u16);

@@ -109,6 +109,11 @@ impl<'a> Fields<'a> {
         self.take(len)
     }
 
+    /// The next `count` offset numbers.
+    pub fn offset_nos(&mut self, count: usize) -> Result<OffsetNos<'a>, RecordError> {
+        Ok(OffsetNos(self.items(count, 2)?))
+    }
+
     /// Skips to the next multiple of `alignment` from the start of the body (or to its end).
     pub fn align(&mut self, alignment: usize) {
         self.at = self.at.next_multiple_of(alignment);
@@ -128,6 +133,17 @@ fn read_rel(bytes: &[u8]) -> RelTag {
         spc_oid: LittleEndian::read_u32(&bytes[0..4]),
         db_oid: LittleEndian::read_u32(&bytes[4..8]),
         rel_number: LittleEndian::read_u32(&bytes[8..12]),
+    }
+}
+
+/// Offset numbers as they stand in a record.
+#[derive(Clone, Copy)]
+pub(crate) struct OffsetNos<'a>(&'a [u8]);
+
+impl<'a> OffsetNos<'a> {
+    /// One after the other, in the record's order.
+    pub fn iter(self) -> impl DoubleEndedIterator<Item = u16> + ExactSizeIterator + Clone + 'a {
+        self.0.chunks_exact(2).map(LittleEndian::read_u16)
     }
 }
 

@@ -5,8 +5,12 @@
 
 use byteorder::{ByteOrder, LittleEndian};
 
+use crate::BlockNumber;
+
 /// Length of IndexTupleData.
 pub(super) const HEADER_LEN: usize = 8;
+/// Length of ItemPointerData.
+pub(super) const TID_LEN: usize = 6;
 /// Where t_info stands.
 pub(super) const INFO_AT: usize = 6;
 /// PG: itup.h, INDEX_SIZE_MASK.
@@ -22,4 +26,13 @@ pub(super) fn split_first(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         return None;
     }
     bytes.split_at_checked(len)
+}
+
+/// A pointer to an item of a block. PG: itemptr.h, ItemPointerSet.
+pub(super) fn tid(block_no: BlockNumber, offset_no: u16) -> [u8; TID_LEN] {
+    let mut tid = [0; TID_LEN];
+    LittleEndian::write_u16(&mut tid[0..2], (block_no >> 16) as u16);
+    LittleEndian::write_u16(&mut tid[2..4], (block_no & 0xFFFF) as u16);
+    LittleEndian::write_u16(&mut tid[4..6], offset_no);
+    tid
 }
