@@ -221,6 +221,14 @@ impl<'a> Change<'a> {
         self.record.block(block_id).map(|block| block.block_no).ok_or_else(|| self.unknown_operation())
     }
 
+    /// For blocks that redo makes anew: PostgreSQL insists that the record says so (xlogutils.c, XLogReadBufferForRedoExtended).
+    fn check_will_init(&self) -> Result<(), RedoError> {
+        if self.block.will_init {
+            return Ok(());
+        }
+        Err(page_error("page is made anew, but the record does not say so. block_id", self.block_id()))
+    }
+
     /// The error for an operation, or a block of it, that the resource manager does not have.
     fn unknown_operation(&self) -> RedoError {
         let (rmid, operation) = (self.record.rmid, self.operation());
