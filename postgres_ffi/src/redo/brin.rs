@@ -202,3 +202,70 @@ fn put_u32(page: &mut Page, at: usize, value: u32) {
 }
 
 const _: () = assert!(TIDS_PER_PAGE == 1360);
+
+#[cfg(test)]
+mod tests {
+    //! What WAL of a server does not show: bodies that do not fit together.
+
+    use super::*;
+    use crate::PgVersion;
+    use crate::records::fields::Body;
+    use crate::redo::made_up::{MadeUp, block_no_of, check_any_bodies, empty_page};
+    use crate::wal::rmgr;
+
+    #[test]
+    fn any_bodies_are_applied_or_refused() {
+        check_any_bodies(rmgr::BRIN, SPECIAL_LEN);
+    }
+
+    #[test]
+    fn tuple_is_that_of_the_range() {
+        let tuple_of = |heap_block_no: u32| Body::default().u32(heap_block_no).u32(5).0;
+        let insert = Body::default().u32(64).u32(32).u16(1).0;
+        for (operation, will_init, tuple, is_good) in [
+            (INSERT | INIT_PAGE, true, tuple_of(64), true),
+            (INSERT | INIT_PAGE, true, tuple_of(32), false),
+            (INSERT | INIT_PAGE, true, vec![64, 0, 0], false),
+            // PostgreSQL insists that flag and block agree.
+            (INSERT | INIT_PAGE, false, tuple_of(64), false),
+            (INSERT, true, tuple_of(64), false),
+            (INSERT, false, tuple_of(64), true),
+        ] {
+            let blocks = &[(0, will_init, &tuple[..]), (1, false, &[][..])];
+            let done = made_up(operation, &insert, blocks).redo(0, &mut empty_page(SPECIAL_LEN));
+            assert_eq!(done.is_ok(), is_good, "{operation:#x} {will_init} {tuple:?}: {done:?}");
+        }
+    }
+
+    #[test]
+    fn revmap_entry_is_that_of_the_range() {
+        let blocks = &[(0, false, &[0; 8][..]), (1, false, &[][..])];
+        for (pages_per_range, heap_block_no, index) in
+            [(32, 64, Some(2)), (1, 1359, Some(1359)), (1, 1360, Some(0)), (u32::MAX, u32::MAX, Some(1)), (0, 0, None)]
+        {
+            let page = &mut empty_page(SPECIAL_LEN);
+            let insert = Body::default().u32(heap_block_no).u32(pages_per_range).u16(9).0;
+            let done = made_up(INSERT, &insert, blocks).redo(1, page);
+            assert_eq!(done.is_ok(), index.is_some(), "{pages_per_range} {heap_block_no}: {done:?}");
+            if let Some(index) = index {
+                assert_eq!(page[24 + 6 * index..][..6], [0, 0, block_no_of(0) as u8, 0, 9, 0]);
+            }
+        }
+    }
+
+    #[test]
+    fn revmap_grows_by_one_page() {
+        let blocks = &[(0, false, &[][..]), (1, true, &[][..])];
+        for (block_no, last, is_good) in [(101, 100, true), (101, 101, false), (102, 101, false), (0, u32::MAX, false)]
+        {
+            let page = &mut empty_page(SPECIAL_LEN);
+            put_u32(page, LAST_REVMAP_PAGE_AT, last);
+            let done = made_up(REVMAP_EXTEND, &u32::to_le_bytes(block_no), blocks).redo(0, page);
+            assert_eq!(done.is_ok(), is_good, "{block_no} {last}: {done:?}");
+        }
+    }
+
+    fn made_up<'a>(operation: u8, main_data: &'a [u8], blocks: &'a [(u8, bool, &'a [u8])]) -> MadeUp<'a> {
+        MadeUp { version: PgVersion::V17, rmid: rmgr::BRIN, operation, main_data, blocks }
+    }
+}

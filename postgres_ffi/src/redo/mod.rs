@@ -24,6 +24,8 @@ mod hash;
 mod heap;
 mod heap2;
 mod index_tuple;
+#[cfg(test)]
+mod made_up;
 mod sequence;
 mod spgist;
 

@@ -224,3 +224,59 @@ const _: () = assert!(at::SPARES == PAGE_HEADER_LEN + 52);
 const _: () = assert!(at::BITMAPS == PAGE_HEADER_LEN + 444);
 const _: () = assert!(at::END == PAGE_HEADER_LEN + 4544);
 const _: () = assert!(at::END <= SPECIAL_AT);
+
+#[cfg(test)]
+mod tests {
+    //! The arithmetic against numbers that PostgreSQL's functions give, and numbers that point out of the arrays.
+
+    use super::*;
+    use crate::redo::made_up::empty_page;
+
+    #[test]
+    fn splitpoints_are_those_of_postgresql() {
+        for (bucket_count, splitpoint, at_its_end) in [
+            (1, 0, 1),
+            (2, 1, 2),
+            (3, 2, 4),
+            (5, 3, 8),
+            (512, 9, 512),
+            (513, 10, 640),
+            (640, 10, 640),
+            (641, 11, 768),
+            (1024, 13, 1024),
+            (1025, 14, 1280),
+            (1281, 15, 1536),
+            (100_000, 40, 114_688),
+            (1 << 20, 53, 1 << 20),
+            ((1 << 29) + 1, 90, 671_088_640),
+            (1 << 30, 93, 1 << 30),
+        ] {
+            assert_eq!(splitpoint_of(bucket_count), splitpoint, "{bucket_count}");
+            assert_eq!(bucket_count_at(splitpoint), at_its_end, "{bucket_count}");
+        }
+        for (tuple_count, fill_factor, bucket_count) in [
+            (0.0, 307, 2),
+            (-1.0, 307, 2),
+            (0.0, 0, 2), // Not a number.
+            (2.9 * 307.0, 307, 2),
+            (3.0 * 307.0, 307, 4),
+            (400_000.0, 307, 1536),
+            (1e300, 307, 1 << 30),
+            (1.0, 0, 1 << 30),
+        ] {
+            assert_eq!(initial_bucket_count(tuple_count, fill_factor), bucket_count, "{tuple_count}");
+        }
+    }
+
+    #[test]
+    fn arrays_end_where_they_end() {
+        assert_eq!(spare_at(97), Ok(at::BITMAPS - 4));
+        assert!(spare_at(98).is_err());
+        let page = &mut empty_page(16);
+        for (bitmap_count, is_good) in [(1023, true), (1024, false), (u32::MAX, false)] {
+            put_u32(page, at::BITMAP_COUNT, bitmap_count);
+            assert_eq!(add_bitmap(page, 7).is_ok(), is_good, "{bitmap_count}");
+        }
+        assert_eq!(get_u32(page, at::END - 8), 7);
+    }
+}
