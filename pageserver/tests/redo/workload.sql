@@ -183,6 +183,16 @@ VACUUM located
 VACUUM located
 INSERT INTO located SELECT point(i, i), int4range(i, i + 1) FROM generate_series(1, 400) i
 
+-- GiST: splits of inner pages, which complete those of their children. Tuples of 1000 bytes, so that few rows make three levels.
+CREATE TYPE textrange AS RANGE (subtype = text)
+CREATE FUNCTION noise(seed int, words int) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT string_agg(md5(seed || ''/'' || j), '''') FROM generate_series(1, words) j'
+CREATE TABLE nested (r textrange)
+CREATE INDEX nested_r ON nested USING gist (r)
+INSERT INTO nested SELECT textrange(noise(i, 10), noise(i, 10) || noise(-i, 20)) FROM generate_series(1, 250) i
+DELETE FROM nested WHERE lower(r) < '8'
+VACUUM nested
+INSERT INTO nested SELECT textrange(noise(i, 10), noise(i, 10) || noise(-i, 20)) FROM generate_series(251, 330) i
+
 -- SP-GiST: leaf moves, picksplit, tuple splits, redirects.
 CREATE TABLE partitioned (p point, t text)
 CREATE INDEX partitioned_quad ON partitioned USING spgist (p)
@@ -205,6 +215,38 @@ CREATE INDEX rooted_p ON rooted USING spgist (p)
 INSERT INTO rooted SELECT point(i, i) FROM generate_series(1, 30) i
 DELETE FROM rooted WHERE p[0] > 10
 VACUUM rooted
+
+-- SP-GiST: inner tuples that grow until they have to move to another page, as does their parent.
+CREATE FUNCTION symbol(i int) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT chr(CASE WHEN i < 128 THEN i WHEN i < 158 THEN 128 + (i - 128) * 64 ELSE 4096 * (i - 157) END)'
+CREATE TABLE growing (t text)
+CREATE INDEX growing_t ON growing USING spgist (t)
+INSERT INTO growing SELECT 'B' || repeat(md5(i::text), 10) FROM generate_series(1, 40) i
+INSERT INTO growing SELECT 'A' || j || symbol(i) || repeat(md5(i::text), 10) FROM generate_series(1, 3) j, generate_series(1, 40) i
+INSERT INTO growing SELECT 'A' || j || symbol(i) || md5(i::text) FROM generate_series(1, 3) j, generate_series(41, 172) i
+INSERT INTO growing SELECT 'A4' || symbol(i) || repeat(md5(i::text), 10) FROM generate_series(1, 40) i
+INSERT INTO growing SELECT 'A4' || symbol(i) || md5(i::text) FROM generate_series(41, 120) i
+INSERT INTO growing SELECT 'A' || symbol(i) || md5(i::text) FROM generate_series(60, 150) i
+INSERT INTO growing SELECT 'A4' || symbol(i) || md5(i::text) FROM generate_series(121, 172) i
+DELETE FROM growing WHERE t < 'A3'
+VACUUM growing
+
+-- SP-GiST: chains that died come to life again, in place, and on another page when theirs has filled up meanwhile.
+CREATE TABLE revived (t text)
+CREATE INDEX revived_t ON revived USING spgist (t)
+INSERT INTO revived SELECT chr(65 + i % 50) || md5(i::text) || md5(i::text) FROM generate_series(1, 2000) i
+DELETE FROM revived WHERE ascii(t) % 2 = 0
+VACUUM revived
+INSERT INTO revived SELECT chr(65 + i % 50) || md5((-i)::text) FROM generate_series(1, 200) i WHERE (65 + i % 50) % 4 = 0
+INSERT INTO revived SELECT chr(65 + i % 50) || md5((-i)::text) || md5(i::text) FROM generate_series(1, 3000) i WHERE (65 + i % 50) % 2 = 1
+INSERT INTO revived SELECT chr(65 + i % 50) || repeat(md5((-i)::text), 20) FROM generate_series(1, 200) i WHERE (65 + i % 50) % 4 = 2
+
+-- SP-GiST: the tree of nulls.
+CREATE TABLE absent (p point)
+CREATE INDEX absent_p ON absent USING spgist (p)
+INSERT INTO absent SELECT NULL FROM generate_series(1, 1200) i
+DELETE FROM absent WHERE ctid < '(3,0)'
+VACUUM absent
+INSERT INTO absent SELECT NULL FROM generate_series(1, 500) i
 
 -- BRIN: three kinds of operator class, summaries that grow, move and go.
 CREATE TABLE ranged (a int, b int, pad text) WITH (fillfactor = 50)

@@ -28,19 +28,21 @@ pub(crate) const BRIN_FLAGS_AT: usize = BLCKSZ - 4;
 /// SP-GiST's flags.
 pub(crate) const SPGIST_FLAGS_AT: usize = BLCKSZ - 8;
 const BTREE_CYCLE_ID_AT: usize = BLCKSZ - 2;
-const BRIN_TYPE_AT: usize = BLCKSZ - 2;
+/// BRIN's page type.
+pub(crate) const BRIN_TYPE_AT: usize = BLCKSZ - 2;
 pub(crate) const GIST_NSN_AT: usize = BLCKSZ - 16;
 
 const BTP_LEAF: u16 = 1 << 0;
 const BTP_SPLIT_END: u16 = 1 << 5;
 const BTP_HAS_GARBAGE: u16 = 1 << 6;
 
-const LH_OVERFLOW_PAGE: u16 = 1 << 0;
+pub(crate) const LH_OVERFLOW_PAGE: u16 = 1 << 0;
 const LH_BUCKET_PAGE: u16 = 1 << 1;
 const LH_PAGE_TYPE: u16 = 0x000F;
-const LH_PAGE_HAS_DEAD_TUPLES: u16 = 1 << 7;
+pub(crate) const LH_PAGE_HAS_DEAD_TUPLES: u16 = 1 << 7;
 
 pub(crate) const GIST_LEAF: u16 = 1 << 0;
+const GIST_TUPLES_DELETED: u16 = 1 << 2;
 pub(crate) const GIST_FOLLOW_RIGHT: u16 = 1 << 3;
 pub(crate) const GIST_HAS_GARBAGE: u16 = 1 << 4;
 
@@ -50,8 +52,8 @@ const SPGIST_META: u16 = 1 << 0;
 /// 8 times (block u32, free bytes i32) behind the magic number. PG: spgist_private.h, SpGistMetaPageData.
 const SPGIST_LAST_USED_PAGES: Range<usize> = PAGE_HEADER_LEN + 4..PAGE_HEADER_LEN + 4 + 8 * 8;
 
-const BRIN_META: u16 = 0xF091;
-const BRIN_REGULAR: u16 = 0xF093;
+pub(crate) const BRIN_META: u16 = 0xF091;
+pub(crate) const BRIN_REGULAR: u16 = 0xF093;
 const BRIN_EVACUATE_PAGE: u16 = 1 << 0;
 
 /// LP_DEAD on leaves and the garbage flag are hints; the cycle id and SPLIT_END only matter to a vacuum that is running.
@@ -77,12 +79,15 @@ pub(super) fn mask_hash(page: &mut Page) {
 }
 
 /// LP_DEAD on leaves and the garbage flag are hints. While a record is being written NSN and FOLLOW_RIGHT run ahead or behind,
-/// so PostgreSQL's rule hides them; on disk they are those of the last record.
+/// so PostgreSQL's rule hides them; on disk they are those of the last record. There, the flag for deleted tuples is masked: redo of most minor
+/// releases sets it where the primary does not, and nothing reads it (PG 18.6: gistxlog.c, gistRedoDeleteRecord; gist.c, gistprunepage).
 pub(super) fn mask_gist(page: &mut Page, rule: Rule) {
     mask_unused_space(page);
     if rule == Rule::Replay {
         page[GIST_NSN_AT..GIST_NSN_AT + 8].fill(0);
         clear_flags(page, FLAGS_OF_16, GIST_FOLLOW_RIGHT);
+    } else {
+        clear_flags(page, FLAGS_OF_16, GIST_TUPLES_DELETED);
     }
     if flags_at(page, FLAGS_OF_16) & GIST_LEAF != 0 {
         mask_item_flags(page);

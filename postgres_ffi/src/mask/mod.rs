@@ -88,7 +88,7 @@ impl PageKind {
 
 // Page ids in the last two bytes of the special area.
 /// PG: hash.h, HASHO_PAGE_ID.
-const HASH_PAGE_ID: u16 = 0xFF80;
+pub(crate) const HASH_PAGE_ID: u16 = 0xFF80;
 /// PG: gist.h, GIST_PAGE_ID.
 const GIST_PAGE_ID: u16 = 0xFF81;
 /// PG: spgist_private.h, SPGIST_PAGE_ID.

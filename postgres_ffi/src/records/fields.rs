@@ -192,7 +192,7 @@ impl<'a> Rels<'a> {
 /// Builds record bodies for tests, field by field.
 #[cfg(test)]
 #[derive(Default)]
-pub(super) struct Body(pub Vec<u8>);
+pub(crate) struct Body(pub Vec<u8>);
 
 #[cfg(test)]
 impl Body {

@@ -26,6 +26,8 @@ mod hash;
 mod heap;
 mod heap2;
 mod index_tuple;
+#[cfg(test)]
+mod made_up;
 mod sequence;
 mod spgist;
 
@@ -221,6 +223,14 @@ impl<'a> Change<'a> {
     /// The number of the block with `block_id`, for tuples and links that point there.
     fn block_no_of(&self, block_id: u8) -> Result<BlockNumber, RedoError> {
         self.record.block(block_id).map(|block| block.block_no).ok_or_else(|| self.unknown_operation())
+    }
+
+    /// For blocks that redo makes anew: PostgreSQL insists that the record says so (xlogutils.c, XLogReadBufferForRedoExtended).
+    fn check_will_init(&self) -> Result<(), RedoError> {
+        if self.block.will_init {
+            return Ok(());
+        }
+        Err(page_error("page is made anew, but the record does not say so. block_id", self.block_id()))
     }
 
     /// The error for an operation, or a block of it, that the resource manager does not have.

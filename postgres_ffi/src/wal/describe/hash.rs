@@ -5,9 +5,9 @@ use crate::PgVersion;
 use crate::wal::DecodedRecord;
 
 /// XLH_SPLIT_META_UPDATE_MASKS
-const MASKS_UPDATED: u8 = 1;
+pub(crate) const MASKS_UPDATED: u8 = 1;
 /// XLH_SPLIT_META_UPDATE_SPLITPOINT
-const SPLIT_POINT_CHANGED: u8 = 2;
+pub(crate) const SPLIT_POINT_CHANGED: u8 = 2;
 
 pub(super) fn describe(record: &DecodedRecord, version: PgVersion) -> Text {
     let body = Body::of(record);

@@ -18,7 +18,7 @@ mod btree;
 mod files;
 mod gin;
 mod gist;
-mod hash;
+pub(crate) mod hash;
 mod heap;
 mod logical;
 mod slru;
