@@ -23,9 +23,12 @@ mod gist;
 mod hash;
 mod heap;
 mod heap2;
+mod heap_prune;
+mod heap_tuple;
 mod index_tuple;
 mod sequence;
 mod spgist;
+mod visibility_map;
 
 use crate::page::edit::PageError;
 use crate::page::{Page, page_is_new, page_lsn, set_page_lsn};
