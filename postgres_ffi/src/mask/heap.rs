@@ -20,10 +20,10 @@ pub(crate) const T_HOFF: usize = 22;
 /// Fixed part of the header, up to the null bitmap.
 pub(crate) const TUPLE_HEADER_LEN: usize = 23;
 
-const HEAP_COMBOCID: u16 = 0x0020;
+pub(crate) const HEAP_COMBOCID: u16 = 0x0020;
 const HEAP_XMIN_FROZEN: u16 = 0x0300;
-const HEAP_XMAX_COMMITTED: u16 = 0x0400;
-const HEAP_XMAX_INVALID: u16 = 0x0800;
+pub(crate) const HEAP_XMAX_COMMITTED: u16 = 0x0400;
+pub(crate) const HEAP_XMAX_INVALID: u16 = 0x0800;
 /// All visibility bits. PG: htup_details.h, HEAP_XACT_MASK.
 const HEAP_XACT_MASK: u16 = 0xFFF0;
 /// Position number of a ctid that holds a speculative token. PG: htup_details.h, SpecTokenOffsetNumber.

@@ -34,10 +34,15 @@ pub struct Visibility {
 
 /// What `map_page` says about `heap_block`. Requires: the map page is number `heap_block / HEAP_BLOCKS_PER_PAGE`.
 pub fn visibility(map_page: &Page, heap_block: BlockNumber) -> Visibility {
-    let slot = (heap_block % HEAP_BLOCKS_PER_PAGE) as usize;
-    let byte = map_page[PAGE_HEADER_LEN + slot / HEAP_BLOCKS_PER_BYTE];
-    let bits = byte >> (slot % HEAP_BLOCKS_PER_BYTE * BITS_PER_HEAP_BLOCK);
+    let (byte, shift) = byte_and_shift(heap_block);
+    let bits = map_page[byte] >> shift;
     Visibility { all_visible: bits & 1 != 0, all_frozen: bits & 2 != 0 }
+}
+
+/// Where the two bits of `heap_block` stand in its map page: offset of the byte in the page, and how far up in it they are.
+pub(crate) fn byte_and_shift(heap_block: BlockNumber) -> (usize, usize) {
+    let slot = (heap_block % HEAP_BLOCKS_PER_PAGE) as usize;
+    (PAGE_HEADER_LEN + slot / HEAP_BLOCKS_PER_BYTE, slot % HEAP_BLOCKS_PER_BYTE * BITS_PER_HEAP_BLOCK)
 }
 
 /// True when `map_page` has no bit that `of` has not. Bits that are missing cost speed, never a wrong answer.

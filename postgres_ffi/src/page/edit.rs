@@ -12,6 +12,7 @@ use byteorder::{ByteOrder, LittleEndian};
 
 use super::layout::{Header, ITEM_ID_LEN, Item, ItemFlags, item, item_id_at};
 use super::{BLCKSZ, PAGE_HEADER_LEN, PD_FLAGS, PD_LOWER, PD_PAGESIZE_VERSION, PD_SPECIAL, PD_UPPER, Page};
+use crate::PgVersion;
 
 /// More tuples do not fit on a heap page. PG: src/include/access/htup_details.h, MaxHeapTuplesPerPage.
 pub const HEAP_TUPLES_PER_PAGE_MAX: u16 = 291;
@@ -171,10 +172,11 @@ pub fn overwrite_item(page: &mut Page, offset_no: u16, tuple: &[u8]) -> Result<(
     Ok(())
 }
 
-/// Closes the gaps between tuples, cuts unused line pointers off the end, and notes whether there are others. PG: PageRepairFragmentation.
-pub fn repair_fragmentation(page: &mut Page) -> Result<(), PageError> {
+/// Closes the gaps between tuples, cuts unused line pointers off the end (from 15), and notes whether there are others. PG: PageRepairFragmentation.
+pub fn repair_fragmentation(page: &mut Page, version: PgVersion) -> Result<(), PageError> {
     let header = special_aligned(sane_header(page)?)?;
     let mut kept = Tuples::default();
+    let cuts_items = version >= PgVersion::V15;
     let (mut last_used, mut unused_count) = (0, 0);
     for found in super::layout::items(page) {
         if found.flags == ItemFlags::Unused {
@@ -196,8 +198,10 @@ pub fn repair_fragmentation(page: &mut Page) -> Result<(), PageError> {
         }
     }
     kept.compactify(page, &header);
-    cut_items(page, &header, last_used);
-    unused_count -= header.item_count() - last_used;
+    if cuts_items {
+        cut_items(page, &header, last_used);
+        unused_count -= header.item_count() - last_used;
+    }
     set_has_free_lines(page, unused_count > 0);
     Ok(())
 }

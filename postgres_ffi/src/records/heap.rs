@@ -11,6 +11,8 @@ use crate::wal::rmgr;
 
 /// Bits of `info` that name the operation. PG: XLOG_HEAP_OPMASK.
 pub const OPERATION_MASK: u8 = 0x70;
+/// Bit of `info`: redo starts with an empty page. PG: XLOG_HEAP_INIT_PAGE.
+pub const INIT_PAGE: u8 = 0x80;
 
 /// Operations of the Heap resource manager. PG: XLOG_HEAP_*.
 pub mod heap_operation {
@@ -29,11 +31,33 @@ pub mod heap_operation {
 pub mod heap2_operation {
     #![allow(missing_docs)] // The names are PostgreSQL's.
     pub const REWRITE: u8 = 0x00;
+    /// Up to 16.
+    pub const PRUNE: u8 = 0x10;
+    pub const VACUUM: u8 = 0x20;
+    pub const FREEZE_PAGE: u8 = 0x30;
+    /// From 17: one body for the three, see [`super::prune_flag`].
+    pub const PRUNE_ON_ACCESS: u8 = 0x10;
+    pub const PRUNE_VACUUM_SCAN: u8 = 0x20;
+    pub const PRUNE_VACUUM_CLEANUP: u8 = 0x30;
     pub const VISIBLE: u8 = 0x40;
     pub const MULTI_INSERT: u8 = 0x50;
     pub const LOCK_UPDATED: u8 = 0x60;
     pub const NEW_CID: u8 = 0x70;
 }
+
+/// What a record of pruning and freezing holds. PG 17: heapam_xlog.h, XLHP_*.
+pub(crate) mod prune_flag {
+    pub const IS_CATALOG_REL: u8 = 1 << 1;
+    pub const CLEANUP_LOCK: u8 = 1 << 2;
+    pub const HAS_CONFLICT_HORIZON: u8 = 1 << 3;
+    pub const HAS_FREEZE_PLANS: u8 = 1 << 4;
+    pub const HAS_REDIRECTIONS: u8 = 1 << 5;
+    pub const HAS_DEAD_ITEMS: u8 = 1 << 6;
+    pub const HAS_NOW_UNUSED_ITEMS: u8 = 1 << 7;
+}
+
+/// Length of xl_heap_freeze_plan (16) and xlhp_freeze_plan (from 17).
+pub(crate) const FREEZE_PLAN_LEN: usize = 12;
 
 /// Both bits of a heap block. PG: visibilitymapdefs.h, VISIBILITYMAP_VALID_BITS.
 pub const VM_VALID_BITS: u8 = 0x03;
@@ -41,9 +65,9 @@ pub const VM_VALID_BITS: u8 = 0x03;
 pub const VM_ALL_FROZEN: u8 = 0x02;
 
 /// XLH_INSERT_ALL_VISIBLE_CLEARED, XLH_DELETE_ALL_VISIBLE_CLEARED, XLH_UPDATE_OLD_ALL_VISIBLE_CLEARED, XLH_LOCK_ALL_FROZEN_CLEARED
-const CLEARED: u8 = 0x01;
+pub(crate) const CLEARED: u8 = 0x01;
 /// XLH_UPDATE_NEW_ALL_VISIBLE_CLEARED
-const UPDATE_NEW_CLEARED: u8 = 0x02;
+pub(crate) const UPDATE_NEW_CLEARED: u8 = 0x02;
 
 /// Where `flags` stands: in xl_heap_insert, in xl_heap_multi_insert, and in the others alike.
 const INSERT_FLAGS_AT: usize = 2;

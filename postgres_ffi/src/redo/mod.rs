@@ -25,11 +25,14 @@ mod gist;
 mod hash;
 mod heap;
 mod heap2;
+mod heap_prune;
+mod heap_tuple;
 mod index_tuple;
 #[cfg(test)]
 mod made_up;
 mod sequence;
 mod spgist;
+mod visibility_map;
 
 use crate::page::edit::PageError;
 use crate::page::{Page, page_is_new, page_lsn, set_page_lsn};

@@ -4,26 +4,15 @@ use super::body::{Body, Text, list, spaced, t_or_f, u16s};
 use super::standby;
 use crate::PgVersion;
 use crate::records::fields::Fields;
-use crate::records::heap::{OPERATION_MASK, heap_operation as heap, heap2_operation as heap2};
+use crate::records::heap::{
+    FREEZE_PLAN_LEN, OPERATION_MASK, heap_operation as heap, heap2_operation as heap2, prune_flag,
+};
 use crate::wal::DecodedRecord;
 
 /// XLHL_*, in the order of the bits.
 const INFOBITS: [&str; 5] = ["IS_MULTI", "LOCK_ONLY", "EXCL_LOCK", "KEYSHR_LOCK", "KEYS_UPDATED"];
 /// XLH_TRUNCATE_CASCADE, XLH_TRUNCATE_RESTART_SEQS
 const TRUNCATE_FLAGS: [&str; 2] = ["CASCADE", "RESTART_SEQS"];
-
-/// XLHP_*. PG 17: heapam_xlog.h.
-mod prune_flag {
-    pub const IS_CATALOG_REL: u8 = 1 << 1;
-    pub const HAS_CONFLICT_HORIZON: u8 = 1 << 3;
-    pub const HAS_FREEZE_PLANS: u8 = 1 << 4;
-    pub const HAS_REDIRECTIONS: u8 = 1 << 5;
-    pub const HAS_DEAD_ITEMS: u8 = 1 << 6;
-    pub const HAS_NOW_UNUSED_ITEMS: u8 = 1 << 7;
-}
-
-/// Length of xl_heap_freeze_plan (16) and xlhp_freeze_plan (from 17).
-const FREEZE_PLAN_LEN: usize = 12;
 
 pub(super) fn heap(record: &DecodedRecord, version: PgVersion) -> Text {
     let (body, operation) = (Body::of(record), record.operation() & OPERATION_MASK);
