@@ -105,8 +105,11 @@ fn make_meta(change: &Change<'_>, page: &mut Page) -> Result<(), RedoError> {
     let mut fields = Fields::new("xl_btree_metadata", change.block_data());
     let bytes = fields.take(META_RECORD_LEN)?;
     let version = LittleEndian::read_u32(bytes);
-    if version < META_VERSION_MIN || !fields.rest().is_empty() || change.block.block_no != METAPAGE {
+    if version < META_VERSION_MIN {
         return Err(fields.impossible("version", version.into()).into());
+    }
+    if change.block.block_no != METAPAGE {
+        return Err(page_error("a metapage is never this block", change.block.block_no));
     }
     init_page(page, Special { flags: BTP_META, ..Special::default() });
     let meta = &mut page[PAGE_HEADER_LEN..PAGE_HEADER_LEN + META_LEN];
@@ -115,7 +118,7 @@ fn make_meta(change: &Change<'_>, page: &mut Page) -> Result<(), RedoError> {
     meta[4..28].copy_from_slice(&bytes[..24]);
     // The number of heap tuples at the last cleanup: unknown.
     LittleEndian::write_f64(&mut meta[32..], -1.0);
-    // All columns are equal only if their images are.
+    // Equal values look alike in all columns: deduplication is safe.
     meta[40] = bytes[24];
     LittleEndian::write_u16(&mut page[PD_LOWER..], (PAGE_HEADER_LEN + META_LEN) as u16);
     Ok(())

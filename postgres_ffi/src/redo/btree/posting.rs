@@ -2,7 +2,7 @@
 //!
 //! A tuple whose t_info has [`ALT_TID`] and whose offset number has [`BT_IS_POSTING`] is one. Its t_tid holds, in place of a row's position, where the
 //! list begins (as block number, a multiple of 8) and how many row positions it has (in the offset number). The list fills the tuple to its end, apart from
-//! padding. Example, a key of 8 bytes and three rows: t_tid 0000 1000 0320, t_info 2028, key, 3 * 6 bytes, 6 bytes of padding.
+//! padding. Example, a key of 8 bytes and three rows: t_tid 0000 1000 0320, t_info 2820, key, 3 * 6 bytes, 6 bytes of padding.
 //!
 //! PG 14-18: src/include/access/nbtree.h (BTreeTupleIsPosting and its like), src/backend/access/nbtree/nbtdedup.c.
 
@@ -68,7 +68,8 @@ fn list_range(tuple: &[u8]) -> Result<Range<usize>, RedoError> {
     Ok(start..end)
 }
 
-/// What `len` bytes with `tid_count` row positions behind `keys_len` bytes must be. PG: _bt_form_posting, _bt_update_posting.
+/// Length of a tuple with `tid_count` row positions and `keys_len` bytes before them; a single one has its place in the header.
+/// PG: _bt_form_posting, _bt_update_posting.
 pub(super) fn tuple_len(keys_len: usize, tid_count: usize) -> usize {
     if tid_count == 1 { keys_len } else { aligned(keys_len + tid_count * TID_LEN) }
 }
@@ -92,7 +93,8 @@ pub(super) fn form<'a>(tuple: &'a mut [u8], keys: &[u8], tid_count: usize) -> &'
     &mut tuple[keys.len()..keys.len() + tid_count * TID_LEN]
 }
 
-/// Puts the row of the new tuple into the posting list in `posting` at `place`, and returns the row that had to leave: the last one, which the new tuple gets.
+/// Puts the row of the new tuple into the posting list in `posting` at `place`, and returns the row that had to leave for it, the last one:
+/// the new tuple gets that.
 /// PG: _bt_swap_posting.
 pub(super) fn swap(posting: &mut [u8], place: u16, new: &[u8]) -> Result<Tid, RedoError> {
     let list = list_range(posting)?;

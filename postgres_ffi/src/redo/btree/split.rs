@@ -45,43 +45,58 @@ impl Split {
     }
 }
 
+/// The data of block 0: the new tuple, if it goes to the left page or its row swaps places with one of a posting list there, then the left page's high key.
+struct LeftData<'a> {
+    /// With the row that it gets in the end.
+    new: Option<(&'a [u8], Tid)>,
+    high_key: &'a [u8],
+}
+
+impl<'a> LeftData<'a> {
+    fn read(split: &Split, data: &'a [u8]) -> Result<Self, RedoError> {
+        const BODY: &str = "left page of a split";
+        let (mut new, mut rest) = (None, data);
+        if split.is_new_on_left || split.posting_place != 0 {
+            let (tuple, behind) = split_first_padded(BODY, data)?;
+            new = tuple.first_chunk().map(|tid| (tuple, *tid));
+            rest = behind;
+        }
+        let (high_key, rest) = split_first_padded(BODY, rest)?;
+        if !rest.is_empty() {
+            return Err(page_error("left page of a split has data that belongs nowhere, bytes", rest.len()));
+        }
+        Ok(LeftData { new, high_key })
+    }
+}
+
 /// The old page, made anew from its own left half: tuples get the order of their line pointers, and the space between is zeroes.
 pub(super) fn left(change: &Change<'_>, page: &mut Page) -> Result<(), RedoError> {
-    const BODY: &str = "left page of a split";
     let split = Split::read(change)?;
+    let LeftData { mut new, high_key } = LeftData::read(&split, change.block_data())?;
     let mut special = Special::read(page)?;
+    let items = special.first_data_item()..split.first_right_no.max(special.first_data_item());
+    if new.is_some() && (split.new_no < items.start || items.end < split.new_no) {
+        return Err(page_error("new tuple is not on the left page, offset number", split.new_no));
+    }
     let mut old = *page;
-    let mut data = change.block_data();
-    let mut new: Option<(&[u8], Tid)> = None;
-    if split.is_new_on_left || split.posting_place != 0 {
-        let (tuple, rest) = split_first_padded(BODY, data)?;
-        data = rest;
-        new = tuple.first_chunk().map(|tid| (tuple, *tid));
-    }
-    let (high_key, rest) = split_first_padded(BODY, data)?;
-    if !rest.is_empty() {
-        return Err(page_error("left page of a split has data that belongs nowhere, bytes", rest.len()));
-    }
     if let Some((tuple, tid)) = new.as_mut().filter(|_| split.posting_place != 0) {
-        let range = tuple_range(&old, split.new_no.saturating_sub(1))?;
+        let range = tuple_range(&old, split.new_no - 1)?;
         *tid = posting::swap(&mut old[range], split.posting_place, tuple)?;
     }
 
-    let first_no = special.first_data_item();
     special.flags = BTP_INCOMPLETE_SPLIT | split.leaf_flag();
     special.next = change.block_no_of(1)?;
     special.cycle_id = 0;
     init_page(page, special);
     push(page, high_key)?;
-    let new_on_left = new.filter(|_| split.is_new_on_left);
-    let new_at = |offset_no: u16| new_on_left.filter(|_| offset_no == split.new_no);
-    for offset_no in first_no..split.first_right_no {
+    let new_at = |offset_no: u16| new.filter(|_| split.is_new_on_left && offset_no == split.new_no);
+    for offset_no in items.clone() {
         if let Some((tuple, tid)) = new_at(offset_no) {
             push_with_tid(page, tuple, tid)?;
         }
         push(page, &old[tuple_range(&old, offset_no)?])?;
     }
-    if let Some((tuple, tid)) = new_at(split.first_right_no.max(first_no)) {
+    if let Some((tuple, tid)) = new_at(items.end) {
         push_with_tid(page, tuple, tid)?;
     }
     Ok(())
