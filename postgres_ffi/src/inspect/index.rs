@@ -15,13 +15,13 @@ const TUPLE_ID_LEN: usize = 6;
 const INDEX_TUPLE_HEADER_LEN: usize = 8;
 const INDEX_SIZE_MASK: u16 = 0x1FFF;
 /// PG: itup.h, INDEX_AM_RESERVED_BIT; nbtree.h, INDEX_ALT_TID_MASK.
-const ALT_TID: u16 = 0x2000;
+pub(crate) const ALT_TID: u16 = 0x2000;
 const HAS_VARWIDTHS: u16 = 0x4000;
 const HAS_NULLS: u16 = 0x8000;
 /// In the offset of such a tid. PG: nbtree.h, BT_OFFSET_MASK, BT_PIVOT_HEAP_TID_ATTR, BT_IS_POSTING.
-const BT_OFFSET_MASK: u16 = 0x0FFF;
+pub(crate) const BT_OFFSET_MASK: u16 = 0x0FFF;
 const BT_PIVOT_HEAP_TID: u16 = 0x1000;
-const BT_IS_POSTING: u16 = 0x2000;
+pub(crate) const BT_IS_POSTING: u16 = 0x2000;
 
 /// A block and a line pointer in it. PG: itemptr.h, ItemPointerData.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -6,10 +6,10 @@
 
 mod fields;
 mod heap;
-mod index;
+pub(crate) mod index;
 mod maps;
 pub mod record;
-mod special;
+pub(crate) mod special;
 mod text;
 
 use serde::Serialize;

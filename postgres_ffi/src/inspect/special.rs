@@ -84,7 +84,7 @@ const SPGIST_LEAF: u16 = 1 << 2;
 const SPGIST_FLAGS: FlagNames = &[(SPGIST_META, "META"), (1 << 1, "DELETED"), (SPGIST_LEAF, "LEAF"), (1 << 3, "NULLS")];
 const BRIN: Layout = &[];
 const BRIN_FLAGS: FlagNames = &[(1 << 0, "EVACUATE_PAGE")];
-const BTP_META: u16 = 1 << 3;
+pub(crate) const BTP_META: u16 = 1 << 3;
 const LH_BITMAP_OR_META: u16 = 1 << 2 | 1 << 3;
 const LH_META: u16 = 1 << 3;
 

@@ -32,9 +32,9 @@ const BTREE_CYCLE_ID_AT: usize = BLCKSZ - 2;
 pub(crate) const BRIN_TYPE_AT: usize = BLCKSZ - 2;
 pub(crate) const GIST_NSN_AT: usize = BLCKSZ - 16;
 
-const BTP_LEAF: u16 = 1 << 0;
+pub(crate) const BTP_LEAF: u16 = 1 << 0;
 const BTP_SPLIT_END: u16 = 1 << 5;
-const BTP_HAS_GARBAGE: u16 = 1 << 6;
+pub(crate) const BTP_HAS_GARBAGE: u16 = 1 << 6;
 
 pub(crate) const LH_OVERFLOW_PAGE: u16 = 1 << 0;
 const LH_BUCKET_PAGE: u16 = 1 << 1;

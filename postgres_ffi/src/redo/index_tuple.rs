@@ -14,7 +14,7 @@ pub(super) const TID_LEN: usize = 6;
 /// Where t_info stands.
 pub(super) const INFO_AT: usize = 6;
 /// PG: itup.h, INDEX_SIZE_MASK.
-const LEN_MASK: u16 = 0x1FFF;
+pub(super) const LEN_MASK: u16 = 0x1FFF;
 
 /// The first tuple of `bytes`, and what follows it without a gap.
 ///

@@ -4,7 +4,7 @@ use super::body::{Body, Text, list, u16s};
 use crate::PgVersion;
 use crate::wal::DecodedRecord;
 
-mod operation {
+pub(crate) mod operation {
     pub const INSERT_LEAF: u8 = 0x00;
     pub const INSERT_UPPER: u8 = 0x10;
     pub const INSERT_META: u8 = 0x20;

@@ -14,7 +14,7 @@ mod body;
 mod time;
 
 mod brin;
-mod btree;
+pub(crate) mod btree;
 mod files;
 mod gin;
 mod gist;
