@@ -73,6 +73,36 @@ DELETE FROM emptied WHERE a < 2490
 VACUUM emptied
 INSERT INTO emptied SELECT i FROM generate_series(2500, 4500) i
 
+-- B-tree with wide keys: splits and page deletion at every level of a tall tree, a new fast root while a leaf is still half dead.
+CREATE TABLE tall (t text)
+ALTER TABLE tall ALTER t SET STORAGE EXTERNAL
+CREATE INDEX tall_t ON tall (t)
+INSERT INTO tall SELECT md5(i::text) || (SELECT string_agg(md5((i * 61 + j)::text), '') FROM generate_series(1, 60) j) FROM generate_series(1, 120) i
+DELETE FROM tall WHERE t BETWEEN '2' AND 'd'
+VACUUM tall
+INSERT INTO tall SELECT lpad((1000 - i)::text, 8, '1') || (SELECT string_agg(md5((i * 71 + j)::text), '') FROM generate_series(1, 60) j) FROM generate_series(1, 60) i
+DELETE FROM tall WHERE t < 'f'
+VACUUM tall
+INSERT INTO tall SELECT md5(i::text) || (SELECT string_agg(md5((i * 73 + j)::text), '') FROM generate_series(1, 60) j) FROM generate_series(1, 40) i
+-- B-tree with few keys: posting lists that take a row in, on page splits too, and that lose rows to vacuum and to insertions.
+CREATE TABLE recurring (k int, v int)
+CREATE INDEX recurring_k ON recurring (k)
+CREATE INDEX recurring_v ON recurring (v)
+INSERT INTO recurring SELECT i % 5, i FROM generate_series(1, 1500) i
+DELETE FROM recurring WHERE v % 3 = 0
+VACUUM recurring
+INSERT INTO recurring SELECT i % 5, i FROM generate_series(1, 500) i
+DO $$ BEGIN FOR round IN 1..5 LOOP UPDATE recurring SET v = v + 1 WHERE k = 1; COMMIT; END LOOP; END $$
+CREATE TABLE holed (i int)
+COPY holed FROM PROGRAM 'seq 1 2400'
+DELETE FROM holed WHERE i BETWEEN 550 AND 660 AND i % 2 = 0
+VACUUM holed
+CREATE INDEX holed_same ON holed ((0 * i)) WITH (fillfactor = 100)
+CREATE INDEX holed_four ON holed ((i % 4)) WITH (fillfactor = 100)
+ALTER INDEX holed_same SET (deduplicate_items = off)
+ALTER INDEX holed_four SET (deduplicate_items = off)
+INSERT INTO holed SELECT i FROM generate_series(1, 54) i
+
 -- TOAST, speculative insertion.
 CREATE TABLE document (id int PRIMARY KEY, body text)
 ALTER TABLE document ALTER body SET STORAGE EXTERNAL
