@@ -116,7 +116,7 @@ impl Default for StoreSection {
 impl Default for RedoSection {
     fn default() -> Self {
         RedoSection {
-            engine: RedoEngine::Postgres,
+            engine: RedoEngine::Native,
             threads: 2,
             timeout_seconds: 60,
             postgres_bin_dirs: Vec::new(),

@@ -45,11 +45,11 @@ pub struct Leg {
 impl Leg {
     /// The legs of a version. Between them each setting stands at each of its values.
     pub fn all(version: PgVersion) -> [Leg; 3] {
-        // 14 knows one kind of compression; of the others each version has two, and two versions have all.
+        // 14 knows one kind of compression, and of the servers that the tests have only Debian's 15 was built with the two others.
         let (first, second) = match version {
             PgVersion::V14 => ("on", "off"),
-            PgVersion::V15 | PgVersion::V17 => ("lz4", "pglz"),
-            PgVersion::V16 | PgVersion::V18 => ("lz4", "zstd"),
+            PgVersion::V15 => ("lz4", "zstd"),
+            PgVersion::V16 | PgVersion::V17 | PgVersion::V18 => ("pglz", "off"),
         };
         let plain = Leg {
             version,
