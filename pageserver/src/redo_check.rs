@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use bytes::Bytes;
 use keyenc::{Key, TimelineNo};
 use postgres_ffi::mask::{Equality, classify, equal_after_masking};
-use postgres_ffi::page::{PD_CHECKSUM, Page};
+use postgres_ffi::page::{PAGE_HEADER_LEN, PD_CHECKSUM, Page};
 use postgres_ffi::records::dbase::DatabaseRecord;
 use postgres_ffi::records::smgr::{self, Truncate};
 use postgres_ffi::records::xlog::{ParameterChange, operation};
@@ -20,7 +20,7 @@ use postgres_ffi::redo::case::RedoCase;
 use postgres_ffi::redo::{ClusterFacts, PageAddress};
 use postgres_ffi::wal::describe::operation_name;
 use postgres_ffi::wal::{DecodedRecord, rmgr};
-use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag};
+use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag};
 use serde::Serialize;
 
 use crate::delta::{self, Delta, visibility_map};
@@ -66,7 +66,7 @@ pub struct OperationCounts {
     pub equal: u64,
     /// The same after PostgreSQL's masks.
     pub equal_masked: u64,
-    /// Different as PostgreSQL's own recovery is; see [`is_known_difference`].
+    /// Different as PostgreSQL's own recovery is: see [`is_known_difference`] and [`RedoCheck`].
     pub known_difference: u64,
     /// Different, or refused by redo.
     pub different: u64,
@@ -147,7 +147,11 @@ pub struct RedoCheck<'a> {
     busy: HashSet<BlockTag>,
     /// Relations and databases made in this WAL: base files, if any, are not theirs.
     made_rels: HashSet<RelTag>,
-    made_dbs: HashSet<u32>,
+    made_dbs: HashSet<Oid>,
+    /// Of these, the ones whose files were copied as they were: nothing in WAL tells what is in them.
+    copied_dbs: HashSet<Oid>,
+    /// Pages of visibility maps that CREATE DATABASE logged without their bits, see [`Self::is_known`].
+    emptied_maps: HashSet<BlockTag>,
     /// Relations that were cut, and to how few blocks: what the base files hold behind is gone.
     cuts: HashMap<RelTag, BlockNumber>,
     rows: BTreeMap<(u8, u8), OperationCounts>,
@@ -172,6 +176,8 @@ impl<'a> RedoCheck<'a> {
             busy: HashSet::new(),
             made_rels: HashSet::new(),
             made_dbs: HashSet::new(),
+            copied_dbs: HashSet::new(),
+            emptied_maps: HashSet::new(),
             cuts: HashMap::new(),
             rows: BTreeMap::new(),
             records: 0,
@@ -201,11 +207,10 @@ impl<'a> RedoCheck<'a> {
             (rmgr::DBASE, operation) => {
                 let database = DatabaseRecord::parse(self.settings.version, operation, record.main_data());
                 let database = database.map_err(|source| bad_body(record, source))?;
-                if let Some(DatabaseRecord::CreateFileCopy { target, .. } | DatabaseRecord::CreateWalLog { target }) =
-                    database
-                {
-                    self.forget(|tag| tag.0.db_oid == target.db_oid);
-                    self.made_dbs.insert(target.db_oid);
+                match database {
+                    Some(DatabaseRecord::CreateFileCopy { target, .. }) => self.make_database(target.db_oid, true),
+                    Some(DatabaseRecord::CreateWalLog { target }) => self.make_database(target.db_oid, false),
+                    Some(DatabaseRecord::Drop { .. }) | None => {}
                 }
             }
             (rmgr::XLOG, operation::PARAMETER_CHANGE) => {
@@ -248,13 +253,17 @@ impl<'a> RedoCheck<'a> {
             PageContent::Image(page) => {
                 self.rows.entry(row).or_default().images_applied += 1;
                 let page = if page.is_empty() { vec![0; BLCKSZ].into() } else { Bytes::copy_from_slice(page) };
+                if tag.1 == ForkNumber::Vm && self.made_dbs.contains(&tag.0.db_oid) && has_no_bits(&page) {
+                    self.emptied_maps.insert(tag);
+                }
                 return self.begin(tag, record.end_lsn, page);
             }
             PageContent::Delta { starts_anew, value } => (starts_anew, value),
         };
         let before = if starts_anew { None } else { self.current(tag) };
         // The maps are read as zeroes where nothing was written.
-        let is_covered = starts_anew || before.is_some() || matches!(tag.1, ForkNumber::Vm | ForkNumber::Fsm);
+        let is_map = matches!(tag.1, ForkNumber::Vm | ForkNumber::Fsm) && !self.copied_dbs.contains(&tag.0.db_oid);
+        let is_covered = starts_anew || before.is_some() || is_map;
         if !is_covered {
             self.rows.entry(row).or_default().not_covered += 1;
             if let Some(image) = image {
@@ -391,7 +400,7 @@ impl<'a> RedoCheck<'a> {
         match equal_after_masking(page, image, kind, block_no) {
             _ if same_but_checksum(page, image) => Verdict::Equal,
             Equality::Equal | Equality::EqualMasked => Verdict::EqualMasked,
-            Equality::Different { first_offset } if is_known_difference(rmid, first_offset, page, image) => {
+            Equality::Different { first_offset } if self.is_known(tag, rmid, first_offset, page, image) => {
                 Verdict::KnownDifference
             }
             Equality::Different { first_offset } => {
@@ -399,6 +408,23 @@ impl<'a> RedoCheck<'a> {
                 let (ours, theirs) = (&page[around.clone()], &image[around]);
                 Verdict::Different(format!("{kind:?} page differs at {first_offset}: {ours:02x?} is not {theirs:02x?}"))
             }
+        }
+    }
+
+    /// Differences that are PostgreSQL's own: that of [`is_known_difference`], and visibility maps of databases made by CREATE DATABASE ... STRATEGY wal_log. Those
+    /// are logged as if the bits were the unused space of a page, so that whoever replays the WAL gets a map without bits, while the
+    /// primary has them: a bit that is missing costs time and nothing else. PG 15-18: bufmgr.c, RelationCopyStorageUsingBuffer.
+    fn is_known(&self, tag: BlockTag, rmid: u8, first_offset: usize, page: &Page, image: &Page) -> bool {
+        let has_more_bits =
+            || page[PAGE_HEADER_LEN..].iter().zip(&image[PAGE_HEADER_LEN..]).all(|(ours, theirs)| ours & !theirs == 0);
+        is_known_difference(rmid, first_offset, page, image) || self.emptied_maps.contains(&tag) && has_more_bits()
+    }
+
+    fn make_database(&mut self, db_oid: Oid, is_copied: bool) {
+        self.forget(|tag| tag.0.db_oid == db_oid);
+        self.made_dbs.insert(db_oid);
+        if is_copied {
+            self.copied_dbs.insert(db_oid);
         }
     }
 
@@ -536,6 +562,10 @@ pub fn is_known_difference(rmid: u8, first_offset: usize, page: &Page, image: &P
             equal_after_masking(&without_flag(page), &without_flag(image), kind, 1),
             Equality::Different { .. }
         )
+}
+
+fn has_no_bits(map_page: &[u8]) -> bool {
+    map_page[PAGE_HEADER_LEN..].iter().all(|byte| *byte == 0)
 }
 
 fn same_but_checksum(a: &[u8], b: &[u8]) -> bool {

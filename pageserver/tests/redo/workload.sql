@@ -151,6 +151,46 @@ DELETE FROM hashed WHERE k % 5 <> 1
 VACUUM hashed
 INSERT INTO hashed SELECT i, md5(i::text) FROM generate_series(1, 800) i
 
+-- Hash once more: squeezing that only locks a page, splits over images, more than 512 buckets. Where nothing new happens no images are logged.
+-- Hash: an overflow page without tuples between others is freed while tuples move to a page that is neither its neighbour nor the primary one.
+CREATE TABLE squeezed (k int) WITH (fillfactor = 10)
+CREATE INDEX squeezed_k ON squeezed USING hash (k) WITH (fillfactor = 10)
+INSERT INTO squeezed SELECT 1 FROM generate_series(1, 405)
+BEGIN
+INSERT INTO squeezed SELECT 1 FROM generate_series(1, 1700)
+ROLLBACK
+INSERT INTO squeezed SELECT 1 FROM generate_series(1, 50)
+CHECKPOINT
+VACUUM squeezed
+-- All of them at once: the primary page takes no tuples and is only locked.
+INSERT INTO squeezed SELECT 1 FROM generate_series(1, 1000)
+DELETE FROM squeezed
+VACUUM squeezed
+
+-- Hash: more than 512 buckets, where a doubling has four phases. An index that starts with them, and one that grows past them.
+CREATE TABLE started (k int)
+INSERT INTO started SELECT generate_series(1, 100)
+VACUUM started
+UPDATE pg_class SET reltuples = 400000 WHERE relname = 'started'
+CREATE INDEX started_k ON started USING hash (k)
+INSERT INTO started SELECT generate_series(1, 100)
+CREATE TABLE phased (k int)
+CREATE INDEX phased_k ON phased USING hash (k) WITH (fillfactor = 10)
+SET wal_consistency_checking = ''
+INSERT INTO phased SELECT generate_series(1, 20400)
+RESET wal_consistency_checking
+INSERT INTO phased SELECT generate_series(1, 200)
+SET wal_consistency_checking = ''
+INSERT INTO phased SELECT generate_series(1, 5000)
+RESET wal_consistency_checking
+INSERT INTO phased SELECT generate_series(1, 100)
+CHECKPOINT
+INSERT INTO phased SELECT generate_series(1, 45)
+DELETE FROM phased WHERE k % 17 = 0
+VACUUM phased
+
+-- BRIN: a second revmap page, for which a page with summaries is cleared.
+
 -- GIN: pending list, posting trees and their vacuum.
 CREATE TABLE tagged (id int, tags int[], words tsvector)
 CREATE INDEX tagged_tags ON tagged USING gin (tags) WITH (fastupdate = on)
@@ -293,6 +333,19 @@ SELECT brin_summarize_range('ranged_a', 4)
 DELETE FROM ranged WHERE a % 2 = 0
 VACUUM ranged
 UPDATE ranged SET a = -a WHERE a % 3 = 0
+
+-- BRIN: a second page of the map, and pages that make way for it.
+CREATE TABLE mapped (a int, pad text)
+ALTER TABLE mapped ALTER pad SET STORAGE PLAIN
+SET wal_consistency_checking = ''
+INSERT INTO mapped SELECT i, repeat('p', 4200) FROM generate_series(1, 1358) i
+RESET wal_consistency_checking
+CREATE INDEX mapped_a ON mapped USING brin (a) WITH (pages_per_range = 1)
+CREATE INDEX mapped_p ON mapped USING brin (pad) WITH (pages_per_range = 1)
+INSERT INTO mapped SELECT i, repeat('q', 4200) FROM generate_series(1, 8) i
+VACUUM mapped
+UPDATE mapped SET a = -a WHERE a % 100 = 1
+SELECT brin_desummarize_range('mapped_a', 1362)
 
 -- Generic records of an extension.
 CREATE EXTENSION bloom

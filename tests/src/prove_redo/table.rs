@@ -83,8 +83,12 @@ pub fn missing(counts: &Counts, version: PgVersion) -> Vec<String> {
 }
 
 /// Why PostgreSQL does not write an operation in that version.
-pub fn reason(_version: PgVersion, _manager: &str, _operation: &str) -> Option<&'static str> {
-    None
+pub fn reason(_version: PgVersion, manager: &str, operation: &str) -> Option<&'static str> {
+    match (manager, operation) {
+        // The old tuple is on the same page, so that the new one is never the first. PG: heapam.c, log_heap_update.
+        ("Heap", "HOT_UPDATE+INIT") => Some("never written"),
+        _ => None,
+    }
 }
 
 /// The table in Markdown, between [`BEGIN`] and [`END`].
