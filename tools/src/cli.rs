@@ -122,7 +122,7 @@ impl Cli {
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
             Command::Compare(compare) => return compare.run(server, output),
             Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,
-            Command::Redo(command) => return command.run(output),
+            Command::Redo(command) => return command.run(server, output),
             Command::Status => server.show("SHOW STATUS", output)?,
             Command::Completion { shell } => {
                 let mut script = Vec::new();

@@ -114,6 +114,9 @@ pub trait RepositoryBackend: Send + Sync + 'static {
 
     /// Figures of the store for people: (name, value), in a fixed order.
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError>;
+
+    /// Redo engine and counters of each cluster for people: (name, value), in a fixed order.
+    fn redo_stats(&self) -> Result<Vec<(String, String)>, BackendError>;
 }
 
 /// One timeline to read from. Every call reads exactly at the LSN given, which is at most `last_record_lsn()`.

@@ -106,6 +106,20 @@ impl RepositoryBackend for Repository {
         flatten("", &value, &mut rows);
         Ok(rows)
     }
+
+    fn redo_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
+        let mut rows = Vec::new();
+        for (tenant_id, stats, report) in Repository::redo_stats(self) {
+            rows.push((format!("{tenant_id}.engine"), report.engine.to_owned()));
+            let counts = report
+                .counts
+                .into_iter()
+                .map(|(what, count)| (format!("{tenant_id}.engine.{what}"), count.to_string()));
+            rows.extend(counts);
+            flatten(&format!("{tenant_id}.walredo"), &serde_json::json!(stats), &mut rows);
+        }
+        Ok(rows)
+    }
 }
 
 /// Waits for WAL up to the end of the backup. The timeline stays whether or not somebody waits for it.

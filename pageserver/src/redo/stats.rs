@@ -9,7 +9,7 @@ use super::RedoError;
 use super::making::DeltaCounts;
 
 /// What the threads of one pool have done since they started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct RedoStats {
     /// Pages asked for.
     pub requests: u64,

@@ -22,7 +22,7 @@ use super::version_cache::{VersionCache, VersionCacheStats};
 use super::{ReadError, TenantId, Timeline, TimelineId, TimelineIngestError};
 use crate::config::Config;
 use crate::import::ImportError;
-use crate::redo::WalRedo;
+use crate::redo::{EngineReport, RedoStats, WalRedo};
 use crate::replication::ReplicationError;
 use crate::store::{Gathered, Store, StoreConfig, StoreError, StoreStats, TimelineStore};
 use crate::wal::WalFileError;
@@ -267,6 +267,14 @@ impl Repository {
     /// Counters of the store.
     pub fn store_stats(&self) -> StoreStats {
         self.store.stats()
+    }
+
+    /// What redo has done for each cluster that a page was made of: walredo's counters and the engine's.
+    pub fn redo_stats(&self) -> Vec<(TenantId, RedoStats, EngineReport)> {
+        let mut all: Vec<_> =
+            self.redo.lock().iter().map(|(tenant_id, redo)| (*tenant_id, redo.stats(), redo.engine_report())).collect();
+        all.sort_by_key(|(tenant_id, ..)| *tenant_id);
+        all
     }
 
     /// Counters of the version cache.

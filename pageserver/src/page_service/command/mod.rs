@@ -144,6 +144,8 @@ pub enum Command {
     Status,
     /// `STORE STATS`
     StoreStats,
+    /// `SHOW REDO`
+    RedoStats,
     /// `IMPORT name FROM 'conninfo'`
     Import {
         /// The timeline to make.
@@ -284,7 +286,7 @@ impl Command {
         match self {
             Command::Help => const { &[Column::text("command"), Column::text("what_it_does")] },
             Command::TimelineList | Command::Import { .. } => TIMELINES,
-            Command::TimelineShow { .. } | Command::Status | Command::StoreStats => NAME_VALUE,
+            Command::TimelineShow { .. } | Command::Status | Command::StoreStats | Command::RedoStats => NAME_VALUE,
             Command::LastRecordLsn { .. } => const { &[Column::text("timeline"), Column::text("last_record_lsn")] },
             Command::Lag { .. } => {
                 const {

@@ -21,6 +21,7 @@ pub const FORMS: &[(&str, &str)] = &[
     ("SHOW SIZES [name] [AT lsn]", "relations, blocks and bytes per database"),
     ("SHOW STATUS", "the server: version, process id, connections, counters"),
     ("STORE STATS", "figures of the store"),
+    ("SHOW REDO", "redo engine and counters of each cluster"),
     ("IMPORT name FROM 'conninfo'", "makes a timeline from a running primary"),
     ("DATABASE LIST name [AT lsn]", "databases per tablespace"),
     ("RELATION LIST name [IN tablespace/database] [AT lsn]", "relation forks with their blocks"),
@@ -109,6 +110,7 @@ impl Parser<'_> {
                 self.finish(Command::Sizes { timeline, at })
             }
             Some("status") => self.finish(Command::Status),
+            Some("redo") => self.finish(Command::RedoStats),
             Some(name) => match self.parameter(name) {
                 Some(parameter) => self.finish(Command::ShowParameter { parameter }),
                 None => Err(PgError::new(

@@ -42,6 +42,7 @@ fn forms() {
     check("show sizes \"at\"", Command::Sizes { timeline: Some("at".into()), at: None });
     check("show status", Command::Status);
     check("store stats", Command::StoreStats);
+    check("show redo", Command::RedoStats);
     let conninfo = Conninfo("host=/tmp user='x'".into());
     check("import main from 'host=/tmp user=''x'''", Command::Import { name: main(), conninfo });
     check("database list main at 0/16B5A50", Command::DatabaseList { timeline: main(), at });

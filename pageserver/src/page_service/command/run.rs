@@ -41,10 +41,8 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
             Ok(())
         }
         Command::Status => status(shared, rows),
-        Command::StoreStats => repository
-            .store_stats()?
-            .into_iter()
-            .try_for_each(|(name, value)| rows.row(&[name.as_str().into(), Value::Text(value)])),
+        Command::StoreStats => name_value_rows(repository.store_stats()?, rows),
+        Command::RedoStats => name_value_rows(repository.redo_stats()?, rows),
         Command::Import { name, conninfo } => import(repository, name, conninfo, rows),
         Command::DatabaseList { timeline, at } => {
             let (timeline, at) = timeline_at(repository, timeline, *at)?;
@@ -67,6 +65,10 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         | Command::Transaction { .. }
         | Command::Deallocate { .. } => Ok(()),
     }
+}
+
+fn name_value_rows(values: Vec<(String, String)>, rows: &mut Rows<'_>) -> Result<(), Failure> {
+    values.into_iter().try_for_each(|(name, value)| rows.row(&[name.as_str().into(), Value::Text(value)]))
 }
 
 fn lsn(value: Option<Lsn>) -> Value {

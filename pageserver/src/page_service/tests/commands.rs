@@ -40,6 +40,7 @@ fn rows_of_commands() {
     check("show sizes", columns, &["main|0/3000|1663|5|1|1001|8200192", "main|0/3000|1664|0|0|0|0"]);
     check("show sizes main at 0/1000", columns, &["main|0/1000|1663|5|1|501|4104192", "main|0/1000|1664|0|0|0|0"]);
     check("store stats", "name|value", &["files|3", "bytes|4711"]);
+    check("show redo", "name|value", &["engine|native"]);
     check("database list main", "tablespace|database", &["1663|5"]);
     check("relation list main", "relation|fork|blocks", &["1663/5/16384|main|1000", "1663/5/16384|vm|1"]);
     check("relation list main in 1663/6", "relation|fork|blocks", &[]);

@@ -154,6 +154,10 @@ impl RepositoryBackend for ToyRepository {
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
         Ok(vec![("files".into(), "3".into()), ("bytes".into(), "4711".into())])
     }
+
+    fn redo_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
+        Ok(vec![("engine".into(), "native".into())])
+    }
 }
 
 impl TimelineBackend for Toy {
