@@ -103,6 +103,11 @@ fn write_table(path: &std::path::Path, counts: &table::Counts) -> Result<()> {
     let document = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let (before, rest) = document.split_once(table::BEGIN).context("the document has no place for the table")?;
     let (_, after) = rest.split_once(table::END).context("the table in the document has no end")?;
-    let text = format!("{before}{}{after}", table::markdown(counts));
+    // Versions that did not run keep what they have.
+    let mut merged = table::parse(&document).unwrap_or_default();
+    for (operation, by_version) in counts {
+        merged.entry(operation.clone()).or_default().extend(by_version);
+    }
+    let text = format!("{before}{}{after}", table::markdown(&merged));
     std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
