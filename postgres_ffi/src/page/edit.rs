@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use byteorder::{ByteOrder, LittleEndian};
 
-use super::layout::{Header, ITEM_ID_LEN, Item, ItemFlags, item, item_id_at};
+use super::layout::{Header, ITEM_ID_LEN, Item, ItemFlags, item, item_flags, item_id_at};
 use super::{BLCKSZ, PAGE_HEADER_LEN, PD_FLAGS, PD_LOWER, PD_PAGESIZE_VERSION, PD_SPECIAL, PD_UPPER, Page};
 use crate::PgVersion;
 
@@ -127,7 +127,7 @@ pub fn delete_items(
         return offset_nos.rev().try_for_each(|offset_no| delete_item(page, offset_no));
     }
     let header = special_aligned(sane_header(page)?)?;
-    let mut kept = Tuples::default();
+    let mut kept = Tuples::<ITEMS_MAX>::default();
     let mut kept_ids = [0_u32; ITEMS_MAX];
     let mut to_delete = offset_nos.peekable();
     for offset_no in 1..=header.item_count() {
@@ -175,12 +175,12 @@ pub fn overwrite_item(page: &mut Page, offset_no: u16, tuple: &[u8]) -> Result<(
 /// Closes the gaps between tuples, cuts unused line pointers off the end (from 15), and notes whether there are others. PG: PageRepairFragmentation.
 pub fn repair_fragmentation(page: &mut Page, version: PgVersion) -> Result<(), PageError> {
     let header = special_aligned(sane_header(page)?)?;
-    let mut kept = Tuples::default();
-    let cuts_items = version >= PgVersion::V15;
-    let (mut last_used, mut unused_count) = (0, 0);
+    let mut kept = Tuples::<{ HEAP_TUPLES_PER_PAGE_MAX as usize }>::default();
+    let (mut last_used, mut unused_count, mut unused_are_clear) = (0, 0, true);
     for found in super::layout::items(page) {
         if found.flags == ItemFlags::Unused {
             unused_count += 1;
+            unused_are_clear &= found.offset == 0 && found.len == 0;
             continue;
         }
         last_used = found.offset_no;
@@ -192,13 +192,11 @@ pub fn repair_fragmentation(page: &mut Page, version: PgVersion) -> Result<(), P
         }
     }
     kept.check_fits(&header)?;
-    for offset_no in 1..=header.item_count() {
-        if item(page, offset_no).is_some_and(|found| found.flags == ItemFlags::Unused) {
-            put_item_id(page, offset_no, 0, ItemFlags::Unused, 0);
-        }
+    if !unused_are_clear {
+        clear_unused_items(page);
     }
     kept.compactify(page, &header);
-    if cuts_items {
+    if version >= PgVersion::V15 {
         cut_items(page, &header, last_used);
         unused_count -= header.item_count() - last_used;
     }
@@ -209,10 +207,10 @@ pub fn repair_fragmentation(page: &mut Page, version: PgVersion) -> Result<(), P
 /// Cuts unused line pointers off the end, but never the first one, and notes whether there are others. PG: PageTruncateLinePointerArray.
 pub fn truncate_items(page: &mut Page) -> Result<(), PageError> {
     let header = sane_header(page)?;
-    let is_used = |found: &Item| found.flags != ItemFlags::Unused;
-    let last_used = super::layout::items(page).filter(is_used).last().map_or(0, |found| found.offset_no);
-    let last_kept = last_used.max(1).min(header.item_count());
-    let has_unused = super::layout::items(page).take(last_kept.into()).any(|found| !is_used(&found));
+    let is_unused = |offset_no: &u16| item_flags(page, *offset_no) == ItemFlags::Unused;
+    let cut_count = (2..=header.item_count()).rev().take_while(is_unused).count();
+    let last_kept = header.item_count() - cut_count as u16;
+    let has_unused = (1..=last_kept).rev().any(|offset_no| is_unused(&offset_no));
     cut_items(page, &header, last_kept);
     set_has_free_lines(page, has_unused);
     Ok(())
@@ -228,27 +226,37 @@ pub fn put_item_id(page: &mut Page, offset_no: u16, offset: usize, flags: ItemFl
     LittleEndian::write_u32(&mut page[item_id_at(offset_no)..], word);
 }
 
-/// Tuples that stay, in the order of their line pointers.
-struct Tuples {
+/// Tuples that stay, in the order of their line pointers; at most `N`.
+struct Tuples<const N: usize> {
     /// Line pointer, where the tuple is, its aligned length.
-    list: [(u16, u16, u16); ITEMS_MAX],
+    list: [(u16, u16, u16); N],
     len: usize,
     total_len: usize,
+    /// Where the tuple pushed last is.
+    last_offset: usize,
+    /// Each tuple starts before the one pushed before it.
+    descend: bool,
 }
 
-impl Default for Tuples {
+impl<const N: usize> Default for Tuples<N> {
     fn default() -> Self {
-        Tuples { list: [(0, 0, 0); ITEMS_MAX], len: 0, total_len: 0 }
+        Tuples { list: [(0, 0, 0); N], len: 0, total_len: 0, last_offset: BLCKSZ, descend: true }
     }
 }
 
-impl Tuples {
+impl<const N: usize> Tuples<N> {
+    #[inline]
     fn push(&mut self, offset_no: u16, found: &Item) -> Result<(), PageError> {
         let len = aligned(found.len);
         if found.offset + len > BLCKSZ {
             return refused("line pointer points outside of the tuples", found.offset);
         }
-        self.list[self.len] = (offset_no, found.offset as u16, len as u16);
+        self.descend &= found.offset < self.last_offset;
+        self.last_offset = found.offset;
+        let Some(place) = self.list.get_mut(self.len) else {
+            return refused("more tuples than a page takes", self.len);
+        };
+        *place = (offset_no, found.offset as u16, len as u16);
         self.len += 1;
         self.total_len += len;
         Ok(())
@@ -272,15 +280,45 @@ impl Tuples {
             is_in_place
         });
         let first_moved = in_place.count();
-        let old = *page;
+        // Tuples that descend move up, each over nothing but what has moved. Others need to be read from where nothing is written.
+        let copy;
+        let old = if self.descend {
+            None
+        } else {
+            copy = *page;
+            Some(&copy)
+        };
+        let mut run = Run { from: upper..upper, to_end: upper };
         for (offset_no, offset, len) in &list[first_moved..] {
             let (offset, len) = (usize::from(*offset), usize::from(*len));
+            if offset + len != run.from.start {
+                run.copy(page, old);
+                run = Run { from: offset + len..offset + len, to_end: upper };
+            }
+            run.from.start = offset;
             upper -= len;
-            page[upper..upper + len].copy_from_slice(&old[offset..offset + len]);
             let word = LittleEndian::read_u32(&page[item_id_at(*offset_no)..]) & !0x7FFF | upper as u32;
             LittleEndian::write_u32(&mut page[item_id_at(*offset_no)..], word);
         }
+        run.copy(page, old);
         put_word(page, PD_UPPER, upper as u16);
+    }
+}
+
+/// Tuples one after the other without a gap, which move as one.
+struct Run {
+    from: Range<usize>,
+    /// Where the end goes.
+    to_end: usize,
+}
+
+impl Run {
+    fn copy(&self, page: &mut Page, old: Option<&Page>) {
+        let to = self.to_end - self.from.len();
+        match old {
+            Some(old) => page[to..self.to_end].copy_from_slice(&old[self.from.clone()]),
+            None => page.copy_within(self.from.clone(), to),
+        }
     }
 }
 
@@ -302,6 +340,14 @@ fn move_item(page: &mut Page, offset_no: u16, last_offset: usize, moved: impl Fn
     if len != 0 && offset <= last_offset {
         // An item with storage lies between `pd_upper` and the tuple: `moved` stays within the page. One that does not is garbage, and stays it.
         LittleEndian::write_u32(&mut page[at..at + 4], word & !0x7FFF | (moved(offset) as u32 & 0x7FFF));
+    }
+}
+
+fn clear_unused_items(page: &mut Page) {
+    for offset_no in 1..=Header::read(page).item_count() {
+        if item_flags(page, offset_no) == ItemFlags::Unused {
+            put_item_id(page, offset_no, 0, ItemFlags::Unused, 0);
+        }
     }
 }
 

@@ -116,6 +116,11 @@ pub fn item(page: &Page, offset_no: u16) -> Option<Item> {
     exists.then(|| read_item(&page[item_id_at(offset_no)..], offset_no))
 }
 
+/// State of line pointer `offset_no`. Requires: the page has it.
+pub(super) fn item_flags(page: &Page, offset_no: u16) -> ItemFlags {
+    flags_of(LittleEndian::read_u32(&page[item_id_at(offset_no)..]))
+}
+
 /// Where line pointer `offset_no` stands in the page.
 ///
 /// Requires: `offset_no` is not 0.

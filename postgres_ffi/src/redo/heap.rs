@@ -221,3 +221,6 @@ fn inplace(change: &Change<'_>, page: &mut Page) -> Result<Stamp, RedoError> {
     page[old_values].copy_from_slice(new_values);
     Ok(Stamp::Record)
 }
+
+#[cfg(test)]
+mod tests;

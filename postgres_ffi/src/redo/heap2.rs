@@ -30,8 +30,8 @@ pub(super) fn redo(change: &Change<'_>, page: &mut Page) -> Result<Stamp, RedoEr
     }
 }
 
-/// The page is stamped only if an image of it would have been logged: without checksums its flag is a hint like others.
-/// PG 14-18: heap_xlog_visible; minor releases before November 2022 never stamped it.
+/// Without checksums no image of this page is ever logged with the record, and then the page must not look as if it were that new.
+/// PG: heap_xlog_visible.
 fn heap_page_visible(change: &Change<'_>, page: &mut Page) -> Result<Stamp, RedoError> {
     heap_tuple::set_all_visible(page, true);
     Ok(if change.facts.hint_bits_logged { Stamp::Record } else { Stamp::Keep })

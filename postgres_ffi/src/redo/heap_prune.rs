@@ -78,8 +78,9 @@ pub(super) fn prune(change: &Change<'_>, page: &mut Page) -> Result<Stamp, RedoE
     let mut data = Fields::new("xl_heap_prune", change.block_data());
     let redirected = data.items(redirected_count.into(), 4)?;
     let dead = data.items(dead_count.into(), 2)?;
-    let pruned = Pruned { redirected, dead, unused: data.rest() };
-    pruned.set_items(page)?;
+    let unused = data.items(data.rest().len() / 2, 2)?;
+    check_all_read(&data)?;
+    Pruned { redirected, dead, unused }.set_items(page)?;
     edit::repair_fragmentation(page, change.version())?;
     Ok(Stamp::Record)
 }
@@ -88,8 +89,7 @@ pub(super) fn prune(change: &Change<'_>, page: &mut Page) -> Result<Stamp, RedoE
 pub(super) fn vacuum(change: &Change<'_>, page: &mut Page) -> Result<Stamp, RedoError> {
     let unused_count = Fields::new("xl_heap_vacuum", change.main_data()).u16()?;
     let unused = Fields::new("xl_heap_vacuum", change.block_data()).items(unused_count.into(), 2)?;
-    let pruned = Pruned { unused, ..Pruned::default() };
-    pruned.set_items(page)?;
+    Pruned { unused, ..Pruned::default() }.set_items(page)?;
     edit::truncate_items(page)?;
     Ok(Stamp::Record)
 }
@@ -183,7 +183,11 @@ fn freeze_by_plans(page: &mut Page, plans: &[u8], data: &mut Fields<'_>) -> Resu
             plan.freeze(page, offset_no)?;
         }
     }
-    if data.rest().is_empty() { Ok(()) } else { Err(page_error("record holds more than its lists", data.rest().len())) }
+    check_all_read(data)
+}
+
+fn check_all_read(data: &Fields<'_>) -> Result<(), RedoError> {
+    if data.rest().is_empty() { Ok(()) } else { Err(page_error("record holds more than it says", data.rest().len())) }
 }
 
 fn offset_nos(bytes: &[u8]) -> impl Iterator<Item = u16> {

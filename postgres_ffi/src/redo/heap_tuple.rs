@@ -70,7 +70,7 @@ impl LoggedHeader {
     /// Length of null bitmap and padding.
     pub fn bitmap_len(self) -> Result<usize, RedoError> {
         let len = usize::from(self.header_len).checked_sub(TUPLE_HEADER_LEN);
-        len.ok_or_else(|| page_error("new tuple is shorter than its header", self.header_len))
+        len.ok_or_else(|| page_error("header of the new tuple is too short", self.header_len))
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn values(page: &Page, tuple: &Range<usize>) -> Result<Range<usize>, 
 /// Makes a new tuple, item `offset_no`, and returns where what follows the fixed part of its header goes: `rest_len` bytes, yet to be written.
 ///
 /// xmin is the record's transaction, ctid the tuple itself, the command id the first.
-/// Errors: the offset number is taken or beyond the next one, or the tuple does not fit.
+/// Errors: the offset number is taken or beyond the next one, the tuple does not fit or is shorter than its header.
 pub(super) fn add(
     change: &Change<'_>,
     page: &mut Page,
@@ -123,6 +123,9 @@ pub(super) fn add(
     xmax: TransactionId,
     rest_len: usize,
 ) -> Result<Range<usize>, RedoError> {
+    if logged.bitmap_len()? > rest_len {
+        return Err(page_error("new tuple is shorter than its header", logged.header_len));
+    }
     let range = edit::add_space(page, TUPLE_HEADER_LEN + rest_len, offset_no, Placement::OverwriteHeap)?;
     let mut header = TupleHeader::at(page, range.start)?;
     header.0.fill(0);
