@@ -28,7 +28,7 @@ mod cut_proxy;
 pub use cut_proxy::CutProxy;
 
 mod pageserver_process;
-pub use pageserver_process::{PageServer, PageServerBuilder, Pagectl};
+pub use pageserver_process::{Outcome, PageServer, PageServerBuilder, Pagectl};
 
 pub mod workload;
 

@@ -29,6 +29,7 @@ pub struct PageServerBuilder {
     config: toml::Table,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    root: Option<PathBuf>,
 }
 
 impl PageServerBuilder {
@@ -50,10 +51,19 @@ impl PageServerBuilder {
         self
     }
 
+    /// Its data directory goes below `root`, a directory of the servers' user, instead of one that is made for it.
+    pub fn root(mut self, root: &Path) -> Self {
+        self.root = Some(root.to_owned());
+        self
+    }
+
     /// Makes its data directory below `dir` and starts it.
     pub fn start(self, dir: &TestDir) -> Result<PageServer> {
         let port = free_port()?;
-        let root = dir.create_subdir(&format!("pageserver-{port}"))?;
+        let root = match &self.root {
+            Some(root) => root.clone(),
+            None => dir.create_subdir(&format!("pageserver-{port}"))?,
+        };
         let mut server = PageServer {
             program: dir.copy_program(&built_program("pageserver")?)?,
             data_dir: root.join("data"),
@@ -173,6 +183,20 @@ impl PageServer {
         Ok(())
     }
 
+    /// Whatever the binary says to `arguments` and its data directory.
+    pub fn outcome(&self, arguments: &[&str]) -> Result<Outcome> {
+        let (subcommand, rest) = arguments.split_first().context("a subcommand")?;
+        let mut command = self.command(subcommand)?;
+        Outcome::of(command.arg("--data-dir").arg(&self.data_dir).args(rest))
+    }
+
+    /// What `SHOW TIMELINE` says of `property`; empty for null.
+    pub fn timeline(&self, name: &str, property: &str) -> Result<String> {
+        let rows = self.query(&format!("SHOW TIMELINE {name}"))?;
+        let row = rows.into_iter().find(|row| row.first().is_some_and(|found| found == property));
+        row.and_then(|row| row.into_iter().nth(1)).with_context(|| format!("no {property} in SHOW TIMELINE"))
+    }
+
     /// Kills it and its redo processes with SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("the page server is not running")?.kill_all()
@@ -262,7 +286,7 @@ pub struct Pagectl {
     server: String,
 }
 
-/// What one run of `pagectl` gave.
+/// What one run of a program gave.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// 0: well; 1: done, and something is wrong (pages differ); 2: it could not be done.
@@ -273,17 +297,22 @@ pub struct Outcome {
     pub stderr: String,
 }
 
+impl Outcome {
+    fn of(command: &mut Command) -> Result<Self> {
+        let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
+        Ok(Outcome {
+            exit_code: output.status.code().with_context(|| format!("{command:?} was killed"))?,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+}
+
 impl Pagectl {
     /// Runs `pagectl` with `arguments`; whatever it says is the outcome.
     pub fn outcome(&self, arguments: &[&str]) -> Result<Outcome> {
         let mut command = Command::new(&self.program);
-        command.args(arguments).env("PAGECTL_SERVER", &self.server).stdin(Stdio::null());
-        let output = command.output().with_context(|| format!("run {command:?}"))?;
-        Ok(Outcome {
-            exit_code: output.status.code().context("pagectl was killed")?,
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        Outcome::of(command.args(arguments).env("PAGECTL_SERVER", &self.server))
     }
 
     /// Runs `pagectl` with `arguments`; its data if it ends well.

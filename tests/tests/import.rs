@@ -108,6 +108,9 @@ fn check_files(store: &TimelineStore, lsn: Lsn, before: &Files, after: &Files) -
             continue;
         }
         let Some(size_after) = after.relations.get(&(*rel, *fork)) else { continue };
+        // In another tablespace than its database's as well: lists go from directory to directory.
+        let dir = Object::Database { spc_oid: rel.spc_oid, db_oid: rel.db_oid };
+        newest(store, dir, lsn)?.with_context(|| format!("the directory of {rel} is missing"))?;
         let size = number(&size.with_context(|| format!("{rel} {fork} is missing"))?)?;
         ensure!(
             (*size_before..=*size_after).contains(&size),

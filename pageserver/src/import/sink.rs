@@ -1,6 +1,6 @@
 //! Files to versions: each page an image, each fork its size, all at one LSN.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
 
@@ -52,6 +52,8 @@ pub struct ImportSink {
     control_file: Option<Box<ControlFile>>,
     /// Numbers and contents of `pg_twophase`; their full xids are known once the control file is.
     two_phase: Vec<(u64, Vec<u8>)>,
+    /// Directories of databases (tablespace, database) that were put.
+    database_dirs: BTreeSet<(u32, u32)>,
     counts: ImportCounts,
 }
 
@@ -67,6 +69,7 @@ impl ImportSink {
             fork_segments: BTreeMap::new(),
             control_file: None,
             two_phase: Vec::new(),
+            database_dirs: BTreeSet::new(),
             counts: ImportCounts::default(),
         }
     }
@@ -128,7 +131,14 @@ impl ImportSink {
 
     fn database(&mut self, spc_oid: u32, db_oid: u32) -> Result<(), ImportError> {
         self.counts.database_count += 1;
-        self.put(Object::Database { spc_oid, db_oid }, &[])
+        self.database_dir(spc_oid, db_oid)
+    }
+
+    fn database_dir(&mut self, spc_oid: u32, db_oid: u32) -> Result<(), ImportError> {
+        if self.database_dirs.insert((spc_oid, db_oid)) {
+            self.put(Object::Database { spc_oid, db_oid }, &[])?;
+        }
+        Ok(())
     }
 
     fn relation_segment(
@@ -269,6 +279,8 @@ impl ImportSink {
     pub fn finish(mut self) -> Result<(Box<ControlFile>, ImportCounts), ImportError> {
         let control_file = self.control_file.take().ok_or(ImportError::FileMissing { file: "global/pg_control" })?;
         for ((rel, fork), segments) in std::mem::take(&mut self.fork_segments) {
+            // A database has a directory in each tablespace that it has relations in; PG_VERSION stands in its own alone.
+            self.database_dir(rel.spc_oid, rel.db_oid)?;
             self.fork_size(rel, fork, &segments)?;
         }
         for (number, state) in std::mem::take(&mut self.two_phase) {

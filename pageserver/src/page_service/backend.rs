@@ -81,6 +81,10 @@ pub struct TimelineInfo {
     pub received_lsn: Option<Lsn>,
     /// End of WAL at the source as it last told us.
     pub source_end_lsn: Option<Lsn>,
+    /// What the receiver of the source's WAL is doing: `streaming`, `waiting`, `wal removed`, ...
+    pub receiver: Option<String>,
+    /// Why nothing comes in: what stopped ingest, or the receiver's last error.
+    pub last_error: Option<String>,
 }
 
 /// Progress of an import.

@@ -167,11 +167,12 @@ impl TimelineBackend for Timeline {
     fn info(&self) -> TimelineInfo {
         let metadata = self.metadata();
         let receiver = self.receiver_status();
+        let state = self.state();
         TimelineInfo {
             tenant: metadata.tenant_id.to_string(),
             id: metadata.timeline_id.to_string(),
             name: metadata.name.clone(),
-            state: self.state().name().to_string(),
+            state: state.name().to_string(),
             pg_version: Some(metadata.cluster.pg_version),
             ancestor: self.nearest_ancestor().map(|(ancestor, lsn)| (ancestor.metadata().name.clone(), lsn)),
             first_readable_lsn: Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX),
@@ -179,6 +180,12 @@ impl TimelineBackend for Timeline {
             durable_lsn: self.durable_lsn(),
             received_lsn: receiver.as_ref().and_then(|status| status.flushed_lsn),
             source_end_lsn: receiver.as_ref().and_then(|status| status.primary_lsn),
+            receiver: receiver.as_ref().map(|status| status.state.name().to_string()),
+            // The receiver's names the file as well.
+            last_error: receiver.and_then(|status| status.last_error).or(match state {
+                TimelineState::Stopped { reason, .. } => Some(reason),
+                _ => None,
+            }),
         }
     }
 

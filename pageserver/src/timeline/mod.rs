@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::redo::WalRedo;
 use crate::seq_wait::SeqWait;
 use crate::store::{Gathered, TimelineStore};
-use crate::wal_receiver::{ReceiverStatus, WalReceiver};
+use crate::wal_receiver::{ReceiverState, ReceiverStatus, WalReceiver};
 use version_cache::VersionCache;
 
 /// What a timeline is doing.
@@ -127,9 +127,15 @@ impl Timeline {
         self.metadata.read().clone()
     }
 
-    /// What it is doing.
+    /// What it is doing. A receiver that cannot go on (our disk is full, a WAL file is damaged) has stopped it, too.
     pub fn state(&self) -> TimelineState {
-        self.state.read().clone()
+        let state = self.state.read().clone();
+        match (state, self.receiver_status().map(|status| status.state)) {
+            (TimelineState::Active | TimelineState::CatchingUp, Some(ReceiverState::Failed { reason })) => {
+                TimelineState::Stopped { at_lsn: self.last_record_lsn(), reason }
+            }
+            (state, _) => state,
+        }
     }
 
     /// End of the last record that can be read.
@@ -161,7 +167,10 @@ impl Timeline {
     pub fn wait_lsn_for(&self, request_lsn: Lsn, timeout: Duration) -> Result<Lsn, ReadError> {
         self.last_record.wait_for(request_lsn, timeout).map_err(|error| {
             let state = match self.state() {
-                TimelineState::Active => String::new(),
+                TimelineState::Active => {
+                    let last_error = self.receiver_status().and_then(|status| status.last_error);
+                    last_error.map(|error| format!("; the primary's WAL does not come: {error}")).unwrap_or_default()
+                }
                 TimelineState::Stopped { at_lsn, reason } => format!("; ingest stopped at {at_lsn}: {reason}"),
                 other => format!("; the timeline is {}", other.name()),
             };

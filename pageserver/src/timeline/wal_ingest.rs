@@ -110,8 +110,9 @@ impl Timeline {
     fn commit_batch(&self, batch: &mut Batch, last_record_lsn: Lsn) -> Result<(), StoreError> {
         self.store.put(batch, last_record_lsn)?;
         batch.clear();
-        self.last_record.advance(last_record_lsn);
+        // First, so that nobody who waited for the LSN is told that the timeline is still catching up.
         self.leave_catching_up(last_record_lsn);
+        self.last_record.advance(last_record_lsn);
         Ok(())
     }
 

@@ -46,7 +46,6 @@ pub(super) struct Shared {
     status: Mutex<ReceiverStatus>,
     stopping: AtomicBool,
     interrupt: Mutex<Option<Interrupt>>,
-    first_wanted_lsn: Lsn,
 }
 
 impl Shared {
@@ -66,10 +65,6 @@ impl Shared {
     pub(super) fn set_interrupt(&self, interrupt: Interrupt) -> Result<(), ReceiverError> {
         *self.interrupt.lock() = Some(interrupt);
         self.check_stop()
-    }
-
-    pub(super) fn first_wanted_lsn(&self) -> Lsn {
-        self.first_wanted_lsn
     }
 }
 
@@ -106,7 +101,6 @@ impl WalReceiver {
             status: Mutex::new(status),
             stopping: AtomicBool::new(false),
             interrupt: Mutex::new(None),
-            first_wanted_lsn: last_record_lsn,
         });
         let (stop, stopped) = bounded(0);
         let path = config.layout.directory.clone();
@@ -171,9 +165,17 @@ fn open_log(config: &ReceiverConfig, last_record_lsn: Lsn) -> Result<WalLog, Wal
 fn receive(config: &ReceiverConfig, shared: &Shared, mut sink: Box<dyn WalSink>, mut log: WalLog, stop: &Receiver<()>) {
     let span = tracing::info_span!("wal_receiver", primary = %config.conninfo);
     let _entered = span.enter();
+    let _guard = PanicGuard { shared };
     let apply_lsn = sink.last_record_lsn();
-    let mut session =
-        Session { config, shared, sink: sink.as_mut(), log: &mut log, apply_lsn, tidied_segment_start: None };
+    let mut session = Session {
+        config,
+        shared,
+        sink: sink.as_mut(),
+        log: &mut log,
+        apply_lsn,
+        wanted_lsn: apply_lsn,
+        tidied_segment_start: None,
+    };
     let mut backoff = BACKOFF_MIN;
     let mut outcome = session.catch_up();
     loop {
@@ -209,6 +211,23 @@ fn receive(config: &ReceiverConfig, shared: &Shared, mut sink: Box<dyn WalSink>,
             }
         }
         outcome = Ok(());
+    }
+}
+
+/// A fault of ours that panics ends the thread: the status must not go on saying that WAL flows.
+struct PanicGuard<'a> {
+    shared: &'a Shared,
+}
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = "the WAL receiver panicked, the log says where; restart the server".to_owned();
+            self.shared.update(|status| {
+                status.last_error = Some(reason.clone());
+                status.state = ReceiverState::Failed { reason };
+            });
+        }
     }
 }
 

@@ -27,6 +27,9 @@ pub(super) struct Session<'a> {
     pub(super) sink: &'a mut dyn WalSink,
     pub(super) log: &'a mut WalLog,
     pub(super) apply_lsn: Lsn,
+    /// Bytes below are in the sink already. Ahead of the log's end behind a segment switch: the sink's record ends with the segment then,
+    /// of which the log may still lack the unused rest.
+    pub(super) wanted_lsn: Lsn,
     /// Segment in which old files were last looked for.
     pub(super) tidied_segment_start: Option<Lsn>,
 }
@@ -35,6 +38,7 @@ impl Session<'_> {
     /// Ingests what is durable in our files and not in the sink.
     pub(super) fn catch_up(&mut self) -> Result<(), ReceiverError> {
         self.apply_lsn = self.sink.last_record_lsn();
+        self.wanted_lsn = self.apply_lsn;
         let Some(end_lsn) = self.log.flushed_record_end_lsn() else { return Ok(()) };
         let mut reader = WalReader::new(self.log.layout().clone());
         let mut next_lsn = self.apply_lsn;
@@ -55,6 +59,7 @@ impl Session<'_> {
                 other => other,
             })?;
         }
+        self.wanted_lsn = next_lsn;
         if self.apply_lsn < end_lsn {
             let place = self.log.layout().describe(self.apply_lsn);
             tracing::warn!(apply_lsn = %self.apply_lsn, %end_lsn, place, "WAL on disk ended early for ingest");
@@ -253,11 +258,11 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Gives the group to the sink, without what it has: the first segment is streamed from its beginning.
+    /// Gives the group to the sink, without what it has: the first segment is streamed from its beginning, a switched one from the switch on.
     fn ingest_group(&mut self, mut start_lsn: Lsn, pieces: impl Iterator<Item = Bytes>) -> Result<(), ReceiverError> {
         for mut bytes in pieces {
             let end_lsn = Lsn::new(start_lsn.as_u64() + bytes.len() as u64);
-            let known = self.first_wanted_lsn().saturating_sub(start_lsn).min(bytes.len() as u64);
+            let known = self.wanted_lsn.saturating_sub(start_lsn).min(bytes.len() as u64);
             let bytes = bytes.split_off(known as usize);
             if !bytes.is_empty() {
                 self.ingest(Lsn::new(start_lsn.as_u64() + known), bytes)?;
@@ -265,11 +270,6 @@ impl Session<'_> {
             start_lsn = end_lsn;
         }
         Ok(())
-    }
-
-    /// Bytes below were in the sink before this receiver began.
-    fn first_wanted_lsn(&self) -> Lsn {
-        self.shared.first_wanted_lsn()
     }
 
     fn status(&self) -> Status {

@@ -12,6 +12,7 @@
 //!
 //! PG 15, 17, 18: src/backend/access/common/bufmask.c and the functions `*_mask` of the resource managers.
 
+pub mod bloom;
 pub mod compare;
 pub(crate) mod heap;
 pub(crate) mod index;

@@ -41,7 +41,9 @@ fn main() -> ExitCode {
             match run_leg(leg, plan) {
                 Ok(summary) => {
                     let last_line = summary.comparison.lines().last().unwrap_or_default().to_owned();
-                    table.push(format!("PostgreSQL {version}, leg {number}: {last_line}\n    {:?}", summary.counts));
+                    let counts = summary.counts.iter().map(|(what, count)| format!("\n    {count:9}  {what}"));
+                    table
+                        .push(format!("PostgreSQL {version}, leg {number}: {last_line}{}", counts.collect::<String>()));
                 }
                 Err(error) => {
                     println!("PostgreSQL {version}, leg {number}: FAILED, seed {}: {error:?}", plan.seed);

@@ -92,7 +92,17 @@ fn table(report: &Value) -> String {
         let left_out: u64 = counts["left_out"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum();
         format!("{kind:24} compared {:7}, left out {left_out:5}, different or missing {wrong:4}\n", number("compared"))
     };
-    kinds.map(line).collect()
+    kinds.map(line).chain(reasons(report)).collect()
+}
+
+/// Why what was left out of the comparison.
+fn reasons(report: &Value) -> Vec<String> {
+    let kinds = report["kinds"].as_object().into_iter().flatten();
+    let reasons = |(kind, counts): (&String, &Value)| -> Vec<String> {
+        let left_out = counts["left_out"].as_object().into_iter().flatten();
+        left_out.map(|(reason, count)| format!("left out: {count} of {kind}: {reason}\n")).collect()
+    };
+    kinds.flat_map(reasons).collect()
 }
 
 #[cfg(test)]
@@ -102,6 +112,15 @@ mod tests {
     fn report() -> Value {
         serde_json::json!({ "compared": 10, "mismatches": 2, "kinds": { "main heap": { "compared": 10, "different": 2 } },
             "first_mismatches": [{ "what": "1663/5/7 main block 1" }, { "what": "1663/5/8 main block 1" }] })
+    }
+
+    #[test]
+    fn what_is_left_out_is_named() {
+        let report = serde_json::json!({ "compared": 1, "mismatches": 0, "first_mismatches": [],
+            "kinds": { "init": { "compared": 1, "left_out": { "for a reason": 7 } } } });
+        let text = judge(&report, is_one_of(&[])).unwrap().text;
+        assert!(text.contains("left out: 7 of init: for a reason\n"), "{text}");
+        assert!(text.ends_with("pages compared: 1, mismatches: 0"), "{text}");
     }
 
     fn is_one_of(rels: &[u32]) -> impl Fn(&Value) -> Result<bool> {

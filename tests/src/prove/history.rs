@@ -4,7 +4,8 @@
 //!   pages must agree like the files of a stopped server: `mask::compare_pages`, their own LSNs included.
 //! - **Glimpses**: pages read while the load goes on. A page is what it is as of the LSN that it carries; what may change
 //!   without a new LSN is what `wal_consistency_checking` masks: `mask::equal_after_masking`.
-//! - Pages come from the primary's shared buffers (`pageinspect`), not through any code of ours.
+//! - Pages come from the primary's shared buffers (`pageinspect`), not through any code of ours. What may be there and nowhere else is in
+//!   `unwritten`.
 //! - A sample counts only once the primary has flushed WAL behind it: a crash may take back what was not flushed, and
 //!   other records then get the same LSN.
 
@@ -19,6 +20,7 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use super::unwritten::is_taken_by_spgist;
 use crate::PageServer;
 use crate::workload::Target;
 
@@ -215,7 +217,7 @@ fn difference(sample: &Sample, ours: &Page) -> Option<String> {
         let masked = mask::equal_after_masking(ours, page, kind, *block_no);
         [masked, found.equality].iter().all(|equality| matches!(equality, Equality::Different { .. }))
     } else {
-        found.is_mismatch()
+        found.is_mismatch() && !is_taken_by_spgist(ours, page, *fork, *block_no)
     };
     wrong.then(|| {
         let taken = if sample.is_glimpse { "under load" } else { "in a quiet moment" };

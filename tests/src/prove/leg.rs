@@ -261,14 +261,20 @@ impl Course {
         self.pageserver.start()
     }
 
-    /// Reads go on all the time, so there soon is one. False: there was none for seconds.
+    /// Reads go on all the time, so there soon is one. False: there was none for seconds, and the page server was killed instead, so
+    /// that there are as many kills as the plan says.
     fn kill_redo_process(&mut self) -> Result<bool> {
         let mut killed = false;
         let waited = wait_until("a redo process", Duration::from_secs(5), || {
             killed = self.pageserver.kill_redo_process()?;
             Ok(killed)
         });
-        Ok(waited.is_ok() && killed)
+        if waited.is_ok() && killed {
+            return Ok(true);
+        }
+        self.kill_page_server()?;
+        self.summary.count("KillPageServer", 1);
+        Ok(false)
     }
 
     /// A switch without loss: the primary ends cleanly, which sends all of its WAL to the standby first.
@@ -318,15 +324,31 @@ impl Course {
         self.narrator.say("the primary is stopped; comparing every page");
         self.compare()?;
         self.kill_page_server()?;
+        self.summary.count("KillPageServer", 1);
         self.narrator.say("the page server was killed once more; comparing every page again");
         self.compare()?;
         let samples = self.samples.take();
         self.narrator.say(format_args!("comparing {} pages of the past", samples.len()));
         history::check_all(&self.pageserver, TIMELINE, &samples)?;
         self.summary.count("pages of the past compared in the end", samples.len() as u64);
+        self.check_promises()?;
         let lines = self.pageserver.unexpected_log_lines();
         ensure!(lines.is_empty(), "unexpected in the page server's log:\n{}", lines.join("\n"));
         self.narrator.say(format_args!("PostgreSQL {}: no wrong page", self.leg.version));
+        Ok(())
+    }
+
+    /// As many kills and moments as planned, or the summary would say less than it seems to.
+    fn check_promises(&self) -> Result<()> {
+        let happened = |what: &str| self.summary.counts.get(what).copied().unwrap_or(0);
+        let (kills, moments) = (happened("KillPageServer") + happened("KillRedoProcess"), happened("Moment"));
+        let times = self.plan.times;
+        let planned = (times.page_server_kills + times.redo_kills, times.moments);
+        ensure!(
+            kills >= planned.0 as u64 && moments >= planned.1 as u64,
+            "less happened than planned. kills=`{kills}`, moments=`{moments}`, planned=`{planned:?}`"
+        );
+        self.narrator.say(format_args!("{kills} kills, pages of {moments} moments of the past"));
         Ok(())
     }
 

@@ -8,6 +8,8 @@ pub mod load;
 
 pub mod history;
 
+mod unwritten;
+
 mod lost_wal;
 
 mod orphans;

@@ -11,9 +11,9 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use indicatif::ProgressBar;
-use postgres_ffi::mask::{Equality, PageComparison, PageKind, compare_pages, visibility_map};
+use postgres_ffi::mask::{Equality, PageComparison, PageKind, bloom, compare_pages, visibility_map};
 use postgres_ffi::page::{Page, ZERO_PAGE};
-use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, RelTag};
+use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, PgVersion, RelTag};
 
 use super::Options;
 use super::report::{Mismatch, Report};
@@ -27,6 +27,7 @@ const BLOCKS_PER_UNIT: BlockNumber = 128;
 /// OIDs from here on are given out after initdb. PG: src/include/access/transam.h, FirstNormalObjectId.
 const FIRST_NORMAL_OID: u32 = 16_384;
 const LOST_IN_COPY: &str = "bits of a copied database's maps: CREATE DATABASE logs the maps without them; we have no bit that the primary has not";
+const BLOOM_WITHOUT_WAL: &str = "meta page of an unlogged bloom index: contrib/bloom from 16 on does not log it, a standby has no page there either";
 
 type Sizes = BTreeMap<(RelTag, ForkNumber), BlockNumber>;
 
@@ -99,8 +100,8 @@ fn plan(dir: &DataDir, ours: &Sizes, report: &mut Report) -> Vec<Unit> {
                 }
                 split(&mut units, rel, fork, our_blocks.min(on_disk), on_disk);
             }
-            // The fork may still be all zeroes: a map that was extended and never written to.
-            (None, Some(on_disk)) if fork != ForkNumber::Main && on_disk > 0 => {
+            // The fork may still be all zeroes: a map that was extended and never written to. An init fork's creation is always logged.
+            (None, Some(on_disk)) if !matches!(fork, ForkNumber::Main | ForkNumber::Init) && on_disk > 0 => {
                 split(&mut units, rel, fork, 0, on_disk);
             }
             // A map's file is made without WAL (visibilitymap.c, vm_extend): one without blocks says as much as none.
@@ -194,6 +195,9 @@ impl Worker<'_> {
             self.report.leave_out("vm", LOST_IN_COPY, 1);
             return Ok(());
         }
+        if comparison.is_mismatch() && self.is_bloom_without_wal(unit, block_no, ours, on_disk) {
+            return Ok(());
+        }
         let counts = self.report.kind(kind_name(unit.fork, comparison.kind));
         counts.compared += 1;
         match comparison.equality {
@@ -216,10 +220,26 @@ impl Worker<'_> {
             self.report.leave_out(kind, "empty blocks behind the last one that the WAL knows", 1);
             return Ok(());
         }
+        if self.is_bloom_without_wal(unit, block_no, &ZERO_PAGE, on_disk) {
+            return Ok(());
+        }
         let counts = self.report.kind(kind);
         counts.compared += 1;
         counts.different += 1;
         self.note(unit, block_no, &comparison, &ZERO_PAGE, on_disk)
+    }
+
+    /// True, and counted, for the one page of an init fork that PostgreSQL from 16 on does not log: see [`bloom`]. We have zeroes there.
+    fn is_bloom_without_wal(&mut self, unit: &Unit, block_no: BlockNumber, ours: &Page, on_disk: &Page) -> bool {
+        let is_one = self.dir.control.version >= PgVersion::V16
+            && (unit.fork, block_no) == (ForkNumber::Init, bloom::METAPAGE_BLOCK_NO)
+            && *ours == ZERO_PAGE
+            && bloom::is_unlogged_empty_metapage(on_disk);
+        if is_one {
+            self.report.leave_out(kind_name(unit.fork, PageKind::Generic), BLOOM_WITHOUT_WAL, 1);
+            self.report.notes.push(format!("{} init block {block_no}: {BLOOM_WITHOUT_WAL}", unit.rel));
+        }
+        is_one
     }
 
     fn note(

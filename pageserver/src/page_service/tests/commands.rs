@@ -72,7 +72,7 @@ fn whole_objects_as_of_an_lsn() {
 fn one_timeline_as_name_and_value() {
     let result = Fixture::new().client().query_one(&format!("show timeline '{ID}'")).expect("rows");
     let rows = rows(&result);
-    for row in ["name|main", "state|active", "lag_bytes|256", "ancestor|", "durable_lsn|0/2000"] {
+    for row in ["name|main", "state|active", "lag_bytes|256", "ancestor|", "durable_lsn|0/2000", "receiver|streaming"] {
         assert!(rows.contains(&row.to_owned()), "{row} in {rows:?}");
     }
 }

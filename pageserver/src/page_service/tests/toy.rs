@@ -111,6 +111,8 @@ impl Toy {
             durable_lsn: Some(Lsn::new(GROWN_AT)),
             received_lsn: Some(last_record_lsn),
             source_end_lsn: last_record_lsn.checked_add(0x100),
+            receiver: Some("streaming".into()),
+            last_error: None,
         }
     }
 }
