@@ -57,6 +57,10 @@ impl RepositoryBackend for ConstantPages {
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
         Ok(Vec::new())
     }
+
+    fn redo_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
+        Ok(Vec::new())
+    }
 }
 
 impl TimelineBackend for ConstantPages {
@@ -73,6 +77,8 @@ impl TimelineBackend for ConstantPages {
             durable_lsn: None,
             received_lsn: None,
             source_end_lsn: None,
+            receiver: None,
+            last_error: None,
         }
     }
 
