@@ -47,6 +47,7 @@ pub fn base_backup(server: &Postgres, target: &Path) -> Result<()> {
     };
     session.batch_execute(start).context("start the base backup")?;
     copy_dir(server.data_dir(), target, true)?;
+    remove_unlogged(server.data_dir(), target)?;
     // Must be the session that started it.
     let label: String = session.query_one(stop, &[]).context("end the base backup")?.get(0);
     write(&target.join("backup_label"), &label)
@@ -79,6 +80,26 @@ fn copy_dir(source: &Path, target: &Path, leave_out: bool) -> Result<()> {
             bail!("{} is a link: only tablespaces in place can be copied", from.display());
         } else if !(leave_out && FILES_LEFT_OUT.contains(&name.as_str())) {
             copy_file(&from, &to)?;
+        }
+    }
+    Ok(())
+}
+
+/// A base backup has the init forks of unlogged relations alone. One that was made while its directory was being copied may have its init fork
+/// in the source only; WAL brings that, and the end of recovery refuses to start the relation over a main fork that is there.
+fn remove_unlogged(source: &Path, target: &Path) -> Result<()> {
+    for entry in fs::read_dir(target).with_context(|| format!("list {}", target.display()))? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        if path.is_dir() {
+            remove_unlogged(&source.join(name), &path)?;
+            continue;
+        }
+        let number = name.split(['_', '.']).next().unwrap_or_default();
+        let is_relation = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        let init = format!("{number}_init");
+        if is_relation && name != init && (target.join(&init).exists() || source.join(&init).exists()) {
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
         }
     }
     Ok(())

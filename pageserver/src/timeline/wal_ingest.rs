@@ -5,21 +5,28 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use keyenc::Key;
 use postgres_ffi::wal::{DecodeError, DecodedRecord, WalError, WalStreamDecoder};
 use postgres_ffi::{Lsn, PgVersion};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{ReadError, Timeline, TimelineState};
 use crate::ingest::{IngestError, StateError, TimelineReader, WalIngest};
+use crate::redo::RedoError;
+use crate::seq_wait::WaitError;
 use crate::store::{Batch, StoreError};
 
 /// A batch is put when it holds this many bytes: large enough to pay for the lock, small enough for readers not to wait.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 /// The same in versions.
 const BATCH_VERSIONS_MAX: usize = 8192;
+/// How often ingest tries to have a page made while the redo process cannot be started, and how long it waits in between. A minute is
+/// longer than what passes by itself takes; a configuration that is wrong is told after that.
+const ENGINE_TRIES: u32 = 60;
+const ENGINE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Ingest ended. The timeline is stopped; what was ingested before can be read.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +123,15 @@ impl Timeline {
         Ok(())
     }
 
+    /// Waits. Errors: the server is shutting down.
+    fn pause(&self, duration: Duration) -> Result<(), ReadError> {
+        // Nothing ever has this LSN.
+        match self.last_record.wait_for(Lsn::MAX, duration) {
+            Err(WaitError::Shutdown) => Err(ReadError::ShuttingDown),
+            _ => Ok(()),
+        }
+    }
+
     fn leave_catching_up(&self, last_record_lsn: Lsn) {
         if !self.is_catching_up.load(std::sync::atomic::Ordering::Relaxed) {
             return;
@@ -161,9 +177,21 @@ impl TimelineReader for Timeline {
         Ok(())
     }
 
+    /// A redo process that cannot start just now (killed, no memory) is waited for: a record is not lost to ingest for that.
     fn pages(&self, keys: &[Key], request_lsn: Lsn) -> Result<Vec<Bytes>, StateError> {
-        let pages: Result<Vec<Bytes>, ReadError> = self.pages_unchecked(keys, request_lsn);
-        Ok(pages?)
+        let mut tries_left = ENGINE_TRIES;
+        loop {
+            tries_left -= 1;
+            match self.pages_unchecked(keys, request_lsn) {
+                Err(ReadError::Redo { source, .. })
+                    if matches!(*source, RedoError::CannotStart { .. }) && tries_left > 0 =>
+                {
+                    warn!(timeline = %self.metadata().name, error = %source, "ingest waits for a redo process");
+                    self.pause(ENGINE_PAUSE)?;
+                }
+                pages => return Ok(pages?),
+            }
+        }
     }
 
     fn commit(&self, batch: &mut Batch, last_record_lsn: Lsn) -> Result<(), StateError> {

@@ -1,13 +1,16 @@
 //! Runs `pagectl compare` and judges what it found: what a crash of the primary left behind on its disk, without WAL that survived, is no
-//! mismatch. See `orphans` and `lost_wal`.
+//! mismatch, and neither is what it forgot. See `orphans`, `lost_wal` and `lost_bits`.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use postgres_ffi::page::Page;
 use postgres_ffi::{Lsn, RelTag};
 use serde_json::Value;
 
+use super::lost_bits::{self, Recovery};
 use super::lost_wal::WalArchive;
 use crate::PageServer;
 
@@ -21,6 +24,8 @@ pub struct CrashRemains {
     pub orphans: BTreeSet<RelTag>,
     /// Where the WAL is that survived.
     pub archive: WalArchive,
+    /// Recoveries of a primary without full-page writes.
+    pub recoveries: Vec<Recovery>,
 }
 
 /// What a comparison found, all of it right.
@@ -44,7 +49,11 @@ pub fn compare(server: &PageServer, timeline: &str, data_dir: &Path, remains: &C
     let outcome = server.pagectl()?.outcome(&arguments)?;
     ensure!(outcome.exit_code <= 1, "pagectl compare: {}{}", outcome.stdout, outcome.stderr);
     let report: Value = serde_json::from_str(outcome.stdout.trim()).context("the report of pagectl compare")?;
-    judge(&report, |mismatch| remains.explain(mismatch))
+    let lsn: Lsn = report["lsn"].as_str().context("no LSN in the report")?.parse()?;
+    judge(&report, |mismatch| {
+        Ok(remains.explain(mismatch)?
+            || remains.has_lost_bits(server, timeline, Path::new(&save_dir), lsn, mismatch)?)
+    })
 }
 
 fn judge(report: &Value, is_explained: impl Fn(&Value) -> Result<bool>) -> Result<Comparison> {
@@ -75,6 +84,28 @@ impl CrashRemains {
             return Ok(true);
         }
         lsn_on_disk(mismatch).map_or(Ok(false), |lsn| self.archive.no_record_ends_at(lsn))
+    }
+
+    /// The pages are those that the comparison saved.
+    fn has_lost_bits(
+        &self,
+        server: &PageServer,
+        timeline: &str,
+        save_dir: &Path,
+        lsn: Lsn,
+        mismatch: &Value,
+    ) -> Result<bool> {
+        let what = mismatch["what"].as_str().unwrap_or_default();
+        let words: Vec<&str> = what.split_whitespace().collect();
+        let [rel, "vm", "block", block_no] = words[..] else { return Ok(false) };
+        let read = |side: &str| -> Result<Page> {
+            let path = save_dir.join(format!("{}_vm_{block_no}.{side}.bin", rel.replace('/', "_")));
+            let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            bytes.try_into().map_err(|_| anyhow::anyhow!("no page: {}", path.display()))
+        };
+        let (ours, theirs) = (read("ours")?, read("disk")?);
+        let address = format!("{rel}/vm/{block_no}");
+        lost_bits::explains(&mut server.connect()?, timeline, &address, (&ours, &theirs), lsn, &self.recoveries)
     }
 }
 

@@ -20,6 +20,7 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use super::lost_bits::{self, Recovery};
 use super::unwritten::is_taken_by_spgist;
 use crate::PageServer;
 use crate::workload::Target;
@@ -187,16 +188,23 @@ fn flush(client: &mut Client) -> Result<()> {
 fn ask(session: &mut Client, timeline: &str, sample: &Sample) -> Result<Box<Page>> {
     let Sample { rel, fork, block_no, request_lsn, .. } = sample;
     let command = format!("PAGE GET {timeline} '{rel}/{fork}/{block_no}' AT '{request_lsn}'");
-    let answer = match session.simple_query(&command) {
-        // Not even the fork is there: the same.
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(Box::new(ZERO_PAGE)),
-        answer => answer.with_context(|| command.clone())?,
-    };
-    for message in answer {
+    match page_of(session, &command) {
+        // Null: behind the end.
+        Ok(page) => Ok(page.unwrap_or_else(|| Box::new(ZERO_PAGE))),
+        Err(error) => match error.downcast_ref::<postgres::Error>() {
+            // Not even the fork is there: the same.
+            Some(refused) if refused.code() == Some(&SqlState::UNDEFINED_OBJECT) => Ok(Box::new(ZERO_PAGE)),
+            _ => Err(error),
+        },
+    }
+}
+
+/// The page that a `PAGE GET` gives, if it gives one.
+pub(super) fn page_of(session: &mut Client, command: &str) -> Result<Option<Box<Page>>> {
+    for message in session.simple_query(command).with_context(|| command.to_owned())? {
         if let postgres::SimpleQueryMessage::Row(row) = message {
-            // Null: behind the end.
-            let Some(text) = row.try_get("page")? else { return Ok(Box::new(ZERO_PAGE)) };
-            return to_page(decode_hex(text.strip_prefix("\\x").context("not a bytea")?)?);
+            let Some(text) = row.try_get("page")? else { return Ok(None) };
+            return to_page(decode_hex(text.strip_prefix("\\x").context("not a bytea")?)?).map(Some);
         }
     }
     bail!("no answer to {command}")
@@ -226,16 +234,41 @@ fn difference(sample: &Sample, ours: &Page) -> Option<String> {
     })
 }
 
+/// [`difference`], unless the primary has lost visibility bits in one of its `recoveries`.
+fn unexplained_difference(
+    session: &mut Client,
+    timeline: &str,
+    sample: &Sample,
+    ours: &Page,
+    recoveries: &[Recovery],
+) -> Result<Option<String>> {
+    let Some(difference) = difference(sample, ours) else { return Ok(None) };
+    let Sample { rel, fork, block_no, request_lsn, page, .. } = sample;
+    let address = format!("{rel}/{fork}/{block_no}");
+    let is_explained = *fork == ForkNumber::Vm
+        && lost_bits::explains(session, timeline, &address, (ours, page), *request_lsn, recoveries)?;
+    Ok((!is_explained).then_some(difference))
+}
+
 /// One sample asked for now. `Ok(None)`: not to be had (the server is down, or has not got that far).
-pub fn check_one(session: &mut Option<Client>, server: &str, timeline: &str, sample: &Sample) -> Result<Option<()>> {
+pub fn check_one(
+    session: &mut Option<Client>,
+    server: &str,
+    timeline: &str,
+    sample: &Sample,
+    recoveries: &[Recovery],
+) -> Result<Option<()>> {
     if session.is_none() {
         let mut config: postgres::Config = server.parse()?;
         config.connect_timeout(std::time::Duration::from_secs(2));
         *session = config.connect(postgres::NoTls).ok();
     }
     let Some(client) = session.as_mut() else { return Ok(None) };
-    match ask(client, timeline, sample) {
-        Ok(page) => difference(sample, &page).map_or(Ok(Some(())), |difference| bail!("wrong page: {difference}")),
+    let checked = ask(client, timeline, sample)
+        .and_then(|page| unexplained_difference(client, timeline, sample, &page, recoveries));
+    match checked {
+        Ok(None) => Ok(Some(())),
+        Ok(Some(difference)) => bail!("wrong page: {difference}"),
         Err(error) => {
             *session = None;
             match error.downcast_ref::<postgres::Error>() {
@@ -249,11 +282,12 @@ pub fn check_one(session: &mut Option<Client>, server: &str, timeline: &str, sam
 }
 
 /// Asks for every sample; an error that lists the first wrong pages if there are any.
-pub fn check_all(server: &PageServer, timeline: &str, samples: &[Arc<Sample>]) -> Result<()> {
+pub fn check_all(server: &PageServer, timeline: &str, samples: &[Arc<Sample>], recoveries: &[Recovery]) -> Result<()> {
     let mut session = server.connect()?;
     let mut differences = Vec::new();
     for sample in samples {
-        differences.extend(difference(sample, &*ask(&mut session, timeline, sample)?));
+        let ours = ask(&mut session, timeline, sample)?;
+        differences.extend(unexplained_difference(&mut session, timeline, sample, &ours, recoveries)?);
     }
     let shown = differences.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n");
     ensure!(differences.is_empty(), "{} wrong pages of the past, of {}:\n{shown}", differences.len(), samples.len());

@@ -1,12 +1,15 @@
 //! One leg: one version of PostgreSQL, one set of settings, from the empty cluster to the comparison.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use postgres_ffi::checkpoint::Checkpoint;
+use postgres_ffi::control_file::ControlFile;
 use postgres_ffi::{Lsn, PgVersion};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -16,6 +19,7 @@ use super::comparison::{CrashRemains, compare};
 use super::events::{Event, Times, shuffled};
 use super::history::{self, Sample};
 use super::load::Load;
+use super::lost_bits::Recovery;
 use super::lost_wal::WalArchive;
 use super::orphans;
 use crate::workload::{Target, tpcb};
@@ -149,6 +153,7 @@ struct Course {
     rng: SmallRng,
     summary: Summary,
     samples: Samples,
+    recoveries: Recoveries,
     first_lsn: Lsn,
     remains: CrashRemains,
     plan: Plan,
@@ -185,7 +190,8 @@ impl Course {
         let first_lsn = last_record_lsn(&pageserver)?;
         narrator.say(format_args!("imported under load, readable from {first_lsn}"));
         let samples = Samples::default();
-        let checker = Checker::start(pageserver.conninfo(), &samples, rng.random());
+        let recoveries = Recoveries::default();
+        let checker = Checker::start(pageserver.conninfo(), &samples, &recoveries, rng.random());
         let summary = Summary::default();
         let (checker, load) = (Some(checker), Some(load));
         let archive = WalArchive {
@@ -193,13 +199,14 @@ impl Course {
             version: leg.version,
             segment_bytes: leg.wal_segment_mb << 20,
         };
-        let remains = CrashRemains { orphans: BTreeSet::new(), archive };
+        let remains = CrashRemains { orphans: BTreeSet::new(), archive, recoveries: Vec::new() };
         Ok(Self {
             leg,
             narrator,
             rng,
             summary,
             samples,
+            recoveries,
             first_lsn,
             remains,
             plan,
@@ -241,8 +248,11 @@ impl Course {
                 self.proxy.cut_after(self.rng.random_range(1..CUT_BYTES_MAX));
                 Ok(true)
             }
-            Event::RestartPrimary(stop) => self.primary.restart(stop).map(|()| true),
-            Event::KillPrimary => self.primary.kill().and_then(|()| self.primary.start()).map(|()| true),
+            Event::RestartPrimary(Stop::Fast) => self.primary.restart(Stop::Fast).map(|()| true),
+            Event::RestartPrimary(Stop::Immediate) => {
+                self.primary.stop(Stop::Immediate).and_then(|()| self.recover()).map(|()| true)
+            }
+            Event::KillPrimary => self.primary.kill().and_then(|()| self.recover()).map(|()| true),
             Event::Promote => self.promote().map(|()| true),
             Event::Moment => self.take_moment().map(|()| true),
             Event::Glimpse => self.take_glimpse(),
@@ -252,6 +262,24 @@ impl Course {
         }
         if !matches!(event, Event::Moment | Event::Glimpse) {
             self.narrator.say(format_args!("{event:?}{}", if done { "" } else { ": nothing there" }));
+        }
+        Ok(())
+    }
+
+    /// Starts the primary after a crash.
+    fn recover(&mut self) -> Result<()> {
+        let control_file = self.primary.data_dir().join("global/pg_control");
+        let control_file = ControlFile::decode(&fs::read(control_file).context("read pg_control")?)?;
+        let checkpoint = Checkpoint::decode(self.leg.version, &control_file.checkpoint_copy)?;
+        // Before it takes writes: whoever samples it sees what it has lost already.
+        let recovery = Recovery { redo_lsn: Lsn::new(checkpoint.redo), end_lsn: Lsn::MAX };
+        if !self.leg.full_page_writes {
+            self.recoveries.lock().push(recovery);
+        }
+        self.primary.start()?;
+        let end_lsn = self.primary.current_lsn()?;
+        if let Some(recovery) = self.recoveries.lock().last_mut() {
+            recovery.end_lsn = end_lsn;
         }
         Ok(())
     }
@@ -314,6 +342,7 @@ impl Course {
         self.summary.count("bank transactions committed", committed);
         self.summary.count("workload runs", runs.values().map(|count| u64::from(*count)).sum());
         self.remains.orphans = orphans::find(&self.primary)?;
+        self.remains.recoveries = self.recoveries.lock().clone();
         self.remains.archive.dirs.push(self.primary.data_dir().join("pg_wal"));
         self.leave_a_prepared_transaction()?;
         let checked = self.checker.take().context("the checker is running")?.stop()?;
@@ -329,7 +358,7 @@ impl Course {
         self.compare()?;
         let samples = self.samples.take();
         self.narrator.say(format_args!("comparing {} pages of the past", samples.len()));
-        history::check_all(&self.pageserver, TIMELINE, &samples)?;
+        history::check_all(&self.pageserver, TIMELINE, &samples, &self.remains.recoveries)?;
         self.summary.count("pages of the past compared in the end", samples.len() as u64);
         self.check_promises()?;
         let lines = self.pageserver.unexpected_log_lines();
@@ -376,8 +405,8 @@ impl Course {
         self.summary.count("pages compared", comparison.compared);
         println!("{}", comparison.text);
         if comparison.forgiven > 0 {
-            println!("(not counted: {} that a crash of the primary left on its disk without WAL)", comparison.forgiven);
-            self.summary.count("left behind by crashes of the primary", comparison.forgiven as u64);
+            println!("(not counted: {} that crashes of the primary left behind or lost)", comparison.forgiven);
+            self.summary.count("left behind or lost by crashes of the primary", comparison.forgiven as u64);
         }
         self.summary.comparison = comparison.text;
         Ok(())
@@ -430,6 +459,18 @@ impl Samples {
     }
 }
 
+/// Crash recoveries so far of a primary without full-page writes, shared with the checker.
+#[derive(Clone, Default)]
+struct Recoveries {
+    recoveries: Arc<Mutex<Vec<Recovery>>>,
+}
+
+impl Recoveries {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Recovery>> {
+        self.recoveries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A thread that asks for random pages of the past all the time, whatever happens to the servers.
 struct Checker {
     stop: Arc<AtomicBool>,
@@ -438,11 +479,12 @@ struct Checker {
 }
 
 impl Checker {
-    fn start(conninfo: String, samples: &Samples, seed: u64) -> Self {
+    fn start(conninfo: String, samples: &Samples, recoveries: &Recoveries, seed: u64) -> Self {
         let (stop, checked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let thread = thread::spawn({
-            let (samples, stop, checked) = (samples.clone(), Arc::clone(&stop), Arc::clone(&checked));
-            move || check_until(&stop, &checked, &samples, &conninfo, seed)
+            let (samples, recoveries) = (samples.clone(), recoveries.clone());
+            let (stop, checked) = (Arc::clone(&stop), Arc::clone(&checked));
+            move || check_until(&stop, &checked, &samples, &recoveries, &conninfo, seed)
         });
         Self { stop, checked, thread: Some(thread) }
     }
@@ -478,14 +520,24 @@ impl Drop for Checker {
     }
 }
 
-fn check_until(stop: &AtomicBool, checked: &AtomicU64, samples: &Samples, conninfo: &str, seed: u64) -> Result<()> {
+fn check_until(
+    stop: &AtomicBool,
+    checked: &AtomicU64,
+    samples: &Samples,
+    recoveries: &Recoveries,
+    conninfo: &str,
+    seed: u64,
+) -> Result<()> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut session = None;
     while !stop.load(Ordering::SeqCst) {
         let sample = samples.random(&mut rng);
         let answered = match &sample {
             None => None,
-            Some(sample) => history::check_one(&mut session, conninfo, TIMELINE, sample)?,
+            Some(sample) => {
+                let recoveries = recoveries.lock().clone();
+                history::check_one(&mut session, conninfo, TIMELINE, sample, &recoveries)?
+            }
         };
         match answered {
             Some(()) => _ = checked.fetch_add(1, Ordering::SeqCst),

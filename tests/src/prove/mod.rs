@@ -10,6 +10,8 @@ pub mod history;
 
 mod unwritten;
 
+mod lost_bits;
+
 mod lost_wal;
 
 mod orphans;

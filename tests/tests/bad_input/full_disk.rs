@@ -1,6 +1,6 @@
 //! The disk is full: ingest stops and says so, reads go on, and once there is room again a restart loses nothing.
 //!
-//! The data directory lies on a small file system in memory. Mounting takes root, which CI has; without it the test says that it was skipped.
+//! The data directory lies on a small file system in memory. Mounting takes a root who may; without one the test says that it was skipped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -73,7 +73,13 @@ fn check(config: &str) -> Result<()> {
         return Ok(());
     }
     let dir = TestDir::new("full-disk")?;
-    let disk = SmallDisk::mount(&dir)?;
+    let disk = match SmallDisk::mount(&dir) {
+        Err(error) if format!("{error:#}").contains("permission denied") => {
+            println!("skipped: this root may not mount (a container?): {error:#}");
+            return Ok(());
+        }
+        mounted => mounted?,
+    };
     let mut rig = start(&dir, &disk, config)?;
     let before_lsn = rig.last_record_lsn()?;
     let (table, blocks) = rig.table()?;

@@ -62,6 +62,28 @@ fn a_connection_that_ends_behind_a_segment_switch_goes_on() -> Result<()> {
     rig.stop_and_compare()
 }
 
+/// CREATE DATABASE by files takes pages of the template while it is ingested. A redo process that was killed just then once stopped the
+/// timeline until a restart.
+#[test]
+fn ingest_waits_for_a_redo_process_that_cannot_start() -> Result<()> {
+    let mut rig = Rig::start("no-redo", small_primary(), PageServer::builder())?;
+    for expected in ["redo process", "walredo"] {
+        rig.pageserver.expect_in_log(expected);
+    }
+    let extensions = rig.dir.path().join("redo_extension");
+    let elsewhere = rig.dir.path().join("elsewhere");
+    std::fs::rename(&extensions, &elsewhere)?;
+    rig.pageserver.kill_redo_process()?;
+    rig.primary.connect()?.batch_execute("CREATE DATABASE copied TEMPLATE postgres STRATEGY file_copy")?;
+    wait_until("the log to say so", LIMIT, || {
+        Ok(std::fs::read_to_string(rig.pageserver.log_path())?.contains("ingest waits for a redo process"))
+    })?;
+    assert!(rig.last_record_lsn()? < rig.primary.current_lsn()?);
+    assert_eq!(rig.pageserver.timeline("main", "state")?, "active");
+    std::fs::rename(&elsewhere, &extensions)?;
+    rig.stop_and_compare()
+}
+
 #[test]
 fn wal_that_was_removed_is_named_and_reads_go_on() -> Result<()> {
     let primary = small_primary().setting("wal_keep_size", "0").setting("max_wal_size", "2MB");
