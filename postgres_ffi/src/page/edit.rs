@@ -4,7 +4,7 @@
 //!   items, which are two changes).
 //! - A page whose header makes no sense is refused.
 //!
-//! PG 14-18: src/backend/storage/page/bufpage.c; the algorithms did not change in these versions.
+//! PG 14-18: src/backend/storage/page/bufpage.c; of the algorithms only [`repair_fragmentation`] changed in these versions.
 
 use std::ops::Range;
 

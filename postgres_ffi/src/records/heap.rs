@@ -31,11 +31,11 @@ pub mod heap_operation {
 pub mod heap2_operation {
     #![allow(missing_docs)] // The names are PostgreSQL's.
     pub const REWRITE: u8 = 0x00;
-    /// Up to 16.
+    // Up to 16.
     pub const PRUNE: u8 = 0x10;
     pub const VACUUM: u8 = 0x20;
     pub const FREEZE_PAGE: u8 = 0x30;
-    /// From 17: one body for the three, see [`super::prune_flag`].
+    // From 17; the three have one body.
     pub const PRUNE_ON_ACCESS: u8 = 0x10;
     pub const PRUNE_VACUUM_SCAN: u8 = 0x20;
     pub const PRUNE_VACUUM_CLEANUP: u8 = 0x30;
