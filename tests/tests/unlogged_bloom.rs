@@ -25,13 +25,8 @@ struct Found {
     /// The init fork in the primary's and the standby's directory.
     on_disk: Vec<u8>,
     on_standby: Vec<u8>,
-    /// What `pagectl compare` says of us; none for versions without a redo extension.
-    report: Option<Value>,
-}
-
-/// There are no server headers of 14 and 16 on Debian.
-fn has_redo_extension(version: PgVersion) -> bool {
-    ![PgVersion::V14, PgVersion::V16].contains(&version)
+    /// What `pagectl compare` says of us.
+    report: Value,
 }
 
 fn make_index(version: PgVersion) -> Found {
@@ -39,12 +34,9 @@ fn make_index(version: PgVersion) -> Found {
     let mut primary = Postgres::builder(version).start(&dir).unwrap();
     primary.execute("CREATE EXTENSION bloom").unwrap();
     let mut standby = start_standby(&primary).unwrap();
-    let pageserver = has_redo_extension(version).then(|| {
-        let mut pageserver = PageServer::builder().start(&dir).unwrap();
-        pageserver.expect_in_log("connection to the primary"); // It goes away.
-        pageserver.import("main", &primary.conninfo()).unwrap();
-        pageserver
-    });
+    let mut pageserver = PageServer::builder().start(&dir).unwrap();
+    pageserver.expect_in_log("connection to the primary"); // It goes away.
+    pageserver.import("main", &primary.conninfo()).unwrap();
 
     let start_lsn = primary.current_lsn().unwrap();
     primary.execute("CREATE UNLOGGED TABLE u (a int); CREATE INDEX u_a ON u USING bloom (a)").unwrap();
@@ -60,11 +52,9 @@ fn make_index(version: PgVersion) -> Found {
     primary.stop(Stop::Fast).unwrap();
     standby.stop(Stop::Fast).unwrap(); // Writes what it has in memory.
     let [on_disk, on_standby] = [&primary, &standby].map(|server| fs::read(server.data_dir().join(&path)).unwrap());
-    let report = pageserver.map(|pageserver| {
-        let data_dir = primary.data_dir().to_str().unwrap();
-        let arguments = ["--json", "compare", "--timeline", "main", "--datadir", data_dir];
-        serde_json::from_str(&pageserver.pagectl().unwrap().outcome(&arguments).unwrap().stdout).unwrap()
-    });
+    let data_dir = primary.data_dir().to_str().unwrap();
+    let arguments = ["--json", "compare", "--timeline", "main", "--datadir", data_dir];
+    let report = serde_json::from_str(&pageserver.pagectl().unwrap().outcome(&arguments).unwrap().stdout).unwrap();
     Found { records, on_disk, on_standby, report }
 }
 
@@ -92,11 +82,9 @@ fn is_logged(version: PgVersion) {
     assert_ne!(found.records, Some(0));
     assert_eq!(found.on_disk.len(), BLCKSZ);
     assert_eq!(found.on_standby.len(), BLCKSZ, "a standby has the page");
-    assert_eq!(found.report.is_some(), has_redo_extension(version));
-    if let Some(report) = found.report {
-        assert_eq!(report["mismatches"], 0, "{report}");
-        assert!(exceptions(&report) == 0 && !is_noted(&report), "{report}");
-    }
+    let report = found.report;
+    assert_eq!(report["mismatches"], 0, "{report}");
+    assert!(exceptions(&report) == 0 && !is_noted(&report), "{report}");
 }
 
 fn is_not_logged(version: PgVersion) {
@@ -104,11 +92,9 @@ fn is_not_logged(version: PgVersion) {
     assert_eq!(found.records, Some(0));
     assert!(is_unlogged_empty_metapage(found.on_disk.as_slice().try_into().unwrap()));
     assert!(found.on_standby.iter().all(|byte| *byte == 0), "a standby has no page, or one of zeroes");
-    assert_eq!(found.report.is_some(), has_redo_extension(version));
-    if let Some(report) = found.report {
-        assert_eq!(report["mismatches"], 0, "{report}");
-        assert!(exceptions(&report) == 1 && is_noted(&report), "{report}");
-    }
+    let report = found.report;
+    assert_eq!(report["mismatches"], 0, "{report}");
+    assert!(exceptions(&report) == 1 && is_noted(&report), "{report}");
 }
 
 #[test]

@@ -98,15 +98,26 @@ struct Measured {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    println!("| WAL of PostgreSQL {} | MB | records | in process MB/s (M records/s) | flushed MB/s | server MB/s, CPU, peak memory | hot standby MB/s | server / standby |", arguments.pg);
+    println!(
+        "| WAL of PostgreSQL {} | MB | records | in process MB/s (M records/s) | flushed MB/s | server MB/s, CPU, peak memory | hot standby MB/s | server / standby |",
+        arguments.pg
+    );
     println!("|---|---|---|---|---|---|---|---|");
     for kind in KINDS.iter().filter(|kind| kind.name.contains(&arguments.only)) {
         let m = measure(kind, &arguments).with_context(|| kind.name)?;
         let rate = |time: Duration| m.wal_mb / time.as_secs_f64();
         println!(
             "| {} | {:.0} | {} | {:.0} ({:.2}) | {:.0} | {:.0}, {:.1} s, {:.0} MB | {:.0} | {:.2} |",
-            kind.name, m.wal_mb, m.records, rate(m.in_process), m.records as f64 / 1e6 / m.in_process.as_secs_f64(),
-            rate(m.in_process_flushed), rate(m.server), m.server_cpu.as_secs_f64(), m.server_peak_mb, rate(m.standby),
+            kind.name,
+            m.wal_mb,
+            m.records,
+            rate(m.in_process),
+            m.records as f64 / 1e6 / m.in_process.as_secs_f64(),
+            rate(m.in_process_flushed),
+            rate(m.server),
+            m.server_cpu.as_secs_f64(),
+            m.server_peak_mb,
+            rate(m.standby),
             m.standby.as_secs_f64() / m.server.as_secs_f64()
         );
     }

@@ -133,7 +133,14 @@ impl Cluster {
     pub fn sql<S: AsRef<str>>(&self, statements: &[S]) {
         let mut command = self.command("postgres");
         command.args(["--single", "-j", "-D"]).arg(self.data_dir());
-        let fixed = ["wal_keep_size=4GB", "fsync=off", "exit_on_error=on", "autovacuum=off", "max_wal_size=4GB"];
+        let fixed = [
+            "wal_keep_size=4GB",
+            "fsync=off",
+            "exit_on_error=on",
+            "autovacuum=off",
+            "max_wal_size=4GB",
+            "max_prepared_transactions=5",
+        ];
         for setting in fixed.into_iter().chain(self.settings.iter().map(String::as_str)) {
             command.arg("-c").arg(setting);
         }

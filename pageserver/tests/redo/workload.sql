@@ -49,6 +49,41 @@ DELETE FROM account WHERE id > 400
 VACUUM account
 INSERT INTO account SELECT i, i, 'again' FROM generate_series(20001, 21000) i
 
+-- Heap once more: locks that follow a chain of updates, rows that move to another partition, an insertion that is taken back.
+CREATE TABLE chained (k int PRIMARY KEY, v int, t text)
+INSERT INTO chained SELECT i, 0, repeat('c', i) FROM generate_series(1, 100) i
+VACUUM (FREEZE) chained
+BEGIN
+UPDATE chained SET v = 1 WHERE k <= 60
+UPDATE chained SET v = 2 WHERE k <= 30
+UPDATE chained SET t = repeat('d', 900) WHERE k <= 20
+PREPARE TRANSACTION 'updater'
+BEGIN
+SELECT count(*) FROM (SELECT 1 FROM chained FOR KEY SHARE) locked
+COMMIT
+BEGIN
+SELECT count(*) FROM (SELECT 1 FROM chained FOR KEY SHARE) locked
+PREPARE TRANSACTION 'locker'
+SELECT count(*) FROM (SELECT 1 FROM chained FOR KEY SHARE) locked
+COMMIT PREPARED 'updater'
+UPDATE chained SET v = v + 1 WHERE k > 70
+SELECT count(*) FROM (SELECT 1 FROM chained FOR SHARE) locked
+COMMIT PREPARED 'locker'
+DELETE FROM chained WHERE k % 2 = 0
+VACUUM (FREEZE) chained
+CREATE TABLE parted (k int, t text) PARTITION BY LIST (k)
+CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1)
+CREATE TABLE parted_2 PARTITION OF parted FOR VALUES IN (2)
+INSERT INTO parted SELECT 1, repeat('p', i) FROM generate_series(1, 60) i
+VACUUM parted
+UPDATE parted SET k = 2 WHERE length(t) % 3 = 0
+CREATE SEQUENCE flips
+CREATE FUNCTION flip(a int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RETURN CASE WHEN nextval('flips') % 5 = 2 THEN 0 ELSE a END; END $$
+CREATE TABLE flipped (a int, t text)
+CREATE UNIQUE INDEX flipped_a ON flipped (flip(a))
+INSERT INTO flipped VALUES (0, 'first')
+INSERT INTO flipped SELECT i, repeat('f', i) FROM generate_series(1, 60) i ON CONFLICT DO NOTHING
+
 -- B-tree: splits in the middle, dedup, page deletion, new fast root, three levels.
 CREATE TABLE scattered (k int)
 CREATE INDEX scattered_k ON scattered (k)

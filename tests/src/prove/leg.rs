@@ -40,7 +40,7 @@ const CUT_BYTES_MAX: u64 = 300_000;
 
 /// So little that layers are frozen, flushed and merged all the time, and pages are cached back early.
 const LITTLE_MEMORY: &str = "page_cache_mib = 4\n[store]\nlayer_mib = 8\nblock_cache_mib = 8\nflush_interval_seconds = 5\n\
-    [redo]\ncache_back_records_min = 2\n[wal]\nkeep_mib = 16";
+    [wal]\nkeep_mib = 16";
 
 /// The settings of a leg.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,8 @@ pub struct Leg {
     /// A tablespace outside of the data directory. A standby on the same machine cannot have the same one, so there is no
     /// promotion then; otherwise tablespaces are in place, and there is one.
     pub tablespace_outside: bool,
+    /// `redo.engine` of the page server: `native`, or `verify`, which compares every page that it makes with a redo process's.
+    pub redo_engine: &'static str,
     /// `pageserver.toml`: little memory, so that much is written and read back, or the defaults.
     pub little_memory: bool,
 }
@@ -73,6 +75,8 @@ impl Leg {
                 logical: false,
                 wal_segment_mb: 16,
                 tablespace_outside: false,
+                // There are no server headers of 14 and 16 on Debian to build the process's extension with.
+                redo_engine: if matches!(version, PgVersion::V14 | PgVersion::V16) { "native" } else { "verify" },
                 little_memory: true,
             },
             Leg {
@@ -82,6 +86,7 @@ impl Leg {
                 logical: true,
                 wal_segment_mb: 1,
                 tablespace_outside: true,
+                redo_engine: "native",
                 little_memory: false,
             },
         ]
@@ -179,8 +184,10 @@ impl Course {
         }
         narrator.say(format_args!("PostgreSQL {} is running with scale {}", leg.version, plan.scale));
         let proxy = CutProxy::start(primary.port())?;
-        let config = if leg.little_memory { LITTLE_MEMORY } else { "" };
-        let mut pageserver = PageServer::builder().config(config)?.start(&dir)?;
+        let memory = if leg.little_memory { LITTLE_MEMORY } else { "" };
+        let cache_back = if leg.little_memory { "cache_back_records_min = 2" } else { "" };
+        let config = format!("{memory}\n[redo]\nengine = \"{}\"\n{cache_back}", leg.redo_engine);
+        let mut pageserver = PageServer::builder().config(&config)?.start(&dir)?;
         for expected in ["redo process", "wal receiver", "connection to the primary"] {
             pageserver.expect_in_log(expected); // Killed and cut on purpose: to be warned of, and survived.
         }
@@ -293,7 +300,9 @@ impl Course {
     /// that there are as many kills as the plan says.
     fn kill_redo_process(&mut self) -> Result<bool> {
         let mut killed = false;
-        let waited = wait_until("a redo process", Duration::from_secs(5), || {
+        let has_processes = self.leg.redo_engine == "verify";
+        let limit = Duration::from_secs(if has_processes { 5 } else { 0 });
+        let waited = wait_until("a redo process", limit, || {
             killed = self.pageserver.kill_redo_process()?;
             Ok(killed)
         });
@@ -360,10 +369,30 @@ impl Course {
         self.narrator.say(format_args!("comparing {} pages of the past", samples.len()));
         history::check_all(&self.pageserver, TIMELINE, &samples, &self.remains.recoveries)?;
         self.summary.count("pages of the past compared in the end", samples.len() as u64);
+        self.check_engines()?;
         self.check_promises()?;
         let lines = self.pageserver.unexpected_log_lines();
         ensure!(lines.is_empty(), "unexpected in the page server's log:\n{}", lines.join("\n"));
         self.narrator.say(format_args!("PostgreSQL {}: no wrong page", self.leg.version));
+        Ok(())
+    }
+
+    /// Native redo and the process made the same pages; or no process was ever needed.
+    fn check_engines(&mut self) -> Result<()> {
+        let rows = self.pageserver.query("SHOW REDO")?;
+        let count = |what: &str| -> Result<u64> {
+            let row = rows.iter().find(|row| row[0].ends_with(&format!(".engine.{what}")));
+            row.with_context(|| format!("no count of {what}: {rows:?}"))?[1].parse().context("a number")
+        };
+        if self.leg.redo_engine == "native" {
+            let (pages, left) = (count("pages")?, count("left to the process")?);
+            ensure!(pages > 0 && left == 0, "native redo: {rows:?}");
+            self.summary.count("pages made by native redo alone", pages);
+        } else {
+            let (equal, different) = (count("equal")?, count("different")?);
+            ensure!(equal > 0 && different == 0, "native redo and PostgreSQL differ: {rows:?}");
+            self.summary.count("pages made alike by native redo and PostgreSQL", equal);
+        }
         Ok(())
     }
 

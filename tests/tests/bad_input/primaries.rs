@@ -66,7 +66,8 @@ fn a_connection_that_ends_behind_a_segment_switch_goes_on() -> Result<()> {
 /// timeline until a restart.
 #[test]
 fn ingest_waits_for_a_redo_process_that_cannot_start() -> Result<()> {
-    let mut rig = Rig::start("no-redo", small_primary(), PageServer::builder())?;
+    let mut rig =
+        Rig::start("no-redo", small_primary(), PageServer::builder().config("[redo]\nengine = \"postgres\"")?)?;
     for expected in ["redo process", "walredo"] {
         rig.pageserver.expect_in_log(expected);
     }
