@@ -167,10 +167,11 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// SIGQUIT: PostgreSQL's immediate shutdown, which takes its children along; ends any other program as well.
+    /// SIGQUIT: PostgreSQL's immediate shutdown, which takes its children along; ends any other program as well, unless the test was
+    /// started by a shell in the background, which makes it and its children ignore that signal. So SIGKILL comes after it.
     fn start(pid: u32) -> Result<Self> {
         let mut shell = Command::new("/bin/sh")
-            .args(["-c", &format!("read word || kill -QUIT {pid}")])
+            .args(["-c", &format!("read word || {{ kill -QUIT {pid} && sleep 5 && kill -KILL {pid}; }}")])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
