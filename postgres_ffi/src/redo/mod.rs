@@ -160,22 +160,24 @@ fn manager_redo(change: &Change<'_>, page: &mut Page) -> Result<Stamp, RedoError
     }
 }
 
+/// The resource managers whose page changes [`redo`] knows: all of PostgreSQL's own that have any.
+pub const MANAGERS: [u8; 11] = [
+    rmgr::XLOG,
+    rmgr::HEAP2,
+    rmgr::HEAP,
+    rmgr::BTREE,
+    rmgr::HASH,
+    rmgr::GIN,
+    rmgr::GIST,
+    rmgr::SEQ,
+    rmgr::SPGIST,
+    rmgr::BRIN,
+    rmgr::GENERIC,
+];
+
 /// True for resource managers whose page changes [`redo`] knows.
 pub fn is_native(rmid: u8) -> bool {
-    matches!(
-        rmid,
-        rmgr::XLOG
-            | rmgr::HEAP2
-            | rmgr::HEAP
-            | rmgr::BTREE
-            | rmgr::HASH
-            | rmgr::GIN
-            | rmgr::GIST
-            | rmgr::SEQ
-            | rmgr::SPGIST
-            | rmgr::BRIN
-            | rmgr::GENERIC
-    )
+    MANAGERS.contains(&rmid)
 }
 
 /// Whether the page gets the record's LSN.

@@ -9,23 +9,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use postgres_ffi::PgVersion;
+use postgres_ffi::redo::MANAGERS;
 use postgres_ffi::redo::case::{RedoCase, fuzz};
 use postgres_ffi::wal::describe::operation_name;
 use postgres_ffi::wal::{RecordHeader, rmgr};
 
-/// Every resource manager whose redo is checked with images.
-const MANAGERS: [u8; 10] = [
-    rmgr::HEAP2,
-    rmgr::HEAP,
-    rmgr::BTREE,
-    rmgr::HASH,
-    rmgr::GIN,
-    rmgr::GIST,
-    rmgr::SEQ,
-    rmgr::SPGIST,
-    rmgr::BRIN,
-    rmgr::GENERIC,
-];
 /// Changed copies of each case.
 const MUTATIONS: u64 = 60;
 
@@ -55,7 +43,8 @@ fn recorded_applications_give_postgresqls_page() -> Result<()> {
                 .with_context(|| format!("PostgreSQL {version}, case {number}, rmid {}, {name:?}", header.rmid))?;
             operations.insert((header.rmid, header.info & 0xF0));
         }
-        for rmid in MANAGERS {
+        // Those of XLOG are images alone: there is nothing to compare them with.
+        for rmid in MANAGERS.into_iter().filter(|rmid| *rmid != rmgr::XLOG) {
             ensure!(operations.iter().any(|(found, _)| *found == rmid), "nothing recorded of rmid {rmid} of {version}");
         }
         ensure!(operations.len() >= 60, "{} operations of {version}", operations.len());

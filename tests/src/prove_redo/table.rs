@@ -9,6 +9,7 @@ use std::fmt::Write;
 
 use pageserver::redo_check::CheckReport;
 use postgres_ffi::PgVersion;
+use postgres_ffi::redo::MANAGERS;
 use postgres_ffi::wal::describe::operation_name;
 use postgres_ffi::wal::rmgr;
 
@@ -19,21 +20,6 @@ pub const END: &str = "<!-- end of the table -->";
 
 /// Images that have proven each operation: by resource manager, operation and version.
 pub type Counts = BTreeMap<(String, String), BTreeMap<PgVersion, u64>>;
-
-/// Resource managers whose records change relation pages.
-const MANAGERS: [u8; 11] = [
-    rmgr::XLOG,
-    rmgr::HEAP2,
-    rmgr::HEAP,
-    rmgr::BTREE,
-    rmgr::HASH,
-    rmgr::GIN,
-    rmgr::GIST,
-    rmgr::SEQ,
-    rmgr::SPGIST,
-    rmgr::BRIN,
-    rmgr::GENERIC,
-];
 
 /// Operations that touch no page, or that PostgreSQL's code never writes.
 const WITHOUT_PAGES: &[(u8, &str)] = &[
