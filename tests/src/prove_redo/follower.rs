@@ -16,11 +16,16 @@ use postgres_ffi::redo::case::RedoCase;
 use postgres_ffi::wal::{DecodedRecord, WalStreamDecoder};
 use tools::datadir::DataDir;
 
+use crate::wait_until_some;
+
 /// How long the stream may be silent before the stop position is looked at again.
 const TICK: Duration = Duration::from_millis(200);
 
 /// Applications that are kept of each operation on each of its blocks.
 const CASES_PER_OPERATION: usize = 6;
+
+/// Until a primary that crashed streams again.
+const RESTART_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a check has found, and examples of what it applied.
 pub struct Checked {
@@ -79,10 +84,19 @@ fn follow(conninfo: &ConnInfo, cold_dir: PathBuf, stop_lsn: &AtomicU64) -> Resul
         RedoCheck::new(settings, &redo, Box::new(|(rel, fork, block_no)| base.read_page(rel, fork, block_no)));
     let mut decoder = WalStreamDecoder::new(control.version, start_lsn, control.xlog_seg_size);
     while decoder.last_record_end().as_u64() < stop_lsn.load(Ordering::Relaxed) {
-        match stream.next(TICK)? {
-            WalEvent::Data { bytes, .. } => decoder.feed(bytes),
-            WalEvent::TimelineEnd { .. } => bail!("the primary's timeline ended"),
-            WalEvent::Keepalive { .. } | WalEvent::Idle => {}
+        match stream.next(TICK) {
+            Ok(WalEvent::Data { bytes, .. }) => decoder.feed(bytes),
+            Ok(WalEvent::TimelineEnd { .. }) => bail!("the primary's timeline ended"),
+            Ok(WalEvent::Keepalive { .. } | WalEvent::Idle) => {}
+            // The primary crashed, as it may under its regression suite. Its WAL goes on behind what was flushed, and no more was sent.
+            Err(_) => {
+                let start_lsn = decoder.last_record_end();
+                stream = wait_until_some("the primary to stream again", RESTART_LIMIT, || {
+                    Ok(start_stream(conninfo, start_lsn).ok())
+                })?;
+                decoder = WalStreamDecoder::new(control.version, start_lsn, control.xlog_seg_size);
+                continue;
+            }
         }
         while let Some((start_lsn, end_lsn, raw)) = decoder.next_record()? {
             let record = DecodedRecord::decode(control.version, start_lsn, end_lsn, raw)
@@ -90,7 +104,8 @@ fn follow(conninfo: &ConnInfo, cold_dir: PathBuf, stop_lsn: &AtomicU64) -> Resul
             check.record(&record).with_context(|| format!("check the record at {start_lsn}"))?;
         }
         let done = decoder.last_record_end();
-        stream.send_status(&Status { write_lsn: done, flush_lsn: done, apply_lsn: done }, false)?;
+        // If it cannot be sent, the stream has ended, which the next round finds.
+        let _ = stream.send_status(&Status { write_lsn: done, flush_lsn: done, apply_lsn: done }, false);
     }
     let report = check.report();
     Ok(Checked { report, cases: check.cases().cloned().collect() })
