@@ -11,9 +11,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use keyenc::{Key, TimelineNo};
-use postgres_ffi::mask::{Equality, classify, equal_after_masking};
+use postgres_ffi::mask::{Equality, PageKind, classify, equal_after_masking};
 use postgres_ffi::page::{PAGE_HEADER_LEN, PD_CHECKSUM, Page};
 use postgres_ffi::records::dbase::DatabaseRecord;
+use postgres_ffi::records::heap;
 use postgres_ffi::records::smgr::{self, Truncate};
 use postgres_ffi::records::xlog::{ParameterChange, operation};
 use postgres_ffi::redo::case::RedoCase;
@@ -49,6 +50,8 @@ pub struct CheckSettings {
     pub data_checksums: bool,
     /// `wal_log_hints` where the WAL begins; the WAL tells when it changes.
     pub wal_log_hints: bool,
+    /// A page for which there is no base was not there where the WAL begins. False: nobody knows.
+    pub has_base: bool,
     /// Each page's history is kept, for [`RedoCheck::check_chains`].
     pub chains: bool,
     /// So many applications of each operation to each of its blocks are kept, for [`RedoCheck::cases`].
@@ -141,6 +144,9 @@ struct Asked {
 struct ClearedEarly {
     /// The heap block's place on the map's page.
     index: u16,
+    bits: u8,
+    /// The record with the image, by its number.
+    application: u64,
     row: (u8, u8),
     what: String,
 }
@@ -158,10 +164,12 @@ pub struct RedoCheck<'a> {
     made_dbs: HashSet<Oid>,
     /// Of these, the ones whose files were copied as they were: nothing in WAL tells what is in them.
     copied_dbs: HashSet<Oid>,
-    /// Pages of visibility maps that CREATE DATABASE logged without their bits, see [`Self::is_known`].
+    /// Pages of visibility maps that CREATE DATABASE logged without their bits, see [`Self::is_explained`].
     emptied_maps: HashSet<BlockTag>,
     /// Heap blocks whose bits an image lacks before a record has cleared them, by page of the map.
     cleared_early: HashMap<BlockTag, Vec<ClearedEarly>>,
+    /// Of these, the ones that no record will explain any more.
+    unexplained: Vec<ClearedEarly>,
     /// Relations that were cut, and to how few blocks: what the base files hold behind is gone.
     cuts: HashMap<RelTag, BlockNumber>,
     rows: BTreeMap<(u8, u8), OperationCounts>,
@@ -189,6 +197,7 @@ impl<'a> RedoCheck<'a> {
             copied_dbs: HashSet::new(),
             emptied_maps: HashSet::new(),
             cleared_early: HashMap::new(),
+            unexplained: Vec::new(),
             cuts: HashMap::new(),
             rows: BTreeMap::new(),
             records: 0,
@@ -249,8 +258,8 @@ impl<'a> RedoCheck<'a> {
         let block = block_id.and_then(|block_id| record.block(block_id));
         let image = block.and_then(|block| block.image.as_ref());
         let is_applied_image = image.is_some_and(|image| image.apply);
-        // Its errors were told by `page_changes` if it counts; one that is only there to compare with must be whole as well.
-        let image = image.and_then(|image| record.restore_image(image).ok()).filter(|_| !is_applied_image);
+        // The errors of one that is applied were told by `page_changes`.
+        let restored = image.filter(|image| !image.apply).map(|image| record.restore_image(image)).transpose();
         if block.is_some() {
             self.rows.entry(row).or_default().pages += 1;
         }
@@ -260,20 +269,33 @@ impl<'a> RedoCheck<'a> {
             let block = block_id.map_or_else(|| "unnamed".to_owned(), |id| format!("{id} of {}", record.blocks.len()));
             format!("{name} {info:#04x} at {start_lsn}, block {block} ({rel}/{fork}/{block_no})")
         };
+        let image = restored.unwrap_or_else(|error| {
+            let counts = self.rows.entry(row).or_default();
+            (counts.checked, counts.different) = (counts.checked + 1, counts.different + 1);
+            self.describe(format!("{}: the image to compare with cannot be restored: {error}", what()));
+            None
+        });
         let (starts_anew, value) = match content {
             PageContent::Image(page) => {
                 self.rows.entry(row).or_default().images_applied += 1;
                 let page = if page.is_empty() { vec![0; BLCKSZ].into() } else { Bytes::copy_from_slice(page) };
-                if tag.1 == ForkNumber::Vm && self.made_dbs.contains(&tag.0.db_oid) && has_no_bits(&page) {
+                // The first that WAL tells of a map page in a database made in this WAL is the copy of the template's.
+                let is_copy = self.made_dbs.contains(&tag.0.db_oid) && !self.held.contains_key(&tag);
+                if is_copy && tag.1 == ForkNumber::Vm && record.rmid == rmgr::XLOG && has_no_bits(&page) {
                     self.emptied_maps.insert(tag);
+                } else {
+                    self.emptied_maps.remove(&tag);
                 }
                 return self.begin(tag, record.end_lsn, page);
             }
             PageContent::Delta { starts_anew, value } => (starts_anew, value),
         };
         let before = if starts_anew { None } else { self.current(tag) };
-        // The maps are read as zeroes where nothing was written.
-        let is_map = matches!(tag.1, ForkNumber::Vm | ForkNumber::Fsm) && !self.copied_dbs.contains(&tag.0.db_oid);
+        // The maps are read as zeroes where nothing was written, if that is known.
+        let is_known =
+            self.settings.has_base || self.made_rels.contains(&tag.0) || self.made_dbs.contains(&tag.0.db_oid);
+        let is_unwritten = is_known && !self.copied_dbs.contains(&tag.0.db_oid);
+        let is_map = matches!(tag.1, ForkNumber::Vm | ForkNumber::Fsm) && is_unwritten;
         let is_covered = starts_anew || before.is_some() || is_map;
         if !is_covered {
             self.rows.entry(row).or_default().not_covered += 1;
@@ -285,8 +307,9 @@ impl<'a> RedoCheck<'a> {
         if self.settings.cases > 0 {
             self.keep_case(record, tag, block_id, value, before.as_ref(), image.as_deref());
         }
-        if let Ok(Delta::VisibilityMapClear { indexes, .. }) = Delta::decode(value) {
-            self.record_clears(tag, indexes);
+        match Delta::decode(value) {
+            Ok(Delta::VisibilityMapClear { bits, indexes, .. }) => self.record_clears(tag, bits, indexes),
+            _ => self.record_sets(tag, record),
         }
         let delta = (record.end_lsn, Bytes::copy_from_slice(value));
         let base = before.map(|page| (Lsn::ZERO, page));
@@ -379,7 +402,7 @@ impl<'a> RedoCheck<'a> {
             let mut verdict = self.judge(tag, row.0, image.as_deref(), &made);
             if let (Verdict::Different(_), Some(image), Ok(page)) = (&verdict, &image, &made)
                 && let Ok(page) = page[..].try_into()
-                && self.is_cleared_early(tag, row, &what, page, image)
+                && self.is_explained(tag, row, &what, page, image)
             {
                 verdict = Verdict::KnownDifference;
             }
@@ -420,7 +443,7 @@ impl<'a> RedoCheck<'a> {
         match equal_after_masking(page, image, kind, block_no) {
             _ if same_but_checksum(page, image) => Verdict::Equal,
             Equality::Equal | Equality::EqualMasked => Verdict::EqualMasked,
-            Equality::Different { first_offset } if self.is_known(tag, rmid, first_offset, page, image) => {
+            Equality::Different { first_offset } if is_known_difference(rmid, first_offset, page, image) => {
                 Verdict::KnownDifference
             }
             Equality::Different { first_offset } => {
@@ -431,53 +454,81 @@ impl<'a> RedoCheck<'a> {
         }
     }
 
-    /// The primary clears bits of the map first and writes the record that says so afterwards. An image of the same page that another process logs in
-    /// between lacks them already. True when that explains the difference, given that the records come: see [`Self::record_clears`].
-    fn is_cleared_early(&mut self, tag: BlockTag, row: (u8, u8), what: &str, page: &Page, image: &Page) -> bool {
-        let lost = |(ours, theirs): (&u8, &u8)| (ours & !theirs, theirs & !ours);
-        let bytes = || page[PAGE_HEADER_LEN..].iter().zip(&image[PAGE_HEADER_LEN..]).map(lost).enumerate();
-        if tag.1 != ForkNumber::Vm || bytes().any(|(_, (_, gained))| gained != 0) {
+    /// Whether what differs on a page of a visibility map is PostgreSQL's own doing, in one of two ways, and nothing else differs:
+    ///
+    /// - The primary clears bits of the map first and writes the record that says so afterwards, holding the heap page's lock all the while. An image of the
+    ///   same map page that another process logs in between lacks them already. The record must come: see [`Self::record_clears`].
+    /// - CREATE DATABASE ... STRATEGY wal_log logs maps as if the bits were the unused space of a page, so that whoever replays the WAL gets a map without
+    ///   bits, while the primary has them: a bit that is missing costs time and nothing else. PG 15-18: bufmgr.c, RelationCopyStorageUsingBuffer.
+    fn is_explained(&mut self, tag: BlockTag, row: (u8, u8), what: &str, page: &Page, image: &Page) -> bool {
+        if tag.1 != ForkNumber::Vm {
             return false;
         }
-        let early = self.cleared_early.entry(tag).or_default();
-        for (byte_no, (lost, _)) in bytes() {
-            for (pair_no, bits) in (0..visibility_map::HEAP_BLOCKS_PER_BYTE).zip([0x03, 0x0C, 0x30, 0xC0]) {
-                let index = (byte_no as u32 * visibility_map::HEAP_BLOCKS_PER_BYTE + pair_no) as u16;
-                if lost & bits != 0 {
-                    early.push(ClearedEarly { index, row, what: what.to_owned() });
+        let is_emptied = self.emptied_maps.contains(&tag);
+        let mut explained = *page;
+        let mut lost = Vec::new();
+        for (byte_no, (ours, theirs)) in
+            explained[PAGE_HEADER_LEN..].iter_mut().zip(&image[PAGE_HEADER_LEN..]).enumerate()
+        {
+            for pair_no in 0..visibility_map::HEAP_BLOCKS_PER_BYTE {
+                let bits = (*ours & !*theirs) >> (2 * pair_no) & visibility_map::VALID_BITS;
+                if bits != 0 {
+                    let index = (byte_no as u32 * visibility_map::HEAP_BLOCKS_PER_BYTE + pair_no) as u16;
+                    lost.push(ClearedEarly { index, bits, application: self.records, row, what: what.to_owned() });
                 }
             }
+            *ours &= *theirs;
+            if is_emptied {
+                *ours = *theirs;
+            }
         }
+        if matches!(equal_after_masking(&explained, image, PageKind::VisibilityMap, tag.2), Equality::Different { .. })
+        {
+            return false;
+        }
+        self.cleared_early.entry(tag).or_default().extend(lost);
         true
     }
 
-    /// A record clears the bits of these heap blocks: what was cleared early is explained.
-    fn record_clears(&mut self, tag: BlockTag, indexes: &[Index]) {
+    /// A record clears `bits` of these heap blocks: what was cleared early, and no more than that, is explained.
+    fn record_clears(&mut self, tag: BlockTag, bits: u8, indexes: &[Index]) {
         if let Some(early) = self.cleared_early.get_mut(&tag) {
-            early.retain(|early| !indexes.iter().any(|index| index.get() == early.index));
+            let clears = |early: &ClearedEarly| indexes.iter().any(|index| index.get() == early.index);
+            early.retain(|early| early.bits & !bits != 0 || !clears(early));
         }
     }
 
-    /// What no record has explained is a difference after all.
+    /// A record sets bits of a heap block. Who cleared them before has written its record by then, or never will: it held the heap page's lock.
+    fn record_sets(&mut self, tag: BlockTag, record: &DecodedRecord) {
+        const HEAP_BLOCK: u8 = 1;
+        let is_visible =
+            record.rmid == rmgr::HEAP2 && record.operation() & heap::OPERATION_MASK == heap::heap2_operation::VISIBLE;
+        let (Some(heap_block), Some(early)) = (record.block(HEAP_BLOCK), self.cleared_early.get_mut(&tag)) else {
+            return;
+        };
+        let (map_page, index) = visibility_map::place(heap_block.block_no);
+        if is_visible && map_page == tag.2 {
+            self.unexplained.extend(early.extract_if(.., |early| early.index == index));
+        }
+    }
+
+    /// What no record has explained is a difference after all, one for each application.
     fn take_unexplained(&mut self) {
-        for early in std::mem::take(&mut self.cleared_early).into_values().flatten() {
+        let left = std::mem::take(&mut self.cleared_early).into_values().flatten();
+        let unexplained: Vec<ClearedEarly> = std::mem::take(&mut self.unexplained).into_iter().chain(left).collect();
+        let mut told = HashSet::new();
+        for early in unexplained {
+            if !told.insert(early.application) {
+                continue;
+            }
             let counts = self.rows.entry(early.row).or_default();
-            counts.known_difference = counts.known_difference.saturating_sub(1);
+            counts.known_difference -= 1; // It was counted there when it was put aside.
             counts.different += 1;
             self.describe(format!(
                 "{}: no record clears the bits of heap block {} of the map's page",
                 early.what, early.index
             ));
         }
-    }
-
-    /// Differences that are PostgreSQL's own: that of [`is_known_difference`], and visibility maps of databases made by CREATE DATABASE ... STRATEGY wal_log. Those
-    /// are logged as if the bits were the unused space of a page, so that whoever replays the WAL gets a map without bits, while the
-    /// primary has them: a bit that is missing costs time and nothing else. PG 15-18: bufmgr.c, RelationCopyStorageUsingBuffer.
-    fn is_known(&self, tag: BlockTag, rmid: u8, first_offset: usize, page: &Page, image: &Page) -> bool {
-        let has_more_bits =
-            || page[PAGE_HEADER_LEN..].iter().zip(&image[PAGE_HEADER_LEN..]).all(|(ours, theirs)| ours & !theirs == 0);
-        is_known_difference(rmid, first_offset, page, image) || self.emptied_maps.contains(&tag) && has_more_bits()
     }
 
     fn make_database(&mut self, db_oid: Oid, is_copied: bool) {

@@ -44,7 +44,7 @@ enum Command {
     /// Looks at WAL files
     #[command(subcommand)]
     Wal(WalCommand),
-    /// Works with redo processes
+    /// Works with redo: records to pages
     #[command(subcommand)]
     Redo(RedoCommand),
     /// Looks at the store

@@ -63,6 +63,15 @@ impl Segments {
             segments = segments.split_off(&start.segment_no(bytes));
         }
         let first_no = *segments.keys().next().context("no WAL segment holds the start position")?;
+        if let (Some(start), Some(bytes)) = (start, segment_bytes) {
+            ensure!(first_no == start.segment_no(bytes), "no WAL segment holds the start position. start=`{start}`");
+        }
+        if let Some(missing) = (first_no..)
+            .find(|number| !segments.contains_key(number))
+            .filter(|number| segments.last_key_value().is_some_and(|(last, _)| number < last))
+        {
+            eprintln!("there is a gap: reading up to the missing segment number {missing} in {}", folder.display());
+        }
         let run = segments.into_iter().zip(first_no..).take_while(|((segment_no, _), expected)| segment_no == expected);
         let files: Vec<PathBuf> = run.map(|((_, path), _)| path).collect();
         let (header, long) = read_first_page(&files[0])?;
@@ -121,7 +130,16 @@ impl Records<'_> {
                     None => return Ok(None),
                 },
                 Err(error) if error.kind() == WalErrorKind::EndOfWal => {
-                    eprintln!("end of the log at {}: {error}", self.decoder.last_record_end());
+                    let end_lsn = self.decoder.last_record_end();
+                    // Segments kept for later use carry addresses of the past; one that goes on behind the end says that this is no end.
+                    if let Some(path) = self.source.files.first()
+                        && read_first_page(path).is_ok_and(|(header, _)| end_lsn < header.page_lsn)
+                    {
+                        return Err(error).with_context(|| {
+                            format!("WAL is damaged at {end_lsn}: {} goes on behind it", path.display())
+                        });
+                    }
+                    eprintln!("end of the log at {end_lsn}: {error}");
                     return Ok(None);
                 }
                 Err(error) => return Err(error).context("read WAL"),

@@ -13,6 +13,7 @@
 //! |  5  | visibility map clear  | flags u8 (bits 0-1: the map's bits; bit 7: guarded by the page's LSN), index u16 ... | visibility map
 //! |  6  | visibility map cut    | first heap block removed, its index u16                                 | visibility map
 //! |  7  | free space map cut    | first slot cleared u16                                                  | free space map
+//! |  8  | heap all visible      | nothing                                                                 | any heap
 //! example: 01 01 0005 7fff = transactions 5 and 32767 of this CLOG page committed
 //! ```
 //!

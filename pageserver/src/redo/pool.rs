@@ -132,10 +132,13 @@ impl WalRedo {
         })
     }
 
-    /// Asks for the page that `chain` makes. Returns at once, unless too many wait already.
+    /// Asks for the page that `chain` makes. A short chain that is plain computation is made before this returns; otherwise it returns at once, unless too
+    /// many wait already.
     pub fn submit(&self, chain: Chain) -> PendingPage {
         let counters = &self.shared.counters;
         count(&counters.requests, 1);
+        let is_short = chain.deltas.len() <= INLINE_DELTAS_MAX;
+        let is_made_here = is_short && making::is_computed(&chain, &*self.shared.engine);
         let version = (chain.timeline, chain.key, chain.version_lsn);
         let waiters = {
             let mut in_flight = self.shared.in_flight.lock();
@@ -147,7 +150,7 @@ impl WalRedo {
             in_flight.insert(version, waiters.clone());
             waiters
         };
-        if chain.deltas.len() <= INLINE_DELTAS_MAX && making::is_computed(&chain, &*self.shared.engine) {
+        if is_made_here {
             count(&counters.inline, 1);
             let job = Job { chain: None, version, waiters, shared: self.shared.clone() };
             return PendingPage(Pending::Made(job.make_here(chain)));
@@ -182,7 +185,7 @@ impl WalRedo {
         self.shared.engine.report()
     }
 
-    /// From now on requests are answered with [`RedoError::ShuttingDown`]; those in the engine are finished.
+    /// From now on requests for the threads are answered with [`RedoError::ShuttingDown`]; those in the engine are finished.
     pub fn shut_down(&self) {
         self.shared.shutting_down.store(true, Ordering::Release);
     }

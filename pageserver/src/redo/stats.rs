@@ -1,4 +1,4 @@
-//! What the walredo threads count.
+//! What redo counts, on the walredo threads and on those that ask.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub struct RedoStats {
     pub records_postgres: u64,
     /// Deltas of ours applied.
     pub records_ours: u64,
-    /// Bytes of bases and deltas that the threads were given.
+    /// Bytes of bases and deltas that pages were made of.
     pub input_bytes: u64,
     /// Time that the threads worked, all together.
     pub busy: Duration,

@@ -28,7 +28,7 @@ impl Timeline {
         self.finish_page(begun)
     }
 
-    /// As [`Timeline::get_page_at_lsn`] for many, answers in order. Redo of all of them runs at the same time.
+    /// As [`Timeline::get_page_at_lsn`] for many, answers in order. What goes to the walredo threads is made there at the same time.
     pub fn get_pages_at_lsn(&self, requests: &[(Key, Lsn)]) -> Vec<Result<Bytes, ReadError>> {
         let mut size_seen = None;
         let begun: Vec<Begun> =

@@ -27,6 +27,7 @@ fn check(cluster: &Cluster, engine: Arc<dyn Engine>, leave_out_every: Option<u64
         version: cluster.version,
         data_checksums: control_file.data_checksums(),
         wal_log_hints: control_file.wal_log_hints,
+        has_base: true,
         chains: true,
         cases: 0,
     };

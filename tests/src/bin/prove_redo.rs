@@ -86,7 +86,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     }
     println!("{}\n{}", table::markdown(&counts), lines.join("\n"));
     println!("seed: {}, images checked: {}, different: {}", plan.seed, total.checked, total.different);
-    if let Some(path) = &arguments.write {
+    if let Some(path) = arguments.write.as_ref().filter(|_| is_good) {
         write_table(path, &counts)?;
     }
     Ok(is_good)

@@ -77,6 +77,7 @@ fn follow(conninfo: &ConnInfo, cold_dir: PathBuf, stop_lsn: &AtomicU64) -> Resul
         version: control.version,
         data_checksums: control.data_checksums(),
         wal_log_hints: control.wal_log_hints,
+        has_base: true,
         chains: false,
         cases: CASES_PER_OPERATION,
     };

@@ -31,6 +31,10 @@ const WITHOUT_PAGES: &[(u8, &str)] = &[
     (rmgr::GIST, "ASSIGN_LSN"),
 ];
 
+/// Operations whose records always bring the whole page; the one for hints may leave it out, and then changes nothing.
+const ALWAYS_IMAGES: [(&str, &str); 5] =
+    [("XLOG", "FPI"), ("XLOG", "FPI_FOR_HINT"), ("Gin", "SPLIT"), ("Gin", "VACUUM_PAGE"), ("Hash", "SPLIT_PAGE")];
+
 /// Operations that change pages, by name, and the initialising form of those that have one.
 pub fn operations(version: PgVersion) -> Vec<(String, String)> {
     let mut found = Vec::new();
@@ -51,8 +55,9 @@ pub fn operations(version: PgVersion) -> Vec<(String, String)> {
 /// Adds a leg's report.
 pub fn add(counts: &mut Counts, report: &CheckReport) {
     for row in &report.operations {
-        let proven = row.counts.equal + row.counts.equal_masked + row.counts.known_difference;
-        let count = if proven > 0 { proven } else { row.counts.images_applied };
+        let proven = row.counts.equal + row.counts.equal_masked;
+        let is_image = ALWAYS_IMAGES.contains(&(row.rmgr.as_str(), row.operation.as_str()));
+        let count = if is_image { row.counts.images_applied } else { proven };
         let by_version = counts.entry((row.rmgr.clone(), row.operation.clone())).or_default();
         *by_version.entry(report.version).or_default() += count;
     }

@@ -21,7 +21,8 @@ use crate::wal_segments::Segments;
 ///
 /// Applies every record, block by block, with redo in Rust; no PostgreSQL is needed. Where a record brings the page as it must become
 /// (`wal_consistency_checking = all` on the server that wrote it), the two are compared after PostgreSQL's own masks. A line per resource manager and
-/// operation: pages changed, compared with an image, equal, equal after masking, different. Exit code 1 when a page differs.
+/// operation: pages changed, compared with an image, equal, equal after masking, different. Exit code 1 when a page differs, 2 when there was nothing to
+/// compare with.
 ///
 /// Pages that were there before the WAL begins are checked from their first image on, or from the start with --base.
 #[derive(Debug, clap::Args)]
@@ -80,6 +81,7 @@ impl CheckArgs {
             version: segments.version,
             data_checksums: base.as_ref().map_or(!self.no_hint_bits_logged, |base| base.control.data_checksums()),
             wal_log_hints: base.as_ref().is_some_and(|base| base.control.wal_log_hints),
+            has_base: base.is_some(),
             chains: self.chains,
             cases: 0,
         };
@@ -92,6 +94,10 @@ impl CheckArgs {
         }
         let report = ReportView(check.report());
         output.value(&report)?;
+        ensure!(
+            report.0.total.checked > 0,
+            "no page could be checked: the WAL holds no images to compare with (wal_consistency_checking on the server that wrote it)"
+        );
         Ok(if report.0.is_good() { Outcome::Good } else { Outcome::Bad })
     }
 

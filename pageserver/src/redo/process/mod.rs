@@ -424,13 +424,13 @@ impl Engine for ProcessEngine {
             ("killed for what they sent", stats.kills_garbage),
             ("died", stats.deaths),
             ("retired", stats.retired),
-            ("requests", stats.requests),
-            ("records", stats.records),
-            ("batches", stats.batches),
-            ("refused", stats.refused),
-            ("retried alone", stats.retried),
-            ("failed", stats.failed),
-            ("quarantined", stats.quarantined),
+            ("process requests", stats.requests),
+            ("process records", stats.records),
+            ("process batches", stats.batches),
+            ("process refused", stats.refused),
+            ("process retried alone", stats.retried),
+            ("process failed", stats.failed),
+            ("process quarantined", stats.quarantined),
         ];
         EngineReport { engine: "postgres", counts: counts.to_vec() }
     }
