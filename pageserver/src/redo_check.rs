@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use keyenc::{Key, TimelineNo};
-use postgres_ffi::mask::{Equality, PageKind, classify, equal_after_masking};
+use postgres_ffi::mask::{Equality, PageKind, classify, differs_in_gist_flag_alone, equal_after_masking};
 use postgres_ffi::page::{PAGE_HEADER_LEN, PD_CHECKSUM, Page};
 use postgres_ffi::records::dbase::DatabaseRecord;
 use postgres_ffi::records::heap;
@@ -399,7 +399,7 @@ impl<'a> RedoCheck<'a> {
         for asked in std::mem::take(&mut self.asked) {
             let Asked { tag, row, what, image, is_applied_image, pending } = asked;
             let made = pending.wait();
-            let mut verdict = self.judge(tag, row.0, image.as_deref(), &made);
+            let mut verdict = Self::judge(tag, image.as_deref(), &made);
             if let (Verdict::Different(_), Some(image), Ok(page)) = (&verdict, &image, &made)
                 && let Ok(page) = page[..].try_into()
                 && self.is_explained(tag, row, &what, page, image)
@@ -431,7 +431,7 @@ impl<'a> RedoCheck<'a> {
         }
     }
 
-    fn judge(&self, tag: BlockTag, rmid: u8, image: Option<&Page>, made: &Result<Bytes, RedoError>) -> Verdict {
+    fn judge(tag: BlockTag, image: Option<&Page>, made: &Result<Bytes, RedoError>) -> Verdict {
         let page: &Page = match made.as_ref().map(|page| page[..].try_into()) {
             Ok(Ok(page)) => page,
             Ok(Err(_)) => return Verdict::Different("not a page".to_owned()),
@@ -443,9 +443,7 @@ impl<'a> RedoCheck<'a> {
         match equal_after_masking(page, image, kind, block_no) {
             _ if same_but_checksum(page, image) => Verdict::Equal,
             Equality::Equal | Equality::EqualMasked => Verdict::EqualMasked,
-            Equality::Different { first_offset } if is_known_difference(rmid, first_offset, page, image) => {
-                Verdict::KnownDifference
-            }
+            Equality::Different { .. } if differs_in_gist_flag_alone(page, image) => Verdict::KnownDifference,
             Equality::Different { first_offset } => {
                 let around = first_offset..(first_offset + 16).min(BLCKSZ);
                 let (ours, theirs) = (&page[around.clone()], &image[around]);
@@ -656,26 +654,6 @@ impl OperationCounts {
         self.no_image += other.no_image;
         self.not_covered += other.not_covered;
     }
-}
-
-/// PostgreSQL's own: redo marks a GiST page with deleted tuples where the primary's pruning does not, and its own recovery stops at the same record with
-/// "inconsistent page found". Seen with 14.23, 16.14, 17.10 and 18.4; not with 15.20, whose redo sets the flag no more. Nothing in PostgreSQL reads it.
-/// PG 18.6: gistxlog.c, gistRedoDeleteRecord sets F_TUPLES_DELETED; gist.c, gistprunepage does not.
-pub fn is_known_difference(rmid: u8, first_offset: usize, page: &Page, image: &Page) -> bool {
-    const FLAGS_OFFSET: usize = 8188;
-    const F_TUPLES_DELETED: u8 = 1 << 2;
-    let without_flag = |page: &Page| {
-        let mut page = *page;
-        page[FLAGS_OFFSET] &= !F_TUPLES_DELETED;
-        page
-    };
-    let kind = classify(image, ForkNumber::Main, 1);
-    rmid == rmgr::GIST
-        && first_offset == FLAGS_OFFSET
-        && !matches!(
-            equal_after_masking(&without_flag(page), &without_flag(image), kind, 1),
-            Equality::Different { .. }
-        )
 }
 
 fn has_no_bits(map_page: &[u8]) -> bool {

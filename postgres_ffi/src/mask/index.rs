@@ -42,7 +42,7 @@ const LH_PAGE_TYPE: u16 = 0x000F;
 pub(crate) const LH_PAGE_HAS_DEAD_TUPLES: u16 = 1 << 7;
 
 pub(crate) const GIST_LEAF: u16 = 1 << 0;
-const GIST_TUPLES_DELETED: u16 = 1 << 2;
+pub(crate) const GIST_TUPLES_DELETED: u16 = 1 << 2;
 pub(crate) const GIST_FOLLOW_RIGHT: u16 = 1 << 3;
 pub(crate) const GIST_HAS_GARBAGE: u16 = 1 << 4;
 

@@ -28,7 +28,7 @@ use crate::page::{
 };
 use crate::{BlockNumber, ForkNumber};
 
-pub use compare::{Equality, PageComparison, compare_pages, equal_after_masking};
+pub use compare::{Equality, PageComparison, compare_pages, differs_in_gist_flag_alone, equal_after_masking};
 
 /// `pd_flags`: there are unused line pointers. PG: bufpage.h, PD_HAS_FREE_LINES.
 pub const PD_HAS_FREE_LINES: u16 = 0x0001;

@@ -10,7 +10,9 @@
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::{Change, RedoError, Stamp, index_tuple, page_error};
-use crate::mask::index::{FLAGS_OF_16, GIST_FOLLOW_RIGHT, GIST_HAS_GARBAGE, GIST_LEAF, GIST_NSN_AT};
+use crate::mask::index::{
+    FLAGS_OF_16, GIST_FOLLOW_RIGHT, GIST_HAS_GARBAGE, GIST_LEAF, GIST_NSN_AT, GIST_TUPLES_DELETED,
+};
 use crate::page::edit::{self, Placement};
 use crate::page::layout::Header;
 use crate::page::{BLCKSZ, PAGE_HEADER_LEN, PD_LOWER, Page};
@@ -27,9 +29,8 @@ const RIGHT_LINK_AT: usize = BLCKSZ - 8;
 const PAGE_ID_AT: usize = BLCKSZ - 2;
 /// PG: gist.h, GIST_PAGE_ID.
 const PAGE_ID: u16 = 0xFF81;
-/// PG: gist.h, F_DELETED, F_TUPLES_DELETED.
+/// PG: gist.h, F_DELETED.
 const GIST_DELETED: u16 = 1 << 1;
-const GIST_TUPLES_DELETED: u16 = 1 << 2;
 /// PG: gist_private.h, GIST_ROOT_BLKNO.
 const ROOT_BLOCK_NO: BlockNumber = 0;
 /// No page to the right. PG: block.h, InvalidBlockNumber.
