@@ -4,12 +4,14 @@
 //! - No lock is held while waiting for redo, for WAL or for a socket.
 //! - A page beyond the end of its fork reads as zeroes, as the pagestream protocol wants it; a fork that does not exist is an error.
 //!
-//! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`]), [`repository`].
+//! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`]), pages made before
+//! anybody reads them ([`backlog`]), [`repository`].
 
 pub mod id;
 pub mod metadata;
 pub mod version_cache;
 
+mod backlog;
 mod objects;
 mod pages;
 mod read_error;
@@ -87,6 +89,7 @@ pub struct Timeline {
     receiver: RwLock<Option<WalReceiver>>,
     wait_lsn_timeout: Duration,
     cache_back_records_min: usize,
+    backlog_records_min: usize,
 }
 
 impl Timeline {
@@ -119,6 +122,7 @@ impl Timeline {
             receiver: RwLock::default(),
             wait_lsn_timeout: config.wait_lsn_timeout(),
             cache_back_records_min: config.redo.cache_back_records_min,
+            backlog_records_min: config.redo.backlog_records_min as usize,
         }
     }
 
