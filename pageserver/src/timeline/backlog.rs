@@ -1,7 +1,7 @@
 //! Pages with long chains are made before anybody reads them, by walredo threads that have nothing else to do, and cached back.
 //!
 //! - A thread of its own gathers them: the flusher tells what it found and goes on, ingest knows of nothing here.
-//! - It holds no lock while it gathers or waits, and sleeps until a flush finds something or a walredo thread has made a page.
+//! - It holds no lock while it gathers (from RocksDB alone: no layer) or waits, and sleeps until a flush finds something or a walredo thread has made a page.
 //! - What finds no room with the walredo threads waits here as keys, oldest first; where too many wait the oldest are dropped. Nothing
 //!   depends on any of them: a read makes its page itself.
 //! - Nothing is made while a timeline catches up with its base backup: its pages are not of one moment yet.
@@ -22,7 +22,7 @@ use tracing::debug;
 
 use super::{ReadError, Timeline};
 use crate::redo::{Chain, RedoError};
-use crate::store::{LongChain, LongChains};
+use crate::store::{Gathered, LongChain, LongChains};
 
 /// Keys that wait, per timeline: what a few flushes find at most.
 const WAITING_MAX: usize = 4000;
@@ -208,13 +208,18 @@ impl Waiting {
 }
 
 impl Timeline {
-    /// The chain of the page `key` as of now. `None`: it is not (or no more) long, not there, or not this timeline's.
+    /// The chain of the page `key` as of the watermark. `None`: it is not (or no more) long, not there, or not this timeline's.
+    ///
+    /// Not as of the last record: ingest would wait for the open layer while a chain of many thousand records is copied out of it.
     fn long_chain(&self, key: &Key) -> Result<Option<Chain>, ReadError> {
-        let as_of_lsn = self.last_record_lsn();
+        let Some(as_of_lsn) = self.durable_lsn() else { return Ok(None) };
         if self.check_readable(as_of_lsn).is_err() || !self.page_exists(key, as_of_lsn)? {
             return Ok(None);
         }
-        let found = self.gather(key, as_of_lsn)?;
+        let mut found = Gathered::default();
+        if !self.store.gather_durable(key, as_of_lsn, &mut found)? {
+            self.gather_inherited(key, as_of_lsn, &mut found)?;
+        }
         let is_own = found.versions.first().is_some_and(|(version_lsn, ..)| self.is_own_version(*version_lsn));
         if !is_own || found.delta_count() < self.backlog_records_min {
             return Ok(None);

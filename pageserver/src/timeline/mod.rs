@@ -197,15 +197,20 @@ impl Timeline {
     /// The versions that the object at `request_lsn` is made of, from this timeline and its ancestors, newest first.
     fn gather(&self, key: &keyenc::Key, request_lsn: Lsn) -> Result<Gathered, ReadError> {
         let mut found = Gathered::default();
-        if self.store.gather(key, request_lsn, &mut found)? {
-            return Ok(found);
+        if !self.store.gather(key, request_lsn, &mut found)? {
+            self.gather_inherited(key, request_lsn, &mut found)?;
         }
+        Ok(found)
+    }
+
+    /// What the ancestors have below `found`.
+    fn gather_inherited(&self, key: &keyenc::Key, request_lsn: Lsn, found: &mut Gathered) -> Result<(), ReadError> {
         for (ancestor, branch_lsn) in &self.ancestors {
-            if ancestor.store.gather(key, request_lsn.min(*branch_lsn), &mut found)? {
+            if ancestor.store.gather(key, request_lsn.min(*branch_lsn), found)? {
                 break;
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// How the receiver is doing; `None` while none runs.

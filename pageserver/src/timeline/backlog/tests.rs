@@ -194,10 +194,16 @@ fn a_branch_keeps_what_it_made_of_its_own_versions_alone() {
     commit(&parent, 0, 50);
     let branch_lsn = parent.last_record_lsn();
     let branch = rig.timeline(2, Some((&parent, branch_lsn)));
+    commit(&branch, 1, 1);
+    branch.store.flush(true).unwrap();
     assert!(branch.long_chain(&clog(0)).unwrap().is_none(), "all versions are the parent's");
     commit(&branch, 0, 60);
+    branch.store.flush(true).unwrap();
+    commit(&branch, 0, 3); // Not durable yet.
+    let branch_durable_lsn = branch.durable_lsn().unwrap();
     let chain = branch.long_chain(&clog(0)).unwrap().unwrap();
-    assert_eq!((chain.timeline, chain.deltas.len(), chain.version_lsn), (TimelineNo(2), 110, branch.last_record_lsn()));
+    assert_eq!((chain.timeline, chain.deltas.len(), chain.version_lsn), (TimelineNo(2), 110, branch_durable_lsn));
+    parent.store.flush(true).unwrap();
     assert_eq!(parent.long_chain(&clog(0)).unwrap().unwrap().deltas.len(), 50);
 }
 
@@ -206,7 +212,16 @@ fn nothing_is_made_of_what_is_gone_short_or_not_readable_yet() {
     let rig = Rig::new();
     let timeline = rig.timeline(1, None);
     commit(&timeline, 1, 50);
+    assert!(timeline.long_chain(&clog(1)).unwrap().is_none(), "nothing is durable");
+    timeline.store.flush(true).unwrap();
     assert!(timeline.long_chain(&clog(1)).unwrap().is_some());
+    let set_first_readable = |lsn| {
+        let metadata = not_readable_below(&timeline, lsn);
+        *timeline.metadata.write() = metadata;
+    };
+    set_first_readable(Lsn::MAX);
+    assert!(timeline.long_chain(&clog(1)).unwrap().is_none(), "still catching up");
+    set_first_readable(Lsn::new(8));
     assert!(timeline.long_chain(&clog(2)).unwrap().is_none(), "an image alone");
     assert!(timeline.long_chain(&clog(99)).unwrap().is_none(), "no such segment");
     assert!(timeline.long_chain(&key(1)).unwrap().is_none(), "no such relation");
@@ -216,6 +231,7 @@ fn nothing_is_made_of_what_is_gone_short_or_not_readable_yet() {
     batch.put(segment.into(), gone_lsn, Kind::Tombstone, b"");
     timeline.store.put(&batch, gone_lsn).unwrap();
     timeline.last_record.advance(gone_lsn);
+    timeline.store.flush(true).unwrap();
     assert!(timeline.long_chain(&clog(1)).unwrap().is_none(), "its segment is gone");
 }
 
@@ -245,6 +261,12 @@ fn ends_though_chains_wait() {
     drop(release);
     let stats = rig.wait_for(|stats| stats.backlog_made == 3);
     assert_eq!(stats.backlog_accepted, 3);
+}
+
+fn not_readable_below(timeline: &Timeline, first_readable_lsn: Lsn) -> Arc<TimelineMetadata> {
+    let mut metadata = (*timeline.metadata()).clone();
+    metadata.imported = Some(Imported { start_lsn: Lsn::new(8), first_readable_lsn });
+    Arc::new(metadata)
 }
 
 fn chain_of(timeline: &Timeline) -> Chain {
