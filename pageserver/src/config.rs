@@ -68,6 +68,9 @@ pub struct RedoSection {
     pub run_as: String,
     /// A chain of at least this many records is cached back into the store when it was materialised.
     pub cache_back_records_min: usize,
+    /// Pages of which a flush writes at least this many records with no image above are made in the background and cached back, so that
+    /// whoever reads them does not wait for it. 0: none are.
+    pub backlog_records_min: u32,
 }
 
 /// `redo.engine`
@@ -123,6 +126,7 @@ impl Default for RedoSection {
             extension_dir: None,
             run_as: "postgres".to_string(),
             cache_back_records_min: 8,
+            backlog_records_min: 32,
         }
     }
 }

@@ -146,8 +146,8 @@ fn measure(kind: &Kind, arguments: &Arguments) -> Result<Measured> {
     server.stop()?;
     standby.stop(Stop::Fast)?;
     (kind.load)(&primary, arguments)?;
-    primary.execute("CREATE TABLE the_end ()")?; // Its commit is flushed, and all before it.
-    let end = primary.current_lsn()?;
+    primary.execute("SET synchronous_commit = on; CREATE TABLE the_end ()")?; // Its commit is flushed, and all before it.
+    let end: Lsn = primary.query_text("SELECT pg_current_wal_flush_lsn()::text")?.parse()?;
 
     let copy = dir.path().join("in-process");
     standby::copy_data_dir(server.data_dir(), &copy)?;

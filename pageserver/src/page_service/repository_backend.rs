@@ -117,6 +117,10 @@ impl RepositoryBackend for Repository {
                 .map(|(what, count)| (format!("{tenant_id}.engine.{what}"), count.to_string()));
             rows.extend(counts);
             flatten(&format!("{tenant_id}.walredo"), &serde_json::json!(stats), &mut rows);
+            let read_chains = stats
+                .read_chains()
+                .map(|(bucket, count)| (format!("{tenant_id}.walredo.read_chains.{bucket}"), count.to_string()));
+            rows.extend(read_chains);
         }
         Ok(rows)
     }

@@ -175,6 +175,26 @@ impl WalRedo {
         accepted
     }
 
+    /// True if the backlog takes another chain. It stays true until the caller offers one, if nobody else does.
+    pub fn has_backlog_room(&self) -> bool {
+        !self.backlog.is_full()
+    }
+
+    /// Counts a read whose chain had this many deltas.
+    pub fn count_read_chain(&self, delta_count: usize) {
+        self.shared.counters.count_read_chain(delta_count);
+    }
+
+    /// Counts long chains that never came to be offered because too many waited.
+    pub fn count_backlog_dropped(&self, chain_count: usize) {
+        count(&self.shared.counters.backlog_dropped, chain_count as u64);
+    }
+
+    /// Counts a long chain that could not be offered because its versions could not be read.
+    pub fn count_backlog_unreadable(&self) {
+        count(&self.shared.counters.backlog_failed, 1);
+    }
+
     /// What the threads have done so far.
     pub fn stats(&self) -> RedoStats {
         self.shared.counters.snapshot(self.requests.len(), self.backlog.len())
@@ -414,7 +434,8 @@ impl Worker {
         let mut made = None;
         make_all(&self.shared, vec![job.chain], &mut |_, page| made = Some(page));
         if let Some(page) = made {
-            count(&self.shared.counters.backlog_made, 1);
+            let counters = &self.shared.counters;
+            count(if page.is_ok() { &counters.backlog_made } else { &counters.backlog_failed }, 1);
             (job.done)(page);
         }
     }

@@ -8,6 +8,10 @@ use bytes::Bytes;
 use super::RedoError;
 use super::making::DeltaCounts;
 
+/// Deltas of a read's chain, each bound inclusive; one bucket more is for what is longer.
+const READ_CHAIN_BOUNDS: [usize; 10] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256];
+const READ_CHAIN_BUCKETS: usize = READ_CHAIN_BOUNDS.len() + 1;
+
 /// What the threads of one pool have done since they started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct RedoStats {
@@ -37,10 +41,31 @@ pub struct RedoStats {
     pub backlog_accepted: u64,
     /// Pages made from it.
     pub backlog_made: u64,
+    /// Pages that could not be made from it, or whose versions could not be read for it.
+    pub backlog_failed: u64,
+    /// Long chains that never got into it: too many waited.
+    pub backlog_dropped: u64,
     /// Requests that wait for a thread now.
     pub queue_len: u64,
     /// Chains in the backlog now.
     pub backlog_len: u64,
+    /// Reads that went to the store, by the number of deltas of their chain. See [`RedoStats::read_chains`].
+    #[serde(skip)]
+    read_chains: [u64; READ_CHAIN_BUCKETS],
+}
+
+impl RedoStats {
+    /// Reads of pages that went to the store, those of ingest included, by the number of deltas (PostgreSQL's and ours) behind their base:
+    /// name and count of each bucket, from `up_to_0` (an image, or zeroes) to `above_256`.
+    pub fn read_chains(&self) -> impl Iterator<Item = (String, u64)> {
+        let up_to = READ_CHAIN_BOUNDS.iter().map(|bound| format!("up_to_{bound}"));
+        let above = READ_CHAIN_BOUNDS.last().map(|bound| format!("above_{bound}"));
+        up_to.chain(above).zip(self.read_chains)
+    }
+}
+
+fn read_chain_bucket(delta_count: usize) -> usize {
+    READ_CHAIN_BOUNDS.partition_point(|bound| *bound < delta_count)
 }
 
 #[derive(Default)]
@@ -58,6 +83,9 @@ pub(super) struct Counters {
     pub panics: AtomicU64,
     pub backlog_accepted: AtomicU64,
     pub backlog_made: AtomicU64,
+    pub backlog_failed: AtomicU64,
+    pub backlog_dropped: AtomicU64,
+    read_chains: [AtomicU64; READ_CHAIN_BUCKETS],
 }
 
 pub(super) fn count(counter: &AtomicU64, by: u64) {
@@ -67,6 +95,10 @@ pub(super) fn count(counter: &AtomicU64, by: u64) {
 impl Counters {
     pub fn count_result(&self, page: &Result<Bytes, RedoError>) {
         count(if page.is_ok() { &self.pages } else { &self.failed }, 1);
+    }
+
+    pub fn count_read_chain(&self, delta_count: usize) {
+        count(&self.read_chains[read_chain_bucket(delta_count)], 1);
     }
 
     pub fn count_deltas(&self, deltas: DeltaCounts) {
@@ -90,8 +122,38 @@ impl Counters {
             panics: read(&self.panics),
             backlog_accepted: read(&self.backlog_accepted),
             backlog_made: read(&self.backlog_made),
+            backlog_failed: read(&self.backlog_failed),
+            backlog_dropped: read(&self.backlog_dropped),
+            read_chains: self.read_chains.each_ref().map(read),
             queue_len: queue_len as u64,
             backlog_len: backlog_len as u64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: the histogram's buckets are what their names say. Method: the edges.
+
+    use super::*;
+
+    #[test]
+    fn read_chains_fall_into_the_bucket_of_their_name() {
+        for (delta_count, name) in [
+            (0, "up_to_0"),
+            (1, "up_to_1"),
+            (2, "up_to_2"),
+            (3, "up_to_4"),
+            (4, "up_to_4"),
+            (5, "up_to_8"),
+            (256, "up_to_256"),
+            (257, "above_256"),
+            (usize::MAX, "above_256"),
+        ] {
+            let counters = Counters::default();
+            counters.count_read_chain(delta_count);
+            let found: Vec<_> = counters.snapshot(0, 0).read_chains().filter(|(_, count)| *count > 0).collect();
+            assert_eq!(found, [(name.to_owned(), 1)], "{delta_count}");
         }
     }
 }

@@ -6,6 +6,7 @@
 //! - Nothing depends on them: a full queue drops, a crash loses, and the page is made again.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use bytes::Bytes;
 use keyenc::Key;
@@ -18,11 +19,14 @@ const ENTRY_BYTES: usize = 96;
 #[derive(Default)]
 pub(super) struct CacheBack {
     pages: BTreeMap<(Key, Lsn), Bytes>,
+    /// Of the oldest page, or later; `None` when there is none.
+    waiting_since: Option<Instant>,
 }
 
 impl CacheBack {
     /// Adds a page, or nothing when it is there already. Returns the memory that it takes.
     pub fn push(&mut self, key: Key, lsn: Lsn, page: Bytes) -> usize {
+        self.waiting_since.get_or_insert_with(Instant::now);
         match self.pages.entry((key, lsn)) {
             std::collections::btree_map::Entry::Occupied(_) => 0,
             std::collections::btree_map::Entry::Vacant(vacant) => page_bytes(vacant.insert(page)),
@@ -34,9 +38,15 @@ impl CacheBack {
         let later = |(_, lsn): &(Key, Lsn)| *lsn > watermark_lsn;
         let (kept, taken): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.pages).into_iter().partition(|(at, _)| later(at));
+        self.waiting_since = if kept.is_empty() { None } else { Some(Instant::now()) };
         self.pages = kept;
         let freed = taken.values().map(page_bytes).sum();
         (taken.into_iter().map(|((key, lsn), page)| (key, lsn, page)).collect(), freed)
+    }
+
+    /// Since when pages have been waiting; `None`: none does.
+    pub fn waiting_since(&self) -> Option<Instant> {
+        self.waiting_since
     }
 }
 
@@ -64,10 +74,11 @@ mod tests {
             .sum();
         assert_eq!(pushed, 3 * (100 + ENTRY_BYTES));
         let (taken, freed) = queue.take(Lsn::new(16));
+        assert!(queue.waiting_since().is_some());
         assert_eq!(taken, [(key(1), Lsn::new(8), page.clone()), (key(2), Lsn::new(16), page.clone())]);
         let (taken, freed_later) = queue.take(Lsn::MAX);
         assert_eq!(taken, [(key(1), Lsn::new(24), page)]);
-        assert!(queue.pages.is_empty());
+        assert!(queue.pages.is_empty() && queue.waiting_since().is_none());
         assert_eq!(freed + freed_later, pushed);
     }
 }

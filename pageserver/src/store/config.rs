@@ -32,6 +32,8 @@ pub struct StoreConfig {
     pub level0_files_max: u32,
     /// SST files that RocksDB keeps open.
     pub open_files_max: u32,
+    /// A flush tells of pages that it wrote at least this many deltas of, with no image above (see `Store::long_chains`). 0: of none.
+    pub long_chain_deltas_min: u32,
 }
 
 impl Default for StoreConfig {
@@ -47,6 +49,7 @@ impl Default for StoreConfig {
             compaction_bytes_per_second: 0,
             level0_files_max: 12,
             open_files_max: 1024,
+            long_chain_deltas_min: 0,
         }
     }
 }

@@ -14,6 +14,7 @@ use rocksdb::SstFileWriter;
 
 use super::db::Db;
 use super::layer::{LayerData, LayerVersion, SortedWindows};
+use super::long_chains::ChainFinder;
 
 /// An image that does not stand in the layer: a materialised page, or the watermark.
 pub(super) type ExtraImage = (Key, Lsn, Bytes);
@@ -26,6 +27,8 @@ pub(super) struct FileSet<'a> {
     last_key: Option<Key>,
     split_before_blocks: bool,
     files: Vec<PathBuf>,
+    /// Sees every version that is written.
+    pub chains: ChainFinder,
     pub versions: u64,
     pub bytes: u64,
 }
@@ -41,6 +44,7 @@ impl<'a> FileSet<'a> {
             writer: None,
             last_key: None,
             files: Vec::new(),
+            chains: ChainFinder::new(0),
             versions: 0,
             bytes: 0,
         }
@@ -123,6 +127,7 @@ impl<'a> FileSet<'a> {
         };
         let version = VersionKey { timeline: self.timeline, key: *key, lsn, kind };
         self.versions += 1;
+        self.chains.add(key, kind);
         writer.put(version.encode(), value)
     }
 

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::Watermark;
 use super::file_set::{ExtraImage, FileSet};
 use super::inner::{FlushJob, Inner};
+use super::long_chains::{ChainFinder, LongChains};
 use super::timeline_state::TimelineState;
 use super::watermark::watermark_key;
 
@@ -61,12 +62,15 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
     let frozen = &job.frozen;
     let extra = extra_images(inner, job);
     let mut set = FileSet::new(&inner.db, state.timeline, !frozen.publish);
+    if frozen.publish {
+        set.chains = ChainFinder::new(inner.config.long_chain_deltas_min);
+    }
     let stop = || inner.is_stopping() || state.is_deleted();
     let is_whole = set.write(&frozen.layer.read(), &extra, &stop)?;
     if !is_whole || !wait_for_level0(inner)? {
         return Ok(if state.is_deleted() { Outcome::Done } else { Outcome::Stopped });
     }
-    let (versions, bytes) = (set.versions, set.bytes);
+    let (versions, bytes, chains) = (set.versions, set.bytes, set.chains.take());
     set.ingest()?;
     if frozen.publish {
         *state.watermark.lock() = Some(Watermark { last_record_lsn: frozen.last_record_lsn });
@@ -78,6 +82,9 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
     counters.flushed_bytes.add(bytes);
     counters.cached_back_pages.add(extra.len().saturating_sub(usize::from(frozen.publish)) as u64);
     counters.flush_nanos.add(started_at.elapsed().as_nanos() as u64);
+    if !chains.is_empty() {
+        inner.tell_long_chains(LongChains { timeline: state.timeline, chains });
+    }
     Ok(Outcome::Done)
 }
 
@@ -114,8 +121,11 @@ fn freeze_old_layers(inner: &Inner) {
     for state in states {
         // A timeline whose writer is busy is looked at next time.
         let Some(mut writer) = state.writer.try_lock() else { continue };
-        let is_old = writer.changed_at.is_some_and(|changed_at| changed_at.elapsed() >= inner.config.flush_interval);
-        if is_old && !state.is_deleted() {
+        let has_waited =
+            |since: Option<Instant>| since.is_some_and(|since| since.elapsed() >= inner.config.flush_interval);
+        // Pages are cached back in the end, even where no more WAL comes.
+        let has_pages = || writer.publishing && has_waited(state.cache_back.lock().waiting_since());
+        if (has_waited(writer.changed_at) || has_pages()) && !state.is_deleted() {
             inner.freeze(&state, &mut writer);
         }
     }

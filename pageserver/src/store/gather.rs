@@ -27,6 +27,13 @@ pub struct Gathered {
     pub versions: Vec<(Lsn, Kind, Bytes)>,
 }
 
+impl Gathered {
+    /// How many of them are records to apply.
+    pub fn delta_count(&self) -> usize {
+        self.versions.iter().filter(|(_, kind, _)| matches!(kind, Kind::Delta | Kind::InitDelta)).count()
+    }
+}
+
 /// Versions found by one gather before their values are moved into one allocation.
 #[derive(Default)]
 struct Scratch {

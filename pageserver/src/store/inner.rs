@@ -8,17 +8,21 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use keyenc::TimelineNo;
 use parking_lot::{Condvar, Mutex};
 
 use super::db::Db;
 use super::layer_map::FrozenLayer;
+use super::long_chains::LongChains;
 use super::stats::Counters;
 use super::timeline_state::{TimelineState, WriterState};
 use super::{StoreConfig, StoreError};
 
 /// A wake-up lost by mistake costs this much, not for ever.
 const WAIT_MAX: Duration = Duration::from_secs(1);
+/// Flushes whose long chains nobody has taken yet; those of later ones are not told.
+const LONG_CHAINS_QUEUE_LEN: usize = 16;
 
 /// The shared part of a store.
 pub(super) struct Inner {
@@ -33,6 +37,7 @@ pub(super) struct Inner {
     /// A job is done, memory is free, or the store is poisoned or closes.
     progress: Condvar,
     poison: OnceLock<String>,
+    long_chains: (Sender<LongChains>, Receiver<LongChains>),
 }
 
 /// Bytes of layers and of queued pages, over all timelines.
@@ -77,6 +82,7 @@ impl Inner {
             work: Condvar::new(),
             progress: Condvar::new(),
             poison: OnceLock::new(),
+            long_chains: bounded(LONG_CHAINS_QUEUE_LEN),
         }
     }
 
@@ -217,6 +223,18 @@ impl Inner {
             self.check_writable()?;
             self.progress.wait_for(&mut queue, WAIT_MAX);
         }
+    }
+
+    /// Never waits: what finds no room is not told.
+    pub fn tell_long_chains(&self, found: LongChains) {
+        self.counters.long_chains.add(found.chains.len() as u64);
+        if let Err(error) = self.long_chains.0.try_send(found) {
+            self.counters.long_chains_untold.add(error.into_inner().chains.len() as u64);
+        }
+    }
+
+    pub fn long_chains(&self) -> Receiver<LongChains> {
+        self.long_chains.1.clone()
     }
 
     pub fn stop(&self) {

@@ -25,6 +25,8 @@ pub use watermark::Watermark;
 mod stats;
 pub use stats::{LevelStats, StoreStats};
 mod cache_back;
+mod long_chains;
+pub use long_chains::{LongChain, LongChains};
 mod db;
 mod gather;
 mod layer;

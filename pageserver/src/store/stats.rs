@@ -34,6 +34,10 @@ pub struct StoreStats {
     pub cached_back_pages: u64,
     /// Materialised pages dropped because the queue was full.
     pub cache_back_dropped_pages: u64,
+    /// Long chains that flushes found.
+    pub long_chains: u64,
+    /// Of these, not told because nobody took what was told before.
+    pub long_chains_untold: u64,
     /// Calls of `gather`.
     pub gathers: u64,
     /// Seeks in RocksDB made by `gather`: at most one each.
@@ -87,6 +91,8 @@ pub(super) struct Counters {
     pub flush_nanos: Counter,
     pub cached_back_pages: Counter,
     pub cache_back_dropped_pages: Counter,
+    pub long_chains: Counter,
+    pub long_chains_untold: Counter,
     pub gathers: Counter,
     pub gather_seeks: Counter,
     pub gathered_versions: Counter,
@@ -125,6 +131,8 @@ impl Counters {
         stats.flush_nanos = self.flush_nanos.get();
         stats.cached_back_pages = self.cached_back_pages.get();
         stats.cache_back_dropped_pages = self.cache_back_dropped_pages.get();
+        stats.long_chains = self.long_chains.get();
+        stats.long_chains_untold = self.long_chains_untold.get();
         stats.gathers = self.gathers.get();
         stats.gather_seeks = self.gather_seeks.get();
         stats.gathered_versions = self.gathered_versions.get();

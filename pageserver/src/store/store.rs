@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
+use crossbeam_channel::Receiver;
 use keyenc::TimelineNo;
 use postgres_ffi::Lsn;
 
@@ -14,7 +15,7 @@ use super::inner::Inner;
 use super::layer_map::LayerMap;
 use super::timeline_state::TimelineState;
 use super::watermark::watermark_key;
-use super::{StoreConfig, StoreError, StoreStats, TimelineStore, Watermark, file_set, flusher};
+use super::{LongChains, StoreConfig, StoreError, StoreStats, TimelineStore, Watermark, file_set, flusher};
 
 /// RocksDB, shared by all timelines, and the thread that flushes. Dropping it ends the thread and flushes nothing.
 ///
@@ -78,6 +79,12 @@ impl Store {
             inner.poison(error.to_string());
             StoreError::Poisoned { cause: error.to_string() }
         })
+    }
+
+    /// What flushes find of chains with at least `StoreConfig::long_chain_deltas_min` deltas; each find goes to one taker. The flusher
+    /// waits for no taker. The channel ends with the store.
+    pub fn long_chains(&self) -> Receiver<LongChains> {
+        self.inner.long_chains()
     }
 
     /// A snapshot of the counters.

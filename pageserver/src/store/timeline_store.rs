@@ -11,6 +11,7 @@ use postgres_ffi::Lsn;
 
 use super::cache_back::page_bytes;
 use super::gather::{self, Gathered};
+use super::layer_map::LayerMap;
 use super::scan;
 use super::timeline_state::TimelineState;
 use super::version_bound::VersionBound;
@@ -112,6 +113,15 @@ impl TimelineStore {
         // First the layers, then (inside) the iterator: see `layer_map`.
         let layers = self.state.layers.current();
         gather::gather(&inner.db, self.state.timeline, &layers, key, request_lsn, found, &inner.counters)
+    }
+
+    /// As [`TimelineStore::gather`], from RocksDB alone: takes no lock that `put` may have to wait for, however many versions there are.
+    ///
+    /// Requires: `request_lsn` is at or below the watermark; above it the answer may be incomplete.
+    pub fn gather_durable(&self, key: &Key, request_lsn: Lsn, found: &mut Gathered) -> Result<bool, StoreError> {
+        let inner = self.store.inner();
+        let no_layers = LayerMap::new(Lsn::ZERO).current();
+        gather::gather(&inner.db, self.state.timeline, &no_layers, key, request_lsn, found, &inner.counters)
     }
 
     /// True if no version of `key` lies above `after` and at or below `through`, as far as the layers in memory can tell; they can where

@@ -4,12 +4,14 @@
 //! - No lock is held while waiting for redo, for WAL or for a socket.
 //! - A page beyond the end of its fork reads as zeroes, as the pagestream protocol wants it; a fork that does not exist is an error.
 //!
-//! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`]), [`repository`].
+//! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`]), pages made before
+//! anybody reads them ([`backlog`]), [`repository`].
 
 pub mod id;
 pub mod metadata;
 pub mod version_cache;
 
+mod backlog;
 mod objects;
 mod pages;
 mod read_error;
@@ -87,6 +89,7 @@ pub struct Timeline {
     receiver: RwLock<Option<WalReceiver>>,
     wait_lsn_timeout: Duration,
     cache_back_records_min: usize,
+    backlog_records_min: usize,
 }
 
 impl Timeline {
@@ -119,6 +122,7 @@ impl Timeline {
             receiver: RwLock::default(),
             wait_lsn_timeout: config.wait_lsn_timeout(),
             cache_back_records_min: config.redo.cache_back_records_min,
+            backlog_records_min: config.redo.backlog_records_min as usize,
         }
     }
 
@@ -193,15 +197,20 @@ impl Timeline {
     /// The versions that the object at `request_lsn` is made of, from this timeline and its ancestors, newest first.
     fn gather(&self, key: &keyenc::Key, request_lsn: Lsn) -> Result<Gathered, ReadError> {
         let mut found = Gathered::default();
-        if self.store.gather(key, request_lsn, &mut found)? {
-            return Ok(found);
+        if !self.store.gather(key, request_lsn, &mut found)? {
+            self.gather_inherited(key, request_lsn, &mut found)?;
         }
+        Ok(found)
+    }
+
+    /// What the ancestors have below `found`.
+    fn gather_inherited(&self, key: &keyenc::Key, request_lsn: Lsn, found: &mut Gathered) -> Result<(), ReadError> {
         for (ancestor, branch_lsn) in &self.ancestors {
-            if ancestor.store.gather(key, request_lsn.min(*branch_lsn), &mut found)? {
+            if ancestor.store.gather(key, request_lsn.min(*branch_lsn), found)? {
                 break;
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// How the receiver is doing; `None` while none runs.

@@ -17,7 +17,7 @@ enum Begun {
 }
 
 /// The size of the fork that was asked for last: neighbours in a batch mostly ask for the same.
-type SizeSeen = Option<((RelTag, ForkNumber, Lsn), Option<BlockNumber>)>;
+pub(super) type SizeSeen = Option<((RelTag, ForkNumber, Lsn), Option<BlockNumber>)>;
 
 impl Timeline {
     /// The page `key` as of `request_lsn`: 8,192 bytes, with its checksum where the cluster has them.
@@ -65,7 +65,7 @@ impl Timeline {
     }
 
     /// False for a block behind the end of its fork. Errors: the fork does not exist.
-    fn block_exists(
+    pub(super) fn block_exists(
         &self,
         rel: RelTag,
         fork: ForkNumber,
@@ -90,7 +90,7 @@ impl Timeline {
         }
     }
 
-    fn check_slru_page_exists(
+    pub(super) fn check_slru_page_exists(
         &self,
         key: &Key,
         kind: SlruKind,
@@ -111,6 +111,7 @@ impl Timeline {
             return Ok(Begun::Done(known.ok_or(ReadError::Missing { key: *key, request_lsn })));
         }
         let found = self.gather(key, request_lsn)?;
+        self.redo.count_read_chain(found.delta_count());
         let Some((version_lsn, kind, value)) = found.versions.first() else {
             // Within the fork, but no record ever touched it: the primary extended the file with zeroes.
             return Ok(Begun::Done(Ok(Bytes::from_static(&ZERO_PAGE))));
@@ -149,7 +150,7 @@ impl Timeline {
     }
 
     /// Turns what was gathered, newest first, into base and records, oldest first.
-    fn chain(&self, key: &Key, found: Gathered) -> Result<Chain, ReadError> {
+    pub(super) fn chain(&self, key: &Key, found: Gathered) -> Result<Chain, ReadError> {
         let mut versions = found.versions;
         let newest_lsn = versions.first().map_or(Lsn::ZERO, |(lsn, _, _)| *lsn);
         let base = match versions.last() {
@@ -168,7 +169,7 @@ impl Timeline {
     }
 
     /// A page as it is sent: whole, with its checksum. An empty value is a page of zeroes.
-    fn finished(&self, key: &Key, version_lsn: Lsn, value: Bytes) -> Result<Bytes, ReadError> {
+    pub(super) fn finished(&self, key: &Key, version_lsn: Lsn, value: Bytes) -> Result<Bytes, ReadError> {
         if value.is_empty() {
             return Ok(Bytes::from_static(&ZERO_PAGE));
         }

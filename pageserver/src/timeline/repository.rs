@@ -17,6 +17,7 @@ use postgres_ffi::control_file::{ControlFile, ControlFileError};
 use postgres_ffi::{Lsn, PgVersion};
 use tracing::{info, warn};
 
+use super::backlog::Backlog;
 use super::metadata::{MetadataError, TimelineMetadata};
 use super::version_cache::{VersionCache, VersionCacheStats};
 use super::{ReadError, TenantId, Timeline, TimelineId, TimelineIngestError};
@@ -114,6 +115,9 @@ pub enum RepositoryError {
         /// The major version.
         version: PgVersion,
     },
+    /// A thread of ours cannot be started.
+    #[error("no thread for the backlog")]
+    Thread(#[source] std::io::Error),
     /// The server is shutting down.
     #[error("shutdown")]
     ShuttingDown,
@@ -130,6 +134,8 @@ pub struct Repository {
     /// Numbers given out; a number is never given twice, so that no version can be taken for another timeline's.
     timeline_no_max: Mutex<u32>,
     redo: Mutex<HashMap<TenantId, Arc<WalRedo>>>,
+    /// `None`: switched off.
+    backlog: Option<Backlog>,
 }
 
 impl Repository {
@@ -138,6 +144,10 @@ impl Repository {
         let store = Store::open(&data_dir.join("store"), &store_config(&config))?;
         let timelines_dir = data_dir.join(TIMELINES_DIR);
         create_dir(&timelines_dir)?;
+        let backlog = match config.redo.backlog_records_min {
+            0 => None,
+            _ => Some(Backlog::start(store.long_chains()).map_err(RepositoryError::Thread)?),
+        };
         let repository = Arc::new(Repository {
             redo_failed_dir: data_dir.join("redo_failed"),
             cache: Arc::new(VersionCache::new(config.page_cache_mib << 20)),
@@ -147,6 +157,7 @@ impl Repository {
             timelines: RwLock::default(),
             timeline_no_max: Mutex::new(0),
             redo: Mutex::default(),
+            backlog,
         });
         let metadata = repository.load_metadata()?;
         repository.open_timelines(metadata)?;
@@ -206,6 +217,9 @@ impl Repository {
         let redo = self.redo_of(&metadata, &control_file);
         let timeline = Arc::new(Timeline::new(metadata, store, ancestors, redo, Arc::clone(&self.cache), &self.config));
         self.timelines.write().insert(timeline_id, Arc::clone(&timeline));
+        if let Some(backlog) = &self.backlog {
+            backlog.add_timeline(&timeline);
+        }
         Ok(timeline)
     }
 
@@ -286,8 +300,11 @@ impl Repository {
         self.timelines_dir.join(timeline_id.to_string())
     }
 
-    /// Ends the receivers, wakes who waits, and writes out what is in memory.
+    /// Ends the backlog and the receivers, wakes who waits, and writes out what is in memory.
     pub fn shutdown(&self) -> Result<(), RepositoryError> {
+        if let Some(backlog) = &self.backlog {
+            backlog.stop();
+        }
         for timeline in self.timelines() {
             timeline.last_record.shutdown();
         }
@@ -325,6 +342,7 @@ fn store_config(config: &Config) -> StoreConfig {
         layer_bytes: bytes(config.store.layer_mib),
         block_cache_bytes: bytes(config.store.block_cache_mib),
         flush_interval: std::time::Duration::from_secs(config.store.flush_interval_seconds),
+        long_chain_deltas_min: config.redo.backlog_records_min,
         compaction_bytes_per_second: config.store.background_mib_per_second << 20,
         ..StoreConfig::default()
     }

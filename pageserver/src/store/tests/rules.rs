@@ -196,6 +196,62 @@ fn a_page_cached_back_waits_for_a_watermark_at_or_above_it() {
 }
 
 #[test]
+fn a_flush_tells_of_long_chains_and_waits_for_nobody() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Store::open(dir.path(), &StoreConfig { long_chain_deltas_min: 3, ..small_config() }).expect("open");
+    let timeline = store.timeline(T1).expect("a timeline");
+    let mut lsn = 8;
+    let mut put_deltas = |block_no, count| {
+        for _ in 0..count {
+            lsn += 8;
+            timeline.put(&batch(&[(block(block_no), lsn, Kind::Delta, b"d")]), Lsn::new(lsn)).expect("put");
+        }
+        Lsn::new(lsn)
+    };
+    put_deltas(1, 4);
+    timeline.flush(false).expect("flush");
+    assert!(store.long_chains().is_empty(), "an import tells nothing");
+    put_deltas(1, 3);
+    put_deltas(2, 5);
+    let made_lsn = put_deltas(3, 5);
+    put_deltas(3, 2);
+    put_deltas(4, 2);
+    timeline.cache_back(block(3), made_lsn, Bytes::from(vec![9; 8192]));
+    timeline.flush(true).expect("flush");
+    let found = store.long_chains().try_recv().expect("told");
+    let chains: Vec<_> = found.chains.iter().map(|chain| (chain.key, chain.delta_count)).collect();
+    assert_eq!((found.timeline, chains), (T1, vec![(block(2), 5), (block(1), 3)]));
+
+    for _ in 0..100 {
+        put_deltas(1, 3);
+        timeline.flush(true).expect("flush");
+    }
+    let stats = store.stats();
+    assert_eq!(stats.long_chains, 102);
+    assert!((1..100).contains(&stats.long_chains_untold), "{}", stats.long_chains_untold);
+}
+
+#[test]
+fn pages_are_cached_back_though_nothing_new_comes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = StoreConfig { flush_interval: Duration::from_millis(20), ..small_config() };
+    let store = Store::open(dir.path(), &config).expect("open");
+    let timeline = store.timeline(T1).expect("a timeline");
+    timeline
+        .put(&batch(&[(block(1), 8, Kind::Image, PAGE), (block(1), 16, Kind::Delta, b"a")]), Lsn::new(16))
+        .expect("put");
+    timeline.flush(true).expect("flush");
+    let page = Bytes::from(vec![9; 8192]);
+    timeline.cache_back(block(1), Lsn::new(16), page.clone());
+    while store.stats().cached_back_pages == 0 {
+        std::thread::sleep(Duration::from_millis(5)); // Until it comes: the test has no limit of its own.
+    }
+    assert_eq!(gather(&timeline, &block(1), 100), Ok((vec![(16, Kind::Image, page.to_vec())], true)));
+    assert_eq!(timeline.watermark().map(|watermark| watermark.last_record_lsn), Some(Lsn::new(16)));
+    assert_eq!(store.stats().cache_back_bytes, 0);
+}
+
+#[test]
 fn a_deleted_timeline_is_gone_and_its_number_free() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = open(dir.path());

@@ -30,7 +30,9 @@ impl Repository {
     pub(super) fn redo_of(&self, metadata: &TimelineMetadata, control_file: &ControlFile) -> Arc<WalRedo> {
         let mut all = self.redo.lock();
         let redo = all.entry(metadata.tenant_id).or_insert_with(|| {
-            let config = RedoConfig { threads: self.config.redo.threads, ..RedoConfig::default() };
+            let threads = self.config.redo.threads;
+            // Enough that no thread waits for the next chain, and no more: what waits there is whole chains.
+            let config = RedoConfig { threads, backlog_len: 2 * threads, ..RedoConfig::default() };
             WalRedo::start(&config, self.engine(metadata.cluster.pg_version, control_file))
         });
         Arc::clone(redo)
