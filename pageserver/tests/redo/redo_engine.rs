@@ -26,7 +26,8 @@ const HEAP_AND_INDEX: &[&str] = &[
 ];
 
 fn whole_chains_give_the_pages_on_disk(version: PgVersion) {
-    let cluster = Cluster::init(version, &["full_page_writes=off"], &[]);
+    // Where hint bits are not logged the server gives redo no record that makes a page all-visible (`Delta::HeapAllVisible`).
+    let cluster = Cluster::init(version, &["full_page_writes=off", "wal_log_hints=on"], &[]);
     cluster.sql(HEAP_AND_INDEX);
     let chains = chains(&cluster.records());
     let requests: Vec<_> = chains.into_values().filter(|chain| chain.fork == ForkNumber::Main).collect();
