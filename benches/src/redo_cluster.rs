@@ -127,9 +127,8 @@ impl RedoCluster {
         Ok(EngineRequest { rel, fork, block_no, base: Some(Bytes::from(base as Box<[u8]>)), records: last })
     }
 
-    /// Records of each page of a user's relation since it began anew.
+    /// Records of each page that begins in this WAL, since it began anew.
     fn histories(&self) -> Result<HashMap<(RelTag, ForkNumber, BlockNumber), Records>> {
-        const FIRST_USER_OID: u32 = 16_384;
         let control = ControlFile::decode(&fs::read(self.dir.path().join("first_pg_control"))?)?;
         let mut decoder = WalStreamDecoder::new(VERSION, control.checkpoint_lsn, control.xlog_seg_size);
         let mut segments: Vec<PathBuf> =
@@ -148,11 +147,11 @@ impl RedoCluster {
                 let PageContent::Delta { starts_anew, value: [POSTGRES_TAG, cut_down @ ..] } = change.content else {
                     return Ok(());
                 };
-                if change.rel.rel_number >= FIRST_USER_OID {
-                    let records = histories.entry((change.rel, change.fork, change.block_no)).or_default();
-                    if starts_anew {
-                        records.clear();
-                    }
+                let page = (change.rel, change.fork, change.block_no);
+                if starts_anew {
+                    histories.insert(page, Records::new());
+                }
+                if let Some(records) = histories.get_mut(&page) {
                     records.push((end_lsn, Bytes::copy_from_slice(cut_down)));
                 }
                 Ok(())
