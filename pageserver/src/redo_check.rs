@@ -217,16 +217,19 @@ impl<'a> RedoCheck<'a> {
         match (record.rmid, record.operation()) {
             (rmgr::SMGR, smgr::TRUNCATE) => {
                 self.settle();
-                self.truncate(&Truncate::parse(record.main_data()).map_err(|source| bad_body(record, source))?);
+                self.truncate(
+                    &Truncate::parse(record.main_data()).map_err(|source| IngestError::body(record, source))?,
+                );
             }
             (rmgr::SMGR, smgr::CREATE) => {
-                let (rel, fork) = smgr::parse_create(record.main_data()).map_err(|source| bad_body(record, source))?;
+                let (rel, fork) =
+                    smgr::parse_create(record.main_data()).map_err(|source| IngestError::body(record, source))?;
                 self.forget(|tag| tag.0 == rel && tag.1 == fork);
                 self.made_rels.insert(rel);
             }
             (rmgr::DBASE, operation) => {
                 let database = DatabaseRecord::parse(self.settings.version, operation, record.main_data());
-                let database = database.map_err(|source| bad_body(record, source))?;
+                let database = database.map_err(|source| IngestError::body(record, source))?;
                 match database {
                     Some(DatabaseRecord::CreateFileCopy { target, .. }) => self.make_database(target.db_oid, true),
                     Some(DatabaseRecord::CreateWalLog { target }) => self.make_database(target.db_oid, false),
@@ -234,7 +237,8 @@ impl<'a> RedoCheck<'a> {
                 }
             }
             (rmgr::XLOG, operation::PARAMETER_CHANGE) => {
-                let change = ParameterChange::parse(record.main_data()).map_err(|source| bad_body(record, source))?;
+                let change =
+                    ParameterChange::parse(record.main_data()).map_err(|source| IngestError::body(record, source))?;
                 self.settings.wal_log_hints = change.wal_log_hints;
             }
             _ => {}
@@ -667,8 +671,4 @@ fn same_but_checksum(a: &[u8], b: &[u8]) -> bool {
 
 fn rmgr_name(rmid: u8) -> String {
     rmgr::builtin_name(rmid).map_or_else(|| format!("custom{rmid:03}"), str::to_owned)
-}
-
-fn bad_body(record: &DecodedRecord, source: postgres_ffi::records::RecordError) -> IngestError {
-    IngestError::Body { record_start_lsn: record.start_lsn, rmid: record.rmid, info: record.info, source }
 }

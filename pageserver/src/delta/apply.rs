@@ -1,11 +1,7 @@
 //! Applies our deltas to a page, as PostgreSQL's redo changes the same page.
 
 use byteorder::{ByteOrder, LittleEndian};
-use postgres_ffi::mask::PD_ALL_VISIBLE;
-use postgres_ffi::page::{
-    BLCKSZ, PAGE_HEADER_LEN, PD_FLAGS, PD_LOWER, PD_PAGESIZE_VERSION, PD_SPECIAL, PD_UPPER, Page, page_is_new,
-    page_lsn, set_page_lsn,
-};
+use postgres_ffi::page::{PD_ALL_VISIBLE, PD_FLAGS, Page, edit, page_is_new, page_lsn, set_page_lsn};
 use postgres_ffi::{Lsn, slru};
 
 use super::{Delta, DeltaError, free_space_map, visibility_map};
@@ -87,18 +83,7 @@ fn clear_bits(page: &mut Page, bits: u8, indexes: impl Iterator<Item = u16>) -> 
 
 /// A page read to be changed gets a header if it has none. PG: visibilitymap.c, vm_readbuf; freespace.c, fsm_readbuf; bufpage.c, PageInit.
 fn init_if_new(page: &mut Page) {
-    if !page_is_new(page) {
-        return;
-    }
-    /// PG_PAGE_LAYOUT_VERSION, in the low byte beside the page size. PG 14-18: bufpage.h.
-    const LAYOUT_VERSION: u16 = 4;
-    page.fill(0);
-    for (at, value) in [
-        (PD_LOWER, PAGE_HEADER_LEN as u16),
-        (PD_UPPER, BLCKSZ as u16),
-        (PD_SPECIAL, BLCKSZ as u16),
-        (PD_PAGESIZE_VERSION, BLCKSZ as u16 | LAYOUT_VERSION),
-    ] {
-        LittleEndian::write_u16(&mut page[at..at + 2], value);
+    if page_is_new(page) {
+        edit::init_page(page, 0);
     }
 }

@@ -4,8 +4,15 @@ use keyenc::Key;
 use postgres_ffi::checkpoint::CheckpointError;
 use postgres_ffi::records::RecordError;
 use postgres_ffi::records::xlog::ControlFileTooShort;
-use postgres_ffi::wal::ImageError;
+use postgres_ffi::wal::{DecodedRecord, ImageError};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
+
+impl IngestError {
+    /// The error for a record whose body cannot be read.
+    pub fn body(record: &DecodedRecord, source: RecordError) -> Self {
+        IngestError::Body { record_start_lsn: record.start_lsn, rmid: record.rmid, info: record.info, source }
+    }
+}
 
 /// What the timeline says when it cannot read or take a batch. Passed on as it is.
 pub type StateError = Box<dyn std::error::Error + Send + Sync>;

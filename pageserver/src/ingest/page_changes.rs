@@ -17,9 +17,6 @@ use smallvec::SmallVec;
 use super::IngestError;
 use crate::delta::{Delta, Index, POSTGRES_TAG, visibility_map};
 
-/// The heap block of Heap2 VISIBLE; block 0 is the map's. PG 14-18: heapam_xlog.h, xl_heap_visible.
-const VISIBLE_HEAP_BLOCK: u8 = 1;
-
 /// A page and what becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageChange<'a> {
@@ -70,12 +67,7 @@ pub fn page_changes(
     each: &mut impl FnMut(PageChange<'_>) -> Result<(), IngestError>,
 ) -> Result<(), IngestError> {
     let vm_clear = VmClear::of_record(record.rmid, record.info, record.main_data());
-    let vm_clear = vm_clear.map_err(|source| IngestError::Body {
-        record_start_lsn: record.start_lsn,
-        rmid: record.rmid,
-        info: record.info,
-        source,
-    })?;
+    let vm_clear = vm_clear.map_err(|source| IngestError::body(record, source))?;
     let mut blocks: SmallVec<[&DecodedBlock; 4]> = record.blocks.iter().collect();
     blocks.sort_by_key(|block| block.block_no);
     let mut map_page_named = false;
@@ -96,7 +88,8 @@ pub fn page_changes(
                 operation::FPI_FOR_HINT if block.image.is_none() => continue,
                 _ => return Err(image_missing(record, block)),
             },
-            (None, None) if !hint_bits_logged && is_unstamped(record, block) => {
+            // Where hint bits are not logged, redo sets the heap page's flag and does not stamp it.
+            (None, None) if !hint_bits_logged && is_made_visible(record, block) => {
                 value.clear();
                 Delta::HeapAllVisible.encode(value);
                 PageContent::Delta { starts_anew: false, value }
@@ -122,11 +115,8 @@ fn is_map_page_of(clear: &VmClear, block: &DecodedBlock) -> bool {
     block.fork == ForkNumber::Vm && clear.vm_block_ids().contains(&block.block_id)
 }
 
-/// The heap page of Heap2 VISIBLE: where hint bits are not logged, redo sets its flag and does not stamp it.
-fn is_unstamped(record: &DecodedRecord, block: &DecodedBlock) -> bool {
-    record.rmid == rmgr::HEAP2
-        && record.operation() & heap::OPERATION_MASK == heap::heap2_operation::VISIBLE
-        && block.block_id == VISIBLE_HEAP_BLOCK
+fn is_made_visible(record: &DecodedRecord, block: &DecodedBlock) -> bool {
+    heap::visible_heap_block(record).is_some_and(|heap_block| heap_block.block_id == block.block_id)
 }
 
 /// Restores an image and stamps it. PG: xlogutils.c, XLogReadBufferForRedoExtended.

@@ -128,12 +128,7 @@ impl Step<'_> {
 
     /// The error for a body that cannot be read.
     pub fn bad_body(&self, source: RecordError) -> IngestError {
-        IngestError::Body {
-            record_start_lsn: self.record.start_lsn,
-            rmid: self.record.rmid,
-            info: self.record.info,
-            source,
-        }
+        IngestError::body(self.record, source)
     }
 }
 

@@ -24,18 +24,12 @@ use serde::Serialize;
 
 use crate::page::layout::{self, Header, ItemFlags, items};
 use crate::page::{
-    BLCKSZ, PAGE_HEADER_LEN, PD_CHECKSUM, PD_FLAGS, PD_LOWER, PD_PRUNE_XID, PD_UPPER, Page, page_is_new,
+    BLCKSZ, PAGE_HEADER_LEN, PD_ALL_VISIBLE, PD_CHECKSUM, PD_FLAGS, PD_HAS_FREE_LINES, PD_LOWER, PD_PAGE_FULL,
+    PD_PRUNE_XID, PD_UPPER, Page, page_is_new,
 };
 use crate::{BlockNumber, ForkNumber};
 
 pub use compare::{Equality, PageComparison, compare_pages, differs_in_gist_flag_alone, equal_after_masking};
-
-/// `pd_flags`: there are unused line pointers. PG: bufpage.h, PD_HAS_FREE_LINES.
-pub const PD_HAS_FREE_LINES: u16 = 0x0001;
-/// `pd_flags`: an update did not find room. PG: bufpage.h, PD_PAGE_FULL.
-pub const PD_PAGE_FULL: u16 = 0x0002;
-/// `pd_flags`: all tuples are visible to everyone. PG: bufpage.h, PD_ALL_VISIBLE.
-pub const PD_ALL_VISIBLE: u16 = 0x0004;
 
 /// What kind of page it is: which rules and which decoder apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

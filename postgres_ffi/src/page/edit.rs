@@ -11,13 +11,14 @@ use std::ops::Range;
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::layout::{Header, ITEM_ID_LEN, Item, ItemFlags, item, item_flags, item_id_at};
-use super::{BLCKSZ, PAGE_HEADER_LEN, PD_FLAGS, PD_LOWER, PD_PAGESIZE_VERSION, PD_SPECIAL, PD_UPPER, Page};
+use super::{
+    BLCKSZ, PAGE_HEADER_LEN, PD_FLAGS, PD_HAS_FREE_LINES, PD_LOWER, PD_PAGESIZE_VERSION, PD_SPECIAL, PD_UPPER, Page,
+    put_u16,
+};
 use crate::PgVersion;
 
 /// More tuples do not fit on a heap page. PG: src/include/access/htup_details.h, MaxHeapTuplesPerPage.
 pub const HEAP_TUPLES_PER_PAGE_MAX: u16 = 291;
-/// `pd_flags`: there are unused line pointers. PG: bufpage.h, PD_HAS_FREE_LINES.
-const PD_HAS_FREE_LINES: u16 = 0x0001;
 /// In the low byte beside the page size. PG: bufpage.h, PG_PAGE_LAYOUT_VERSION.
 const LAYOUT_VERSION: u16 = 4;
 /// Line pointers that fit between the header and the end of a page.
@@ -43,10 +44,10 @@ pub fn init_page(page: &mut Page, special_len: usize) {
     assert!(special_len <= BLCKSZ - PAGE_HEADER_LEN);
     let special = (BLCKSZ - aligned(special_len)) as u16;
     page.fill(0);
-    put_word(page, PD_LOWER, PAGE_HEADER_LEN as u16);
-    put_word(page, PD_UPPER, special);
-    put_word(page, PD_SPECIAL, special);
-    put_word(page, PD_PAGESIZE_VERSION, BLCKSZ as u16 | LAYOUT_VERSION);
+    put_u16(page, PD_LOWER, PAGE_HEADER_LEN as u16);
+    put_u16(page, PD_UPPER, special);
+    put_u16(page, PD_SPECIAL, special);
+    put_u16(page, PD_PAGESIZE_VERSION, BLCKSZ as u16 | LAYOUT_VERSION);
 }
 
 /// What happens to the line pointers at and behind the place of a new tuple.
@@ -89,8 +90,8 @@ pub fn add_space(page: &mut Page, len: usize, offset_no: u16, placement: Placeme
         page.copy_within(place..header.lower, place + ITEM_ID_LEN);
     }
     put_item_id(page, offset_no, upper, ItemFlags::Normal, len);
-    put_word(page, PD_LOWER, lower as u16);
-    put_word(page, PD_UPPER, upper as u16);
+    put_u16(page, PD_LOWER, lower as u16);
+    put_u16(page, PD_UPPER, upper as u16);
     Ok(upper..upper + len)
 }
 
@@ -99,7 +100,7 @@ pub fn delete_item(page: &mut Page, offset_no: u16) -> Result<(), PageError> {
     let header = special_aligned(sane_header(page)?)?;
     let deleted = stored_item(page, &header, offset_no)?;
     page.copy_within(item_id_at(offset_no + 1)..header.lower, item_id_at(offset_no));
-    put_word(page, PD_LOWER, (header.lower - ITEM_ID_LEN) as u16);
+    put_u16(page, PD_LOWER, (header.lower - ITEM_ID_LEN) as u16);
     close_gap(page, &header, &deleted);
     Ok(())
 }
@@ -112,7 +113,7 @@ pub fn delete_item_keeping_numbers(page: &mut Page, offset_no: u16) -> Result<()
     if offset_no < header.item_count() {
         put_item_id(page, offset_no, 0, ItemFlags::Unused, 0);
     } else {
-        put_word(page, PD_LOWER, (header.lower - ITEM_ID_LEN) as u16);
+        put_u16(page, PD_LOWER, (header.lower - ITEM_ID_LEN) as u16);
     }
     close_gap(page, &header, &deleted);
     Ok(())
@@ -144,7 +145,7 @@ pub fn delete_items(
     for (index, id) in kept_ids[..kept.len].iter().enumerate() {
         LittleEndian::write_u32(&mut page[item_id_at(index as u16 + 1)..], *id);
     }
-    put_word(page, PD_LOWER, (PAGE_HEADER_LEN + kept.len * ITEM_ID_LEN) as u16);
+    put_u16(page, PD_LOWER, (PAGE_HEADER_LEN + kept.len * ITEM_ID_LEN) as u16);
     kept.compactify(page, &header);
     Ok(())
 }
@@ -161,7 +162,7 @@ pub fn overwrite_item(page: &mut Page, offset_no: u16, tuple: &[u8]) -> Result<(
     let moved = |offset: usize| (offset + old_len).wrapping_sub(new_len);
     if old_len != new_len {
         page.copy_within(header.upper..old.offset, moved(header.upper));
-        put_word(page, PD_UPPER, moved(header.upper) as u16);
+        put_u16(page, PD_UPPER, moved(header.upper) as u16);
         for offset_no in 1..=header.item_count() {
             move_item(page, offset_no, old.offset, moved);
         }
@@ -301,7 +302,7 @@ impl<const N: usize> Tuples<N> {
             LittleEndian::write_u32(&mut page[item_id_at(*offset_no)..], word);
         }
         run.copy(page, old);
-        put_word(page, PD_UPPER, upper as u16);
+        put_u16(page, PD_UPPER, upper as u16);
     }
 }
 
@@ -326,7 +327,7 @@ impl Run {
 fn close_gap(page: &mut Page, header: &Header, deleted: &Item) {
     let len = aligned(deleted.len);
     page.copy_within(header.upper..deleted.offset, header.upper + len);
-    put_word(page, PD_UPPER, (header.upper + len) as u16);
+    put_u16(page, PD_UPPER, (header.upper + len) as u16);
     for offset_no in 1..=Header::read(page).item_count() {
         move_item(page, offset_no, deleted.offset, |offset| offset + len);
     }
@@ -353,12 +354,12 @@ fn clear_unused_items(page: &mut Page) {
 
 fn cut_items(page: &mut Page, header: &Header, last_kept: u16) {
     let gone = usize::from(header.item_count() - last_kept) * ITEM_ID_LEN;
-    put_word(page, PD_LOWER, (header.lower - gone) as u16);
+    put_u16(page, PD_LOWER, (header.lower - gone) as u16);
 }
 
 fn set_has_free_lines(page: &mut Page, has_free_lines: bool) {
     let flags = LittleEndian::read_u16(&page[PD_FLAGS..]) & !PD_HAS_FREE_LINES;
-    put_word(page, PD_FLAGS, flags | if has_free_lines { PD_HAS_FREE_LINES } else { 0 });
+    put_u16(page, PD_FLAGS, flags | if has_free_lines { PD_HAS_FREE_LINES } else { 0 });
 }
 
 /// An item whose tuple lies where tuples lie.
@@ -380,10 +381,6 @@ fn sane_header(page: &Page) -> Result<Header, PageError> {
 
 fn special_aligned(header: Header) -> Result<Header, PageError> {
     if header.special.is_multiple_of(8) { Ok(header) } else { refused("special area is not aligned", header.special) }
-}
-
-fn put_word(page: &mut Page, at: usize, value: u16) {
-    LittleEndian::write_u16(&mut page[at..at + 2], value);
 }
 
 fn refused<T>(what: &'static str, value: impl TryInto<i64>) -> Result<T, PageError> {

@@ -33,6 +33,13 @@ pub const PD_PAGESIZE_VERSION: usize = 18;
 /// `pd_prune_xid`, u32.
 pub const PD_PRUNE_XID: usize = 20;
 
+/// `pd_flags`: there are unused line pointers. PG: bufpage.h, PD_HAS_FREE_LINES.
+pub const PD_HAS_FREE_LINES: u16 = 0x0001;
+/// `pd_flags`: an update did not find room. PG: bufpage.h, PD_PAGE_FULL.
+pub const PD_PAGE_FULL: u16 = 0x0002;
+/// `pd_flags`: all tuples are visible to everyone. PG: bufpage.h, PD_ALL_VISIBLE.
+pub const PD_ALL_VISIBLE: u16 = 0x0004;
+
 /// All zeroes: what a block that was never written reads as.
 pub static ZERO_PAGE: Page = [0; BLCKSZ];
 
@@ -53,6 +60,16 @@ pub fn set_page_lsn(page: &mut Page, lsn: Lsn) {
 /// True for a page that was never initialised. PG: bufpage.h, PageIsNew (`pd_upper == 0`).
 pub fn page_is_new(page: &Page) -> bool {
     LittleEndian::read_u16(&page[PD_UPPER..]) == 0
+}
+
+/// Writes a little-endian u16. Requires: it lies within the page.
+pub(crate) fn put_u16(page: &mut Page, at: usize, value: u16) {
+    LittleEndian::write_u16(&mut page[at..at + 2], value);
+}
+
+/// Writes a little-endian u32. Requires: it lies within the page.
+pub(crate) fn put_u32(page: &mut Page, at: usize, value: u32) {
+    LittleEndian::write_u32(&mut page[at..at + 4], value);
 }
 
 /// The checksum stored in the page.

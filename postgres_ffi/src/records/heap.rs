@@ -7,7 +7,7 @@
 //! forms are understood in every version.
 
 use super::fields::{Fields, RecordError};
-use crate::wal::rmgr;
+use crate::wal::{DecodedBlock, DecodedRecord, rmgr};
 
 /// Bits of `info` that name the operation. PG: XLOG_HEAP_OPMASK.
 pub const OPERATION_MASK: u8 = 0x70;
@@ -73,6 +73,15 @@ pub(crate) const UPDATE_NEW_CLEARED: u8 = 0x02;
 const INSERT_FLAGS_AT: usize = 2;
 const MULTI_INSERT_FLAGS_AT: usize = 0;
 const OTHER_FLAGS_AT: usize = 7;
+
+/// The heap block of Heap2 VISIBLE; block 0 is the map's. PG 14-18: heapam_xlog.h, xl_heap_visible.
+pub(crate) const VISIBLE_HEAP_BLOCK_ID: u8 = 1;
+
+/// The heap block that a record says is all-visible; `None` for other records.
+pub fn visible_heap_block(record: &DecodedRecord) -> Option<&DecodedBlock> {
+    let is_visible = record.rmid == rmgr::HEAP2 && record.operation() & OPERATION_MASK == heap2_operation::VISIBLE;
+    record.block(VISIBLE_HEAP_BLOCK_ID).filter(|_| is_visible)
+}
 
 /// Visibility map bits that a record clears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

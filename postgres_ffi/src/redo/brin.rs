@@ -5,11 +5,12 @@
 
 use byteorder::{ByteOrder, LittleEndian};
 
+use super::index_tuple::TID_LEN;
 use super::{Change, RedoError, Stamp, page_error};
 use crate::BlockNumber;
 use crate::mask::index::{BRIN_META, BRIN_REGULAR, BRIN_TYPE_AT};
 use crate::page::edit::{self, Placement};
-use crate::page::{BLCKSZ, PAGE_HEADER_LEN, PD_LOWER, Page};
+use crate::page::{BLCKSZ, PAGE_HEADER_LEN, PD_LOWER, Page, put_u16, put_u32};
 use crate::records::fields::Fields;
 
 const CREATE_INDEX: u8 = 0x00;
@@ -36,9 +37,7 @@ const PAGES_PER_RANGE_AT: usize = PAGE_HEADER_LEN + 8;
 const LAST_REVMAP_PAGE_AT: usize = PAGE_HEADER_LEN + 12;
 const META_END: usize = PAGE_HEADER_LEN + 16;
 
-/// ItemPointerData: block high u16, block low u16, offset number u16. A revmap page is full of them.
-const TID_LEN: usize = 6;
-/// PG: REVMAP_PAGE_MAXITEMS.
+/// Entries of a revmap page. PG: REVMAP_PAGE_MAXITEMS.
 const TIDS_PER_PAGE: u32 = ((BLCKSZ - PAGE_HEADER_LEN - SPECIAL_LEN) / TID_LEN) as u32;
 
 pub(super) fn redo(change: &Change<'_>, page: &mut Page) -> Result<Stamp, RedoError> {
@@ -191,14 +190,6 @@ fn init_page(change: &Change<'_>, page: &mut Page, page_type: u16) -> Result<(),
     edit::init_page(page, SPECIAL_LEN);
     put_u16(page, BRIN_TYPE_AT, page_type);
     Ok(())
-}
-
-fn put_u16(page: &mut Page, at: usize, value: u16) {
-    LittleEndian::write_u16(&mut page[at..at + 2], value);
-}
-
-fn put_u32(page: &mut Page, at: usize, value: u32) {
-    LittleEndian::write_u32(&mut page[at..at + 4], value);
 }
 
 const _: () = assert!(TIDS_PER_PAGE == 1360);

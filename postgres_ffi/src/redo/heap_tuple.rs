@@ -10,14 +10,13 @@ use std::ops::Range;
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::{Change, RedoError, page_error};
-use crate::mask::PD_ALL_VISIBLE;
 use crate::mask::heap::{
     HEAP_COMBOCID, HEAP_XMAX_COMMITTED, HEAP_XMAX_INVALID, T_CTID, T_FIELD3, T_HOFF, T_INFOMASK, T_INFOMASK2, T_XMAX,
     TUPLE_HEADER_LEN,
 };
 use crate::page::edit::{self, Placement};
 use crate::page::layout::{Header, ItemFlags, item};
-use crate::page::{PD_FLAGS, PD_PRUNE_XID, Page};
+use crate::page::{PD_ALL_VISIBLE, PD_FLAGS, PD_PRUNE_XID, Page};
 use crate::records::RecordError;
 use crate::records::fields::Fields;
 use crate::records::heap::INIT_PAGE;

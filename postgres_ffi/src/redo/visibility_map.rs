@@ -9,11 +9,8 @@ use crate::mask::visibility_map::{HEAP_BLOCKS_PER_PAGE, byte_and_shift};
 use crate::page::edit;
 use crate::page::{Page, page_is_new};
 use crate::records::fields::Fields;
-use crate::records::heap::{VM_VALID_BITS, VmClear};
+use crate::records::heap::{VISIBLE_HEAP_BLOCK_ID, VM_VALID_BITS, VmClear};
 use crate::{BlockNumber, ForkNumber};
-
-/// The heap block of VISIBLE.
-const VISIBLE_HEAP_BLOCK_ID: u8 = 1;
 
 /// VISIBLE. The page may be one that was never written. A map that says all of it already is not stamped.
 /// PG: heap_xlog_visible, visibilitymap_set. Up to 15 the flags are the bits and nothing else.

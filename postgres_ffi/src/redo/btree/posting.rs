@@ -15,11 +15,10 @@ use crate::inspect::index::{ALT_TID, BT_IS_POSTING, BT_OFFSET_MASK};
 use crate::page::Page;
 use crate::page::edit::{self, Placement, aligned};
 use crate::records::fields::Fields;
+pub(super) use crate::redo::index_tuple::TID_LEN;
 use crate::redo::index_tuple::{HEADER_LEN, INFO_AT, LEN_MASK};
 use crate::redo::{Change, RedoError, page_error};
 
-/// Length of a row's position. PG: itemptr.h, ItemPointerData.
-pub(super) const TID_LEN: usize = 6;
 /// Where the offset number stands in a tuple.
 const OFFSET_NO_AT: usize = 4;
 

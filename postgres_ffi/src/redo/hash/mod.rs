@@ -18,7 +18,7 @@ use crate::mask::HASH_PAGE_ID;
 use crate::mask::index::{FLAGS_OF_16, LH_OVERFLOW_PAGE, LH_PAGE_HAS_DEAD_TUPLES};
 use crate::page::edit::{self, Placement, aligned};
 use crate::page::layout::Header;
-use crate::page::{BLCKSZ, PAGE_HEADER_LEN, PD_LOWER, Page};
+use crate::page::{BLCKSZ, PAGE_HEADER_LEN, PD_LOWER, Page, put_u16, put_u32};
 use crate::records::fields::Fields;
 use crate::{BlockNumber, PgVersion};
 
@@ -321,14 +321,6 @@ fn clear_flags(page: &mut Page, flags: u16) -> Result<(), RedoError> {
 
 fn set_pd_lower(page: &mut Page, lower: usize) {
     put_u16(page, PD_LOWER, lower as u16);
-}
-
-fn put_u16(page: &mut Page, at: usize, value: u16) {
-    LittleEndian::write_u16(&mut page[at..at + 2], value);
-}
-
-fn put_u32(page: &mut Page, at: usize, value: u32) {
-    LittleEndian::write_u32(&mut page[at..at + 4], value);
 }
 
 const _: () = assert!(FLAGS_OF_16 == SPECIAL_AT + 12);
