@@ -1,6 +1,6 @@
 //! One leg: one version of PostgreSQL, one set of settings, from the empty cluster to the comparison.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -206,7 +206,7 @@ impl Course {
             version: leg.version,
             segment_bytes: leg.wal_segment_mb << 20,
         };
-        let remains = CrashRemains { orphans: BTreeSet::new(), archive, recoveries: Vec::new() };
+        let remains = CrashRemains { orphans: orphans::Orphans::default(), archive, recoveries: Vec::new() };
         Ok(Self {
             leg,
             narrator,

@@ -98,6 +98,7 @@ fn version_lsns(session: &mut Client, timeline: &str, address: &str, from: Lsn, 
             }
         }
     }
+    lsns.dedup(); // A record and the image that was made of it and cached back share their LSN.
     ensure!(lsns.is_sorted_by(|newer, older| newer > older), "versions come newest first");
     lsns.reverse();
     Ok(lsns)

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use postgres_ffi::rel::{DEFAULTTABLESPACE_OID, GLOBALTABLESPACE_OID};
@@ -15,13 +15,31 @@ use postgres_ffi::{Oid, RelTag};
 
 use crate::Postgres;
 
-/// The relation files in the data directory of the running, idle `server` that no catalog of any database names.
+/// What no catalog names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Orphans {
+    /// Relations that have files.
+    pub relations: BTreeSet<RelTag>,
+    /// Databases that have a directory: a crash came while they were being created.
+    pub databases: BTreeSet<Oid>,
+}
+
+/// What stands in the data directory of the running, idle `server` and no catalog of any database names.
 /// Requires: no transaction is under way; what it makes would count as left behind.
-pub fn find(server: &Postgres) -> Result<BTreeSet<RelTag>> {
+pub fn find(server: &Postgres) -> Result<Orphans> {
     server.execute("CHECKPOINT")?; // Files of dropped relations are kept until then.
-    let on_disk = on_disk(server.data_dir())?;
+    let mut on_disk = BTreeSet::new();
+    let mut databases = BTreeSet::new();
+    for (spc_oid, db_oid, dir) in database_dirs(server.data_dir())? {
+        databases.insert(db_oid);
+        add_files(&dir, spc_oid, db_oid, &mut on_disk)?;
+    }
+    for row in server.connect()?.query("SELECT oid FROM pg_database", &[])? {
+        databases.remove(&row.get(0));
+    }
+    databases.remove(&0); // The shared relations' directory.
     let named = named(server)?;
-    Ok(on_disk.difference(&named).copied().collect())
+    Ok(Orphans { relations: on_disk.difference(&named).copied().collect(), databases })
 }
 
 /// Every relation that the catalogs name.
@@ -52,18 +70,17 @@ fn named_in(server: &Postgres, database: &str) -> Result<Vec<RelTag>> {
     Ok(rows.iter().map(|row| RelTag { spc_oid: row.get(0), db_oid: row.get(1), rel_number: row.get(2) }).collect())
 }
 
-/// Every relation that has a file.
-fn on_disk(data_dir: &Path) -> Result<BTreeSet<RelTag>> {
-    let mut found = BTreeSet::new();
-    add_files(&data_dir.join("global"), GLOBALTABLESPACE_OID, 0, &mut found)?;
+/// Every directory that holds relations: its tablespace, its database (0 for the shared ones), where it is.
+fn database_dirs(data_dir: &Path) -> Result<Vec<(Oid, Oid, PathBuf)>> {
+    let mut found = vec![(GLOBALTABLESPACE_OID, 0, data_dir.join("global"))];
     for (db_oid, dir) in numbered(&data_dir.join("base"))? {
-        add_files(&dir, DEFAULTTABLESPACE_OID, db_oid, &mut found)?;
+        found.push((DEFAULTTABLESPACE_OID, db_oid, dir));
     }
     for (spc_oid, dir) in numbered(&data_dir.join("pg_tblspc"))? {
         // One directory, named for the catalog version.
         for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
             for (db_oid, dir) in numbered(&entry?.path())? {
-                add_files(&dir, spc_oid, db_oid, &mut found)?;
+                found.push((spc_oid, db_oid, dir));
             }
         }
     }
@@ -71,7 +88,7 @@ fn on_disk(data_dir: &Path) -> Result<BTreeSet<RelTag>> {
 }
 
 /// The entries of a directory whose names are numbers.
-fn numbered(dir: &Path) -> Result<Vec<(Oid, std::path::PathBuf)>> {
+fn numbered(dir: &Path) -> Result<Vec<(Oid, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
         let path = entry?.path();
@@ -100,14 +117,24 @@ mod tests {
     use postgres_ffi::PgVersion;
 
     #[test]
-    fn an_untouched_cluster_has_none_and_a_foreign_file_is_one() {
+    fn an_untouched_cluster_has_none_and_a_foreign_file_or_directory_is_one() {
         let dir = TestDir::new("orphans").unwrap();
         let mut server = Postgres::builder(PgVersion::V15).start(&dir).unwrap();
         server.execute("CREATE TABLE t AS SELECT 1; CREATE UNLOGGED TABLE u (a int)").unwrap();
-        assert_eq!(find(&server).unwrap(), BTreeSet::new());
+        assert_eq!(find(&server).unwrap(), Orphans::default());
         fs::write(server.data_dir().join("base/1/99999_vm"), [0; 8192]).unwrap();
         let orphan = RelTag { spc_oid: DEFAULTTABLESPACE_OID, db_oid: 1, rel_number: 99_999 };
-        assert_eq!(find(&server).unwrap(), BTreeSet::from([orphan]));
+        let mut orphans = Orphans { relations: BTreeSet::from([orphan]), ..Orphans::default() };
+        assert_eq!(find(&server).unwrap(), orphans);
+        // What a crash within CREATE DATABASE leaves.
+        fs::create_dir(server.data_dir().join("base/88888")).unwrap();
+        fs::copy(
+            server.data_dir().join("base/1/pg_filenode.map"),
+            server.data_dir().join("base/88888/pg_filenode.map"),
+        )
+        .unwrap();
+        orphans.databases.insert(88_888);
+        assert_eq!(find(&server).unwrap(), orphans);
         server.stop(Stop::Fast).unwrap();
     }
 }
