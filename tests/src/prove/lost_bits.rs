@@ -6,8 +6,11 @@
 //! the same LSN. It costs speed and no answer. With full-page writes the first record that sets a bit after a checkpoint brings the whole
 //! page, so that it does not happen. PG 15, 18: heapam.c, heapam_xlog.c: heap_xlog_delete and its like, heap_xlog_visible.
 //!
-//! What follows the WAL from before has the bits. The proof that a difference is this one: the primary has no bit that we have not, the
-//! LSNs are equal, and each heap block's bits were last cleared, and set again, by records that one crash recovery has replayed.
+//! What follows the WAL from before has the bits. The proof that a difference is this one: the primary has no bit that we have not, and
+//! each heap block's bits were last cleared, and set again, by records that one crash recovery has replayed.
+//!
+//! A later record that sets lost bits again changes the primary's page and stamps it; with us they stand, and nothing happens. From then
+//! on the LSNs differ: the primary's is that of a record that changed nothing here, behind such a recovery.
 
 use anyhow::{Context, Result, ensure};
 use postgres::{Client, SimpleQueryMessage};
@@ -41,7 +44,7 @@ pub fn explains(
     recoveries: &[Recovery],
 ) -> Result<bool> {
     let Some(first_redo_lsn) = recoveries.iter().map(|recovery| recovery.redo_lsn).min() else { return Ok(false) };
-    if page_lsn(ours) != page_lsn(theirs) || !is_subset(theirs, ours) {
+    if !is_subset(theirs, ours) {
         return Ok(false);
     }
     let mut versions = Vec::new();
@@ -49,7 +52,11 @@ pub fn explains(
         let command = format!("PAGE GET {timeline} '{address}' AT '{lsn}'");
         versions.push((lsn, page_of(session, &command)?.context("a version without a page")?));
     }
-    Ok(lost_blocks(ours, theirs).all(|heap_block| is_lost(heap_block, ours, theirs, &versions, recoveries)))
+    let lost = lost_blocks(ours, theirs).all(|heap_block| {
+        let missing = bits_of(ours, heap_block) & !bits_of(theirs, heap_block);
+        is_lost(heap_block, missing, &versions, recoveries)
+    });
+    Ok(lost && (page_lsn(ours) == page_lsn(theirs) || is_set_again(page_lsn(theirs), &versions, recoveries)))
 }
 
 fn bits_of(page: &Page, heap_block: usize) -> u8 {
@@ -61,15 +68,8 @@ fn lost_blocks(ours: &Page, theirs: &Page) -> impl Iterator<Item = usize> {
     (0..block_count).filter(|heap_block| bits_of(ours, *heap_block) != bits_of(theirs, *heap_block))
 }
 
-/// `versions` of our page, oldest first.
-fn is_lost(
-    heap_block: usize,
-    ours: &Page,
-    theirs: &Page,
-    versions: &[(Lsn, Box<Page>)],
-    recoveries: &[Recovery],
-) -> bool {
-    let missing = bits_of(ours, heap_block) & !bits_of(theirs, heap_block);
+/// True if one of `recoveries` loses the bits `missing`. `versions` of our page, oldest first.
+fn is_lost(heap_block: usize, missing: u8, versions: &[(Lsn, Box<Page>)], recoveries: &[Recovery]) -> bool {
     let (mut cleared_lsn, mut set_lsn) = (None, None);
     for pair in versions.windows(2) {
         let [before, after] = [0, 1].map(|index: usize| bits_of(&pair[index].1, heap_block));
@@ -83,6 +83,18 @@ fn is_lost(
     }
     let (Some(cleared_lsn), Some(set_lsn)) = (cleared_lsn, set_lsn) else { return false };
     recoveries.iter().any(|recovery| recovery.redo_lsn < cleared_lsn && set_lsn <= recovery.end_lsn)
+}
+
+/// True if the record at `lsn` changed nothing in our page, and bits that one of `recoveries` loses were there for it to set.
+fn is_set_again(lsn: Option<Lsn>, versions: &[(Lsn, Box<Page>)], recoveries: &[Recovery]) -> bool {
+    let Some(index) = versions.iter().position(|version| Some(version.0) == lsn) else { return false };
+    let Some(before) = versions[..index].last() else { return false };
+    let stands = &versions[index].1;
+    stands == &before.1
+        && (0..(stands.len() - PAGE_HEADER_LEN) * BLOCKS_PER_BYTE).any(|heap_block| {
+            let bits = bits_of(stands, heap_block);
+            bits != 0 && is_lost(heap_block, bits, &versions[..index], recoveries)
+        })
 }
 
 /// LSNs of the versions of a page, oldest first: the last one at or below `from` and all up to `to`.
@@ -124,7 +136,7 @@ mod tests {
         let versions = [(lsn(10), map(1)), (lsn(20), map(0)), (lsn(30), map(3)), (lsn(40), map(0b111))];
         let is_lost = |theirs: u8, redo_lsn: u64, end_lsn: u64| {
             let recovery = Recovery { redo_lsn: lsn(redo_lsn), end_lsn: lsn(end_lsn) };
-            super::is_lost(0, &map(0b111), &map(theirs), &versions, &[recovery])
+            super::is_lost(0, 0b111 & !theirs & BOTH, &versions, &[recovery])
         };
         assert!(is_lost(0b100, 15, 35));
         assert!(is_lost(0b101, 15, 30), "frozen alone");
@@ -132,7 +144,7 @@ mod tests {
         assert!(!is_lost(0b100, 15, 29), "set after it");
         // The other block's bit was never cleared.
         let recovery = Recovery { redo_lsn: lsn(1), end_lsn: lsn(50) };
-        assert!(!super::is_lost(1, &map(0b111), &map(0b011), &versions, &[recovery]));
+        assert!(!super::is_lost(1, 0b01, &versions, &[recovery]));
         assert_eq!(lost_blocks(&map(0b111), &map(0b011)).collect::<Vec<_>>(), [1]);
     }
 
@@ -188,6 +200,28 @@ mod tests {
         assert!(!explains(&ours, &theirs, &[]));
         assert!(!explains(&ours, &theirs, &[Recovery { redo_lsn: end_lsn, end_lsn }]));
         assert!(!explains(&theirs, &ours, &[Recovery { redo_lsn, end_lsn }]), "the other way round");
+
+        // Set again by a record that finds them set here, and so stamps nothing here.
+        primary.connect().unwrap().batch_execute("VACUUM (DISABLE_PAGE_SKIPPING) t").unwrap();
+        let theirs = read(&primary);
+        let set_again_lsn = primary.current_lsn().unwrap();
+        wait_until("the page server", Duration::from_secs(60), || {
+            Ok(pageserver.timeline("main", "last_record_lsn")?.parse::<Lsn>()? >= set_again_lsn)
+        })
+        .unwrap();
+        let ours = page_of(&mut session, &format!("PAGE GET main '{address}' AT '{set_again_lsn}'")).unwrap().unwrap();
+        assert_eq!(ours[PAGE_HEADER_LEN..], theirs[PAGE_HEADER_LEN..]);
+        assert!(page_lsn(&ours) < page_lsn(&theirs), "{:?} {:?}", page_lsn(&ours), page_lsn(&theirs));
+        let mut explains = |theirs: &Page, recoveries: &[Recovery]| {
+            super::explains(&mut session, "main", &address, (&ours, theirs), set_again_lsn, recoveries).unwrap()
+        };
+        assert!(explains(&theirs, &[Recovery { redo_lsn, end_lsn }]));
+        assert!(!explains(&theirs, &[]));
+        assert!(!explains(&theirs, &[Recovery { redo_lsn: end_lsn, end_lsn }]));
+        let mut other = theirs;
+        other[..8].copy_from_slice(&before[..8]);
+        other[4] = other[4].wrapping_add(1);
+        assert!(!explains(&other, &[Recovery { redo_lsn, end_lsn }]), "an LSN of no record");
         primary.stop(Stop::Fast).unwrap();
     }
 }
