@@ -12,7 +12,7 @@ mod code;
 pub mod tpcb;
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -101,6 +101,7 @@ impl Workload {
     pub fn run(&self, target: &Target, seed: u64) -> Result<Outcome> {
         static RUNS: AtomicU32 = AtomicU32::new(1);
         let name = format!("{}_{}", self.name, RUNS.fetch_add(1, Ordering::Relaxed));
+        target.forget_interrupted_runs()?;
         let mut run = Run { workload: self.name, name, target, rng: SmallRng::seed_from_u64(seed) };
         run.connect_to("postgres")?.batch_execute(&format!("CREATE SCHEMA {}", run.name))?;
         let outcome = match self.body {
@@ -108,7 +109,9 @@ impl Workload {
             Body::Code(function) => function(&mut run).context(self.name),
         };
         if !matches!(outcome, Ok(Outcome::Done)) {
-            run.forget_prepared_transactions();
+            target.interrupted_runs().push(run.name);
+            // The server may be down: then the next run does it.
+            let _ = target.forget_interrupted_runs();
         }
         outcome
     }
@@ -122,6 +125,8 @@ pub struct Target {
     /// Held for reading by whoever is about to change something.
     gate: Arc<RwLock<()>>,
     stopping: Arc<AtomicBool>,
+    /// Names of runs that did not come to their end and may have left prepared transactions.
+    interrupted_runs: Arc<Mutex<Vec<String>>>,
 }
 
 impl Target {
@@ -132,6 +137,7 @@ impl Target {
             version: server.version(),
             gate: Arc::default(),
             stopping: Arc::default(),
+            interrupted_runs: Arc::default(),
         }
     }
 
@@ -164,6 +170,26 @@ impl Target {
     /// Whether workloads were asked to end.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn interrupted_runs(&self) -> MutexGuard<'_, Vec<String>> {
+        self.interrupted_runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Rolls back what interrupted runs have prepared: their locks would hold up other runs for ever, and every vacuum.
+    fn forget_interrupted_runs(&self) -> Result<()> {
+        let runs = self.interrupted_runs().clone();
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let mut client = self.connect("postgres")?;
+        for row in
+            client.query("SELECT gid FROM pg_prepared_xacts WHERE split_part(gid, ' ', 1) = ANY($1)", &[&runs])?
+        {
+            client.batch_execute(&format!("ROLLBACK PREPARED '{}'", row.get::<_, String>(0)))?;
+        }
+        self.interrupted_runs().retain(|name| !runs.contains(name));
+        Ok(())
     }
 
     /// A session in `database`.
@@ -205,7 +231,7 @@ impl Run<'_> {
     /// A session in `database`.
     pub fn connect_to(&self, database: &str) -> Result<Client> {
         let mut client = self.target.connect(database)?;
-        client.batch_execute("SET statement_timeout = '10min'")?;
+        client.batch_execute("SET statement_timeout = '10min'; SET lock_timeout = '1min'")?;
         Ok(client)
     }
 
@@ -224,16 +250,6 @@ impl Run<'_> {
             client.batch_execute(&format!("CREATE EXTENSION IF NOT EXISTS {name} SCHEMA public"))?;
         }
         Ok(available)
-    }
-
-    /// What a failed run has prepared would hold back every vacuum.
-    fn forget_prepared_transactions(&self) {
-        let Ok(mut client) = self.connect_to("postgres") else { return };
-        let ours = format!("{} %", self.name);
-        let Ok(rows) = client.query("SELECT gid FROM pg_prepared_xacts WHERE gid LIKE $1", &[&ours]) else { return };
-        for row in rows {
-            let _ = client.batch_execute(&format!("ROLLBACK PREPARED '{}'", row.get::<_, String>(0)));
-        }
     }
 }
 
