@@ -28,6 +28,8 @@ use crate::output::Output;
 
 /// Ports that are chosen from: few services have theirs here, and Linux gives none of them to outgoing connections (from 32768).
 const PORTS: std::ops::Range<u16> = 15_432..16_432;
+/// How long an LSN that a primary has just written is waited for.
+const LSN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Makes a compute: a running PostgreSQL server on a branch, as of now, an LSN or a time
 ///
@@ -97,7 +99,7 @@ struct Report {
     /// The branch that this one was made off; none when it was there.
     made_off: Option<String>,
     #[serde(skip)]
-    made_since: &'static str,
+    made_since: String,
     pg_version: PgVersion,
     start_lsn: Option<Lsn>,
     /// libpq connection string.
@@ -128,13 +130,31 @@ struct Phases {
     follow: Duration,
 }
 
+/// The computes that are there, complete or not.
+struct Others(Vec<(ComputeName, Place, Result<Record>)>);
+
+impl Others {
+    fn find(&self, is_it: impl Fn(&Record) -> bool) -> Option<&ComputeName> {
+        self.0.iter().find(|(_, _, record)| record.as_ref().is_ok_and(&is_it)).map(|found| &found.0)
+    }
+
+    fn of_port(&self, port: u16) -> Option<&ComputeName> {
+        self.find(|record| record.port == port)
+    }
+
+    /// Whose WAL goes, or will go, into this branch.
+    fn of_branch(&self, branch_id: &str) -> Option<&ComputeName> {
+        self.find(|record| record.branch_id.as_deref() == Some(branch_id))
+    }
+}
+
 /// What the checks found out.
 struct Plan {
     place: Place,
     owner: Owner,
     source: Branch,
     /// Why a branch has to be made first.
-    make_branch: Option<&'static str>,
+    make_branch: Option<String>,
     record: Record,
 }
 
@@ -169,11 +189,12 @@ impl Create {
             self.name,
             place.root().display()
         );
-        let port = self.free_port(&computes)?;
+        let others = Others(record::all(&computes)?);
+        let port = self.free_port(&others)?;
         place.check_free(port)?;
         let owner = Owner::find(self.run_as.as_deref())?;
         let source = page_server.branch(&self.branch)?;
-        let make_branch = self.reason_for_a_branch(&source);
+        let make_branch = self.reason_for_a_branch(&source, &others);
         if make_branch.is_some() {
             let taken = page_server.branch_if_there(self.name.as_str())?.is_some();
             ensure!(!taken, "a branch has to be made for this compute, and its name is taken. branch=`{}`", self.name);
@@ -205,31 +226,28 @@ impl Create {
         }
     }
 
-    fn reason_for_a_branch(&self, source: &Branch) -> Option<&'static str> {
+    fn reason_for_a_branch(&self, source: &Branch, others: &Others) -> Option<String> {
         match self.start_at() {
-            StartAt::Lsn(_) => Some("for the LSN"),
-            StartAt::Time(_) => Some("for the time"),
-            StartAt::End if source.follows() => Some("since that one follows another server"),
-            StartAt::End => None,
+            StartAt::Lsn(_) => Some("for the LSN".to_owned()),
+            StartAt::Time(_) => Some("for the time".to_owned()),
+            StartAt::End => match others.of_branch(&source.id) {
+                Some(name) => Some(format!("since compute {name} is on that one")),
+                None if source.follows() => Some("since that one follows another server".to_owned()),
+                None => None,
+            },
         }
     }
 
     /// The port that was asked for, or the first that is free; those of computes that do not run are taken. Errors: it is taken.
-    fn free_port(&self, computes: &std::path::Path) -> Result<u16> {
-        let all = record::all(computes)?;
-        let owner_of = |port: u16| {
-            all.iter()
-                .find(|(_, _, record)| record.as_ref().is_ok_and(|record| record.port == port))
-                .map(|found| &found.0)
-        };
+    fn free_port(&self, others: &Others) -> Result<u16> {
         if let Some(port) = self.port {
-            if let Some(name) = owner_of(port) {
+            if let Some(name) = others.of_port(port) {
                 bail!("the port is taken by compute {name}. port=`{port}`");
             }
             check_port(port)?;
             return Ok(port);
         }
-        let free = PORTS.clone().find(|port| owner_of(*port).is_none() && check_port(*port).is_ok());
+        let free = PORTS.clone().find(|port| others.of_port(*port).is_none() && check_port(*port).is_ok());
         free.with_context(|| format!("no port from {} to {} is free: name one with --port", PORTS.start, PORTS.end - 1))
     }
 
@@ -264,8 +282,10 @@ impl Create {
         }
         made.process = true;
         let pid = timed(&mut phases.start, || postmaster::start(&plan.place, &plan.record, self.timeout))?;
-        made.followed_id = Some(branch_id.clone());
         timed(&mut phases.follow, || {
+            let branch = page_server.branch(&branch_id)?;
+            ensure!(!branch.follows(), "branch {} follows another server since a moment ago", branch.name);
+            made.followed_id = Some(branch_id.clone());
             page_server.follow(&branch_id, &conninfo_for_page_server(&plan.place, &plan.record)?)?;
             page_server.wait_until_streaming(&branch_id, Duration::from_secs(self.timeout.into()))
         })?;
@@ -278,6 +298,12 @@ impl Create {
     fn branch_id(&self, plan: &mut Plan, page_server: &mut PageServer, made: &mut Made) -> Result<String> {
         if plan.make_branch.is_none() {
             return Ok(plan.source.id.clone());
+        }
+        if let StartAt::Lsn(lsn) = self.start_at()
+            && plan.source.follows()
+        {
+            // It may be on its way: whoever wrote it has just been told. If it does not come, the next step says so.
+            _ = page_server.wait_for(&plan.source.id, LSN_TIMEOUT, |source| lsn <= source.last_record_lsn)?;
         }
         let branch = page_server.create_branch(self.name.as_str(), &plan.source, &self.start_at())?;
         made.branch_id = Some(branch.id.clone());
@@ -311,8 +337,8 @@ impl Create {
         Report {
             name: self.name.clone(),
             branch: plan.record.branch.clone(),
-            made_off: plan.make_branch.map(|_| plan.source.name.clone()),
-            made_since: plan.make_branch.unwrap_or_default(),
+            made_off: plan.make_branch.as_ref().map(|_| plan.source.name.clone()),
+            made_since: plan.make_branch.clone().unwrap_or_default(),
             pg_version: plan.record.pg_version,
             start_lsn: plan.record.start_lsn,
             conninfo: conninfo(&plan.place, &plan.record),

@@ -55,6 +55,7 @@ use crate::output::{Outcome, Output};
 /// whoever comes, as initdb makes it: every user of this machine can log in over TCP as any role. With --auth scram-sha-256 TCP asks for the
 /// passwords that the roles have, and the page server comes over the socket, so it must run as root or as the same user.
 #[derive(Debug, clap::Subcommand)]
+#[expect(missing_docs, reason = "what each does stands at its arguments: clap takes the help from there")]
 pub enum ComputeCommand {
     Create(create::Create),
     Start(start::Start),

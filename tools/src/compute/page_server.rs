@@ -96,8 +96,7 @@ impl PageServer {
     /// A base backup of the branch at its last record, as a tar.
     pub fn base_backup(&mut self, branch_id: &str) -> Result<impl Read + '_> {
         let command = format!("BASEBACKUP {}", quote(branch_id));
-        self.run(&command)?;
-        Ok(std::io::empty())
+        Ok(self.client.copy_out(&command)?)
     }
 
     /// Returns once WAL flows into the branch. Errors: it does not within `timeout`, with the last reason that the page server has.
