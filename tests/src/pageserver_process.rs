@@ -167,7 +167,11 @@ impl PageServer {
 
     /// `pagectl`, talking to this server.
     pub fn pagectl(&self) -> Result<Pagectl> {
-        Ok(Pagectl { program: built_program("pagectl")?, server: format!("127.0.0.1:{}", self.port), environment: Vec::new() })
+        Ok(Pagectl {
+            program: built_program("pagectl")?,
+            server: format!("127.0.0.1:{}", self.port),
+            environment: Vec::new(),
+        })
     }
 
     /// Starts it and returns when it takes connections.

@@ -14,10 +14,11 @@ use super::backend::{
 };
 use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
 use crate::basebackup::{BackupError, BackupOptions};
+use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
 use crate::store::StoreError;
-use crate::timeline::{DatabaseTag, ReadError, Repository, RepositoryError, Timeline, TimelineState};
+use crate::timeline::{DatabaseTag, ReadError, Repository, RepositoryError, TenantError, Timeline, TimelineState};
 
 /// How often somebody who waits for an import hears of it.
 const CATCH_UP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -42,6 +43,7 @@ impl From<ReadError> for BackendError {
                 StoreError::ShuttingDown => BackendErrorKind::ShuttingDown,
                 _ => BackendErrorKind::Unavailable,
             },
+            ReadError::Gone { .. } => BackendErrorKind::Unavailable,
             ReadError::ShuttingDown => BackendErrorKind::ShuttingDown,
         };
         BackendError::new(kind, error.to_string())
@@ -52,7 +54,10 @@ impl From<RepositoryError> for BackendError {
     fn from(error: RepositoryError) -> Self {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
-            RepositoryError::TimelineMissing { .. } | RepositoryError::OtherTenant { .. } => BackendErrorKind::NotFound,
+            RepositoryError::Branch(ref error) => error.into(),
+            RepositoryError::TimelineMissing { .. }
+            | RepositoryError::OtherTenant { .. }
+            | RepositoryError::Tenant(TenantError::Missing { .. }) => BackendErrorKind::NotFound,
             RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
@@ -73,6 +78,7 @@ impl From<BackupError> for BackendError {
             | BackupError::PageAhead { .. }
             | BackupError::Checkpoint(_)
             | BackupError::ControlFile(_) => BackendErrorKind::Corrupt,
+            BackupError::PgTimelines(error) => return error.into(),
             BackupError::Wal(_) | BackupError::Thread(_) | BackupError::Output(_) => BackendErrorKind::Unavailable,
         };
         BackendError::new(kind, with_sources(&error))
@@ -148,6 +154,14 @@ impl RepositoryBackend for Repository {
             "base backup sent"
         );
         Ok(())
+    }
+
+    fn change_timeline(
+        &self,
+        change: &TimelineChange,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<TimelineChanged, BackendError> {
+        timeline_change::apply(self, change, progress)
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {

@@ -107,7 +107,6 @@ fn settings(place: &Place, control: &ControlFile, choices: &Choices) -> Result<S
     set("max_wal_senders", &control.max_wal_senders.max(10).to_string())?;
     set("max_prepared_transactions", &control.max_prepared_xacts.max(0).to_string())?;
     set("max_locks_per_transaction", &control.max_locks_per_xact.max(64).to_string())?;
-    set("max_replication_slots", "10")?;
     set("wal_keep_size", "128MB")?; // What the page server may still want when its slot is made anew.
     set("synchronous_standby_names", standby_names)?;
     set("fsync", on_or_off(choices.fsync))?;
