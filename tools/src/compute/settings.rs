@@ -110,6 +110,8 @@ fn settings(place: &Place, control: &ControlFile, choices: &Choices) -> Result<S
     set("wal_keep_size", "128MB")?; // What the page server may still want when its slot is made anew.
     set("synchronous_standby_names", standby_names)?;
     set("fsync", on_or_off(choices.fsync))?;
+    // A start makes the whole directory durable first. One call for all files instead of one for each: 0.2 s instead of 2 s for an empty cluster.
+    set("recovery_init_sync_method", "syncfs")?;
     set("log_line_prefix", "%m [%p] ")?;
     Ok(text)
 }

@@ -54,6 +54,8 @@ pub fn unpack(tar: impl Read, place: &Place, on_bytes: &mut dyn FnMut(u64)) -> R
             ),
         }
     }
+    // What follows the tar's end is read as well: the sender may still say that something went wrong.
+    io::copy(&mut archive.into_inner(), &mut io::sink()).context("read the end of the base backup")?;
     ensure!(
         place.data().join("global/pg_control").is_file(),
         "the base backup is not complete: it has no control file, which comes last. files=`{}`",
