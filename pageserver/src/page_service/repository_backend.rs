@@ -13,8 +13,8 @@ use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
-use crate::basebackup::{BackupError, BackupOptions};
 use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
+use crate::basebackup::{BackupError, BackupOptions};
 use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
 use crate::store::StoreError;

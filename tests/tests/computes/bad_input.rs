@@ -32,7 +32,8 @@ fn what_cannot_be_is_refused_and_leaves_nothing() -> Result<()> {
     fs::create_dir(dir.path().join("empty"))?;
     let empty = dir.path().join("empty").display().to_string();
     let other_version = "/opt/pageserver-postgresql/17/bin";
-    let other_version = std::env::var("PAGESERVER_PG_HOME").map_or(other_version.to_owned(), |home| format!("{home}/17/bin"));
+    let other_version =
+        std::env::var("PAGESERVER_PG_HOME").map_or(other_version.to_owned(), |home| format!("{home}/17/bin"));
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let busy = listener.local_addr()?.port().to_string();
     let before = inventory(&server, &computes)?;
@@ -51,7 +52,10 @@ fn what_cannot_be_is_refused_and_leaves_nothing() -> Result<()> {
         (&["new", "--branch", "main", "--port", "0"], "--port"),
         (&["new", "--branch", "main", "--port", "65536"], "--port"),
         (&["new", "--branch", "main", "--pg-bin", &empty], "there is no postgres"),
-        (&["new", "--branch", "main", "--pg-bin", &other_version], "the branch is of PostgreSQL 15, and --pg-bin has PostgreSQL 17"),
+        (
+            &["new", "--branch", "main", "--pg-bin", &other_version],
+            "the branch is of PostgreSQL 15, and --pg-bin has PostgreSQL 17",
+        ),
         (&["new", "--branch", "main", "--run-as", "root"], "name another user"),
         (&["new", "--branch", "main", "--run-as", "no-such-user-here"], "no-such-user-here"),
         (&["new", "--branch", "main", "--lsn", "0/8"], "below the first readable"),
@@ -62,18 +66,26 @@ fn what_cannot_be_is_refused_and_leaves_nothing() -> Result<()> {
         // A branch has to be made, since `there` is on `main`; its name is taken.
         (&["main", "--branch", "main"], "its name is taken"),
         // Made up to the very end, and then undone.
-        (&["new", "--branch", "main", "--user", "nobody-of-this-name", "--timeout", "2"], "does not follow the compute"),
+        (
+            &["new", "--branch", "main", "--user", "nobody-of-this-name", "--timeout", "2"],
+            "does not follow the compute",
+        ),
     ];
     for (arguments, text) in cases {
         let outcome = computes.outcome(&[&["create"], *arguments].concat())?;
-        assert!(outcome.exit_code == 2 && outcome.stderr.contains(text), "{arguments:?}: expected `{text}`: {outcome:?}");
+        assert!(
+            outcome.exit_code == 2 && outcome.stderr.contains(text),
+            "{arguments:?}: expected `{text}`: {outcome:?}"
+        );
         assert!(!outcome.stderr.contains("panicked") && !outcome.stderr.contains("NOT undone"), "{outcome:?}");
         let after = inventory(&server, &computes)?;
         assert_eq!(after, before, "{arguments:?}");
     }
     assert!(first_readable > Lsn::new(8));
     assert_eq!(there.query_text("SELECT 1")?, "1", "the one that is there is not disturbed");
-    for arguments in [&["start", "nobody"][..], &["stop", "nobody"], &["psql", "nobody"], &["destroy", "nobody", "--confirm"]] {
+    for arguments in
+        [&["start", "nobody"][..], &["stop", "nobody"], &["psql", "nobody"], &["destroy", "nobody", "--confirm"]]
+    {
         let refused = computes.outcome(arguments)?;
         assert!(refused.exit_code == 2 && refused.stderr.contains("no such compute"), "{refused:?}");
     }
@@ -93,7 +105,10 @@ fn a_server_that_does_not_start_is_undone_and_shows_its_log() -> Result<()> {
     let bin = dir.path().join("bad-bin");
     fs::create_dir(&bin)?;
     for (name, text) in [
-        ("postgres", "#!/bin/sh\ncase $1 in --version) echo 'postgres (PostgreSQL) 15.99';; *) echo 'no such luck' >&2; exit 1;; esac\n"),
+        (
+            "postgres",
+            "#!/bin/sh\ncase $1 in --version) echo 'postgres (PostgreSQL) 15.99';; *) echo 'no such luck' >&2; exit 1;; esac\n",
+        ),
         ("pg_ctl", "#!/bin/sh\necho 'could not start server' >&2\nexit 1\n"),
     ] {
         fs::write(bin.join(name), text)?;

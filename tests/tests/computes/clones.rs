@@ -15,7 +15,8 @@ fn a_clone_shows_its_moment_of_the_primary_and_writes_its_own_branch() -> Result
     for version in servers() {
         let dir = TestDir::new("clone-moments")?;
         let primary = Postgres::builder(version).checksums(true).start(&dir)?;
-        primary.execute("CREATE TABLE t AS SELECT i, 1 AS v FROM generate_series(1, 20000) i; CREATE INDEX ON t (i)")?;
+        primary
+            .execute("CREATE TABLE t AS SELECT i, 1 AS v FROM generate_series(1, 20000) i; CREATE INDEX ON t (i)")?;
         let mut server = PageServer::builder().start(&dir)?;
         EXPECTED.iter().for_each(|text| server.expect_in_log(text));
         server.import("main", &primary.conninfo())?;
@@ -104,7 +105,8 @@ fn branches_of_branches_take_what_is_written_at_the_same_time() -> Result<()> {
         assert!(seen_by_second.parse::<i32>()? >= 50, "{seen_by_second}");
 
         // Each has its own rows and those that its ancestors had when it left them, in the running server and in a new one from its branch.
-        let others = |level: &str, writer: &str| format!("SELECT count(*) FROM written WHERE writer {level} '{writer}'");
+        let others =
+            |level: &str, writer: &str| format!("SELECT count(*) FROM written WHERE writer {level} '{writer}'");
         assert_eq!(second.query_text(&others("=", "first"))?, seen_by_second);
         assert_eq!(first.query_text(&others("IN ('second', 'third') OR writer =", "x"))?, "0");
         assert_eq!(second.query_text(&others("=", "third"))?, "0");
@@ -113,7 +115,11 @@ fn branches_of_branches_take_what_is_written_at_the_same_time() -> Result<()> {
             writers[writer].check(compute)?;
             let rows = compute.query_text("SELECT count(*), sum(n), max(writer) FROM written")?;
             computes.destroy(name)?;
-            let again = computes.create(&format!("{name}-again"), if name == "first" { "main" } else { name }, &["--no-sync"])?;
+            let again = computes.create(
+                &format!("{name}-again"),
+                if name == "first" { "main" } else { name },
+                &["--no-sync"],
+            )?;
             assert_eq!(again.query_text("SELECT count(*), sum(n), max(writer) FROM written")?, rows, "{name}");
             writers[writer].check(&again)?;
             if name == "third" {

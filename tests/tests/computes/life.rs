@@ -39,7 +39,10 @@ fn a_compute_is_stopped_started_asked_and_destroyed() -> Result<()> {
         // Commits wait for the page server, and what it has is what was committed.
         assert_eq!(compute.query_text("SELECT sync_state FROM pg_stat_replication")?, "sync");
         let row = computes.listed("dev")?;
-        assert_eq!((row["state"].as_str(), row["branch"].as_str(), row["port"].as_u64()), (Some("running"), Some("main"), report["port"].as_u64()));
+        assert_eq!(
+            (row["state"].as_str(), row["branch"].as_str(), row["port"].as_u64()),
+            (Some("running"), Some("main"), report["port"].as_u64())
+        );
         assert_eq!(row["pid"], report["pid"]);
         assert!(row["disk_bytes"].as_u64().is_some_and(|bytes| bytes > 10_000_000), "{row}");
         let text = computes.outcome(&["list"])?.stdout;
@@ -52,7 +55,11 @@ fn a_compute_is_stopped_started_asked_and_destroyed() -> Result<()> {
 
         // A fast stop hands over everything.
         let stopped = computes.run(&["stop", "dev"])?;
-        assert_eq!((stopped["state"].as_str(), stopped["complete"].as_bool()), (Some("stopped"), Some(true)), "{stopped}");
+        assert_eq!(
+            (stopped["state"].as_str(), stopped["complete"].as_bool()),
+            (Some("stopped"), Some(true)),
+            "{stopped}"
+        );
         assert_eq!(stopped["end_lsn"], stopped["last_record_lsn"]);
         assert_eq!(computes.listed("dev")?["state"], "stopped");
         computes.run(&["start", "dev"])?;
@@ -129,7 +136,8 @@ fn files_are_the_servers_users_alone() -> Result<()> {
     let dir = TestDir::new("compute-rights")?;
     let (_server, computes) = rig(&dir, PgVersion::V15)?;
     let compute = computes.create("dev", "main", &["--no-sync"])?;
-    let rights = |name: &str| -> Result<u32> { Ok(fs::metadata(compute.root().join(name))?.permissions().mode() & 0o777) };
+    let rights =
+        |name: &str| -> Result<u32> { Ok(fs::metadata(compute.root().join(name))?.permissions().mode() & 0o777) };
     for name in ["", "data", "data/base", "tablespaces"] {
         assert_eq!(rights(name)?, 0o700, "{name}");
     }

@@ -37,6 +37,9 @@ fn the_story_of_the_readme_is_true() -> Result<()> {
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
     // What the clone shows, and the end.
-    ensure!(stdout.contains("100000") && stdout.contains("rescue destroyed") && stdout.contains("dev destroyed"), "{stdout}");
+    ensure!(
+        stdout.contains("100000") && stdout.contains("rescue destroyed") && stdout.contains("dev destroyed"),
+        "{stdout}"
+    );
     Ok(())
 }

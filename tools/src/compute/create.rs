@@ -287,7 +287,8 @@ impl Create {
             ensure!(!branch.follows(), "branch {} follows another server since a moment ago", branch.name);
             made.followed_id = Some(branch_id.clone());
             page_server.follow(&branch_id, &conninfo_for_page_server(&plan.place, &plan.record)?)?;
-            page_server.wait_until_streaming(&branch_id, Duration::from_secs(self.timeout.into()))
+            let started_lsn = postmaster::control_file(&plan.place, plan.record.pg_version)?.checkpoint_lsn;
+            page_server.wait_until_streaming(&branch_id, started_lsn, Duration::from_secs(self.timeout.into()))
         })?;
         plan.record.progress = Progress::Ready;
         plan.record.save(&plan.place)?;

@@ -355,8 +355,7 @@ impl Parser<'_> {
     }
 
     fn unknown(&self, word: &str) -> PgError {
-        let known_elsewhere =
-            ["fullbackup", "lease", "copy", "explain", "insert", "update", "delete", "create"];
+        let known_elsewhere = ["fullbackup", "lease", "copy", "explain", "insert", "update", "delete", "create"];
         if known_elsewhere.contains(&word) {
             return PgError::new(sqlstate::FEATURE_NOT_SUPPORTED, format!("{word} is not supported yet"))
                 .with_hint("HELP lists the commands.");
