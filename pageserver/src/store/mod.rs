@@ -37,6 +37,7 @@ mod file_set;
 mod flusher;
 mod inner;
 mod scan;
+mod search;
 mod timeline_state;
 mod timeline_store;
 pub use timeline_store::TimelineStore;
