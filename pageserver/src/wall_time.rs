@@ -68,7 +68,8 @@ impl WallTime {
 
 impl fmt::Display for WallTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let timestamp = self.0.checked_add(MICROS_1970_TO_2000).and_then(|micros| Timestamp::from_microsecond(micros).ok());
+        let timestamp =
+            self.0.checked_add(MICROS_1970_TO_2000).and_then(|micros| Timestamp::from_microsecond(micros).ok());
         match timestamp {
             Some(timestamp) => write!(f, "{timestamp:.6}"),
             // No server's clock, but a number that WAL can hold.
