@@ -273,6 +273,16 @@ impl Key {
         )
     }
 
+    /// First and last keys of all objects that are no pages, the watermark left out: those in front of the pages of SLRUs, and those behind.
+    pub fn objects_that_are_no_pages() -> [(Self, Self); 2] {
+        let first = |class| Self::pack(class, 0, 0, 0, 0, 0);
+        let last = |class| Self::pack(class, u32::MAX, u32::MAX, u32::MAX, u8::MAX, u32::MAX);
+        [
+            (first(class::WATERMARK + 1), last(class::SLRU_PAGE - 1)),
+            (first(class::SLRU_PAGE + 1), last(class::RELATION_BLOCK - 1)),
+        ]
+    }
+
     /// First and last key of the class that `object` belongs to, whatever its fields.
     pub fn class_of(object: Object) -> (Self, Self) {
         let class = Key::from(object).0[0];

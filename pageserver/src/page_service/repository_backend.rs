@@ -11,10 +11,14 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
+use super::lease::{self, LeaseCommand, LeaseInfo};
+use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
 use crate::store::StoreError;
-use crate::timeline::{DatabaseTag, ReadError, Repository, RepositoryError, TimeError, Timeline, TimelineState};
+use crate::timeline::{
+    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline, TimelineState,
+};
 use crate::wall_time::WallTime;
 
 /// How often somebody who waits for an import hears of it.
@@ -40,6 +44,7 @@ impl From<ReadError> for BackendError {
                 StoreError::ShuttingDown => BackendErrorKind::ShuttingDown,
                 _ => BackendErrorKind::Unavailable,
             },
+            ReadError::Gone { .. } => BackendErrorKind::Unavailable,
             ReadError::ShuttingDown => BackendErrorKind::ShuttingDown,
         };
         BackendError::new(kind, error.to_string())
@@ -61,7 +66,13 @@ impl From<RepositoryError> for BackendError {
     fn from(error: RepositoryError) -> Self {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
-            RepositoryError::TimelineMissing { .. } | RepositoryError::OtherTenant { .. } => BackendErrorKind::NotFound,
+            RepositoryError::Time(error) => return error.into(),
+            RepositoryError::Branch(ref error) => error.into(),
+            RepositoryError::TimelineMissing { .. }
+            | RepositoryError::OtherTenant { .. }
+            | RepositoryError::Tenant(TenantError::Missing { .. })
+            | RepositoryError::Lease(LeaseError::Missing { .. }) => BackendErrorKind::NotFound,
+            RepositoryError::Lease(LeaseError::Duration { .. }) => BackendErrorKind::InvalidRequest,
             RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
@@ -110,6 +121,18 @@ impl RepositoryBackend for Repository {
         let (timeline, _) = self.import_primary(name, conninfo, &mut on_progress)?;
         wait_until_readable(&timeline, progress)?;
         Ok(timeline.info())
+    }
+
+    fn change_timeline(
+        &self,
+        change: &TimelineChange,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<TimelineChanged, BackendError> {
+        timeline_change::apply(self, change, progress)
+    }
+
+    fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
+        lease::apply(self, command)
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
@@ -211,6 +234,10 @@ impl TimelineBackend for Timeline {
 
     fn first_readable_lsn(&self) -> Lsn {
         Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX)
+    }
+
+    fn is_leased(&self, lsn: Lsn) -> bool {
+        Timeline::is_leased(self, lsn)
     }
 
     fn wait_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<Lsn, BackendError> {
