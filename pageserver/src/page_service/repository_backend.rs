@@ -13,12 +13,16 @@ use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
+use super::lease::{self, LeaseCommand, LeaseInfo};
 use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::basebackup::{BackupError, BackupOptions};
 use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
 use crate::store::StoreError;
-use crate::timeline::{DatabaseTag, ReadError, Repository, RepositoryError, TenantError, Timeline, TimelineState};
+use crate::timeline::{
+    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline, TimelineState,
+};
+use crate::wall_time::WallTime;
 
 /// How often somebody who waits for an import hears of it.
 const CATCH_UP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -50,14 +54,28 @@ impl From<ReadError> for BackendError {
     }
 }
 
+impl From<TimeError> for BackendError {
+    fn from(error: TimeError) -> Self {
+        let kind = match error {
+            TimeError::Read(error) => return error.into(),
+            TimeError::Unknown { .. } => BackendErrorKind::NotFound,
+            TimeError::BeforeFirst { .. } => BackendErrorKind::InvalidRequest,
+        };
+        BackendError::new(kind, error.to_string())
+    }
+}
+
 impl From<RepositoryError> for BackendError {
     fn from(error: RepositoryError) -> Self {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
+            RepositoryError::Time(error) => return error.into(),
             RepositoryError::Branch(ref error) => error.into(),
             RepositoryError::TimelineMissing { .. }
             | RepositoryError::OtherTenant { .. }
-            | RepositoryError::Tenant(TenantError::Missing { .. }) => BackendErrorKind::NotFound,
+            | RepositoryError::Tenant(TenantError::Missing { .. })
+            | RepositoryError::Lease(LeaseError::Missing { .. }) => BackendErrorKind::NotFound,
+            RepositoryError::Lease(LeaseError::Duration { .. }) => BackendErrorKind::InvalidRequest,
             RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
@@ -164,6 +182,10 @@ impl RepositoryBackend for Repository {
         timeline_change::apply(self, change, progress)
     }
 
+    fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
+        lease::apply(self, command)
+    }
+
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
         let value = serde_json::json!({ "store": Repository::store_stats(self), "version_cache": self.cache_stats() });
         let mut rows = Vec::new();
@@ -265,6 +287,10 @@ impl TimelineBackend for Timeline {
         Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX)
     }
 
+    fn is_leased(&self, lsn: Lsn) -> bool {
+        Timeline::is_leased(self, lsn)
+    }
+
     fn wait_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<Lsn, BackendError> {
         Ok(self.wait_lsn_for(lsn, timeout)?)
     }
@@ -301,6 +327,15 @@ impl TimelineBackend for Timeline {
 
     fn objects(&self, class: Object, lsn: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError> {
         Ok(self.objects_of_class(class, lsn)?)
+    }
+
+    fn commit_time_at(&self, lsn: Lsn) -> Result<Option<WallTime>, BackendError> {
+        Ok(Timeline::commit_time_at(self, lsn)?)
+    }
+
+    fn lsn_at_time(&self, time: WallTime) -> Result<(Lsn, WallTime), BackendError> {
+        let found = Timeline::lsn_at_time(self, time)?;
+        Ok((found.lsn, found.commit_time))
     }
 
     fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {

@@ -6,6 +6,7 @@ pub mod object;
 pub mod parse;
 pub mod rows;
 pub mod run;
+mod time;
 pub mod token;
 
 use std::fmt;
@@ -17,9 +18,11 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 use self::object::ObjectClass;
 use super::basebackup::BackupRequest;
+use super::lease::LeaseCommand;
 use super::message::Column;
 use super::pagestream::wire::Version;
 use super::timeline_change::TimelineChange;
+use crate::wall_time::TimeSpec;
 
 /// One page of a timeline, as people write it: `1663/5/16384/main/7`, or `pg_xact/7` (pages are numbered across segments).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -142,6 +145,20 @@ pub enum Command {
         /// As of; the newest without.
         at: Option<Lsn>,
     },
+    /// `SHOW LSN name AT TIME 'time'`
+    LsnAtTime {
+        /// The timeline.
+        timeline: String,
+        /// When.
+        time: TimeSpec,
+    },
+    /// `SHOW TIME name [AT lsn]`
+    TimeAtLsn {
+        /// The timeline.
+        timeline: String,
+        /// As of; the newest without.
+        at: Option<Lsn>,
+    },
     /// `SHOW STATUS`
     Status,
     /// `STORE STATS`
@@ -155,8 +172,10 @@ pub enum Command {
         /// The running primary. May hold a password: never logged.
         conninfo: Conninfo,
     },
-    /// `BRANCH ...`, `TIMELINE FOLLOW`, `TIMELINE UNFOLLOW`
+    /// `BRANCH ...`, `TIMELINE FOLLOW`, `TIMELINE UNFOLLOW`, `TIMELINE DELETE`
     TimelineChange(TimelineChange),
+    /// `LEASE ...`
+    Lease(LeaseCommand),
     /// `DATABASE LIST name [AT lsn]`
     DatabaseList {
         /// The timeline.
@@ -292,6 +311,7 @@ impl Command {
         match self {
             Command::Help => const { &[Column::text("command"), Column::text("what_it_does")] },
             Command::TimelineList | Command::Import { .. } | Command::TimelineChange(_) => TIMELINES,
+            Command::Lease(_) => super::lease::COLUMNS,
             Command::TimelineShow { .. } | Command::Status | Command::StoreStats | Command::RedoStats => NAME_VALUE,
             Command::LastRecordLsn { .. } => const { &[Column::text("timeline"), Column::text("last_record_lsn")] },
             Command::Lag { .. } => {
@@ -307,6 +327,7 @@ impl Command {
                     ]
                 }
             }
+            Command::LsnAtTime { .. } | Command::TimeAtLsn { .. } => time::COLUMNS,
             Command::Sizes { .. } => {
                 const {
                     &[

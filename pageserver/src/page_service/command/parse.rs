@@ -15,6 +15,7 @@ use crate::page_service::basebackup::BackupRequest;
 use crate::page_service::connection::PARAMETERS;
 use crate::page_service::error::{PgError, sqlstate};
 use crate::page_service::pagestream::wire::Version;
+use crate::wall_time::TimeSpec;
 
 /// Every form, as `HELP` shows them.
 pub const FORMS: &[(&str, &str)] = &[
@@ -24,13 +25,32 @@ pub const FORMS: &[(&str, &str)] = &[
     ("SHOW LAST_RECORD_LSN [name]", "end of the last record that can be read"),
     ("SHOW LAG [name]", "how far each timeline is behind its source"),
     ("SHOW SIZES [name] [AT lsn]", "relations, blocks and bytes per database"),
+    (
+        "SHOW LSN name AT TIME 'time'",
+        "how far a timeline was at a time; time: 2026-11-25 14:32:00+01 (UTC without a zone), 5 minutes ago",
+    ),
+    ("SHOW TIME name [AT lsn]", "time of the last commit"),
     ("SHOW STATUS", "the server: version, process id, connections, counters"),
     ("STORE STATS", "figures of the store"),
     ("SHOW REDO", "redo engine and counters of each cluster"),
     ("IMPORT name FROM 'conninfo'", "makes a timeline from a running primary"),
-    ("BRANCH CREATE name FROM timeline [AT lsn]", "makes a branch of a timeline as it was; nothing is copied"),
+    (
+        "BRANCH CREATE name FROM timeline [AT lsn | AT TIME 'time']",
+        "makes a branch of a timeline as it was; nothing is copied",
+    ),
+    ("BRANCH DELETE name", "deletes a branch that nothing branches off; also TIMELINE DELETE name for any timeline"),
+    ("BRANCH RENAME name TO name", "gives a timeline another name"),
+    (
+        "BRANCH RESET name [AT lsn | AT TIME 'time']",
+        "throws away what a branch has and begins it anew at its ancestor's last record or an LSN",
+    ),
+    ("BRANCH DETACH name", "copies what a branch reads from its ancestors, so that it needs them no more"),
     ("TIMELINE FOLLOW name FROM 'conninfo'", "takes the timeline's WAL from this primary from now on"),
     ("TIMELINE UNFOLLOW name", "takes no WAL any more"),
+    ("TIMELINE DELETE name", "deletes a timeline that nothing branches off"),
+    ("LEASE name AT lsn [FOR seconds]", "keeps an LSN readable for a while, 600 seconds unless told"),
+    ("LEASE LIST [name]", "leases that are valid"),
+    ("LEASE END lease", "ends a lease"),
     ("DATABASE LIST name [AT lsn]", "databases per tablespace"),
     ("RELATION LIST name [IN tablespace/database] [AT lsn]", "relation forks with their blocks"),
     ("SLRU LIST name [AT lsn]", "segments of pg_xact, pg_multixact, pg_commit_ts"),
@@ -67,6 +87,7 @@ fn parse_statement(tokens: &[Token<'_>]) -> Result<Command, PgError> {
         Some("store") => parser.then("stats").and_then(|()| parser.finish(Command::StoreStats)),
         Some("import") => parser.import(),
         Some("branch") => parser.branch(),
+        Some("lease") => parser.lease(),
         Some("database") => parser.then("list").and_then(|()| parser.database_list()),
         Some("relation") => parser.then("list").and_then(|()| parser.relation_list()),
         Some("slru") => parser.then("list").and_then(|()| parser.slru_list()),
@@ -126,6 +147,17 @@ impl Parser<'_> {
                 let at = self.optional("at", "an LSN")?;
                 self.finish(Command::Sizes { timeline, at })
             }
+            Some("lsn") => {
+                let timeline = self.name("a timeline")?;
+                self.then("at")?;
+                let time = self.at_time()?;
+                self.finish(Command::LsnAtTime { timeline, time })
+            }
+            Some("time") => {
+                let timeline = self.name("a timeline")?;
+                let at = self.optional("at", "an LSN")?;
+                self.finish(Command::TimeAtLsn { timeline, at })
+            }
             Some("status") => self.finish(Command::Status),
             Some("redo") => self.finish(Command::RedoStats),
             Some(name) => match self.parameter(name) {
@@ -159,7 +191,8 @@ impl Parser<'_> {
             }
             Some("follow") => self.follow(),
             Some("unfollow") => self.unfollow(),
-            _ => Err(self.unexpected_here("LIST, SHOW, FOLLOW or UNFOLLOW")),
+            Some("delete") => self.timeline_delete(),
+            _ => Err(self.unexpected_here("LIST, SHOW, FOLLOW, UNFOLLOW or DELETE")),
         }
     }
 
@@ -330,6 +363,12 @@ impl Parser<'_> {
         self.value(what).map(Some)
     }
 
+    /// What follows `AT`: `TIME 'time'`.
+    fn at_time(&mut self) -> Result<TimeSpec, PgError> {
+        self.then("time")?;
+        self.value("a time like '2026-11-25 14:32:00'")
+    }
+
     fn finish(&self, command: Command) -> Result<Command, PgError> {
         if self.next == self.tokens.len() { Ok(command) } else { Err(self.unexpected("the end of the command")) }
     }
@@ -355,7 +394,7 @@ impl Parser<'_> {
     }
 
     fn unknown(&self, word: &str) -> PgError {
-        let known_elsewhere = ["fullbackup", "lease", "copy", "explain", "insert", "update", "delete", "create"];
+        let known_elsewhere = ["fullbackup", "copy", "explain", "insert", "update", "delete", "create"];
         if known_elsewhere.contains(&word) {
             return PgError::new(sqlstate::FEATURE_NOT_SUPPORTED, format!("{word} is not supported yet"))
                 .with_hint("HELP lists the commands.");

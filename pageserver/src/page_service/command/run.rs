@@ -11,6 +11,7 @@ use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, SlruKind};
 use super::object::{self, ObjectClass};
 use super::parse::FORMS;
 use super::rows::Rows;
+use super::time;
 use super::{Command, Conninfo, DatabaseAddress, PageAddress, SelectItem};
 use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
@@ -41,11 +42,14 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
             }
             Ok(())
         }
+        Command::LsnAtTime { timeline, time } => time::show_lsn(repository, timeline, *time, rows),
+        Command::TimeAtLsn { timeline, at } => time::show_time(repository, timeline, *at, rows),
         Command::Status => status(shared, rows),
         Command::StoreStats => name_value_rows(repository.store_stats()?, rows),
         Command::RedoStats => name_value_rows(repository.redo_stats()?, rows),
         Command::Import { name, conninfo } => import(repository, name, conninfo, rows),
         Command::TimelineChange(change) => change_timeline(repository, change, rows),
+        Command::Lease(command) => repository.lease(command)?.iter().try_for_each(|lease| rows.row(&lease.row())),
         Command::DatabaseList { timeline, at } => {
             let (timeline, at) = timeline_at(repository, timeline, *at)?;
             let row =
@@ -147,7 +151,7 @@ fn timeline_show(info: &TimelineInfo, rows: &mut Rows<'_>) -> Result<(), Failure
 }
 
 /// The timeline and the LSN to read at, checked to be readable. Commands never wait: a person sees at once that it is not there yet.
-fn timeline_at(
+pub(super) fn timeline_at(
     repository: &dyn RepositoryBackend,
     timeline: &str,
     at: Option<Lsn>,

@@ -39,6 +39,10 @@ fn rows_of_commands() {
     let columns = "timeline|lsn|tablespace|database|relations|blocks|bytes";
     check("show sizes", columns, &["main|0/3000|1663|5|1|1001|8200192", "main|0/3000|1664|0|0|0|0"]);
     check("show sizes main at 0/1000", columns, &["main|0/1000|1663|5|1|501|4104192", "main|0/1000|1664|0|0|0|0"]);
+    let columns = "timeline|lsn|commit_time";
+    check("show lsn main at time '2000-01-01 00:00:02'", columns, &["main|0/2000|2000-01-01T00:00:02.000000Z"]);
+    check("show lsn main at time '2000-01-01T01:00:01+01'", columns, &["main|0/1000|2000-01-01T00:00:01.000000Z"]);
+    check("show time main at 0/2FFF", columns, &["main|0/2FFF|2000-01-01T00:00:02.000000Z"]);
     check("store stats", "name|value", &["files|3", "bytes|4711"]);
     check("show redo", "name|value", &["engine|native"]);
     check("database list main", "tablespace|database", &["1663|5"]);
@@ -126,12 +130,17 @@ fn errors_leave_the_connection_usable() {
         ("page get main 1663/5/16384/main/0 at 0/3001", "55000"),
         ("page get main 1663/5/16384/main/0 at 0/FFF", "22023"),
         ("page get main 1663/5/16384/main/666", "XX001"),
+        ("show time main", "42704"),
+        ("show time main at 0/3001", "55000"),
+        ("show lsn main at time '1999-12-31'", "22023"),
+        ("show lsn nowhere at time '2026-11-25'", "42704"),
         ("object list nowhere", "42704"),
         ("object list main at 0/3001", "55000"),
         ("object list main class checkpoint at 0/FFF", "22023"),
         ("object list main class pages", "22023"),
         ("select * from pg_class", "0A000"),
-        ("lease lsn a b 0/1", "0A000"),
+        ("lease lsn a b 0/1", "42601"),
+        ("lease end 8", "42704"),
         ("show sizes; help 'x", "42601"),
     ] {
         match client.query(command).expect_err(command) {
@@ -154,6 +163,24 @@ fn several_commands_at_once() {
     assert_eq!(client.query("").expect("the empty query"), [ResultSet::default()]);
     // The first error stops the rest.
     assert!(client.query("select 1; show timeline nowhere; select 2").is_err());
+}
+
+#[test]
+fn changes_of_timelines_give_the_timeline_and_tell_what_happened() {
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    for command in ["branch create b from main at 0/10", "branch reset b", "timeline unfollow b"] {
+        let mut notices = Vec::new();
+        let results =
+            client.query_with_notices(command, &mut |notice| notices.push(notice.to_string())).expect(command);
+        let columns = "name|state|pg_version|ancestor|ancestor_lsn|first_readable_lsn|last_record_lsn|tenant|id";
+        assert_eq!(results[0].columns.join("|"), columns);
+        assert!(rows(&results[0])[0].starts_with("main|active|15|"));
+        assert!(notices.len() == 2 && notices[0].contains("toy: 1 bytes"), "{notices:?}");
+    }
+    let columns = "lease|timeline|lsn|valid_until";
+    check("lease main at 0/2000 for 60", columns, &["7|main|0/2000|1970-01-01T00:01:00.000000Z"]);
+    check("lease list", columns, &[]);
 }
 
 #[test]

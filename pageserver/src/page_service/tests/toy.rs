@@ -16,7 +16,9 @@ use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use crate::page_service::basebackup::{BackupBegin, BackupRequest, BackupSink};
+use crate::page_service::lease::{LeaseCommand, LeaseInfo};
 use crate::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
+use crate::wall_time::WallTime;
 
 pub const ID: &str = "3aa8fcc61f6d357410b7de754b1d9001";
 pub const TENANT: &str = "de200bd42b49cc1814412c7e592dd6e9";
@@ -200,6 +202,21 @@ impl RepositoryBackend for ToyRepository {
         Ok(TimelineChanged { info: self.0.info(), notices })
     }
 
+    fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
+        match command {
+            LeaseCommand::Give { timeline, lsn, seconds } => Ok(vec![LeaseInfo {
+                lease_id: 7,
+                timeline: timeline.clone(),
+                lsn: *lsn,
+                valid_until: WallTime::from_unix_seconds(seconds.unwrap_or(600) as i64),
+            }]),
+            LeaseCommand::List { .. } => Ok(Vec::new()),
+            LeaseCommand::End { lease_id } => {
+                Err(BackendError::not_found(format!("no such lease. lease=`{lease_id}`")))
+            }
+        }
+    }
+
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
         Ok(vec![("files".into(), "3".into()), ("bytes".into(), "4711".into())])
     }
@@ -284,6 +301,18 @@ impl TimelineBackend for Toy {
         // The transaction is prepared where the relation grows.
         let is_there = |object: &Object| !matches!(object, Object::TwoPhase { .. }) || lsn >= Lsn::new(GROWN_AT);
         Ok(objects.into_iter().filter(|(object, _)| of_class(object) && is_there(object)).collect())
+    }
+
+    /// A second passes with each 0x1000 bytes.
+    fn commit_time_at(&self, lsn: Lsn) -> Result<Option<WallTime>, BackendError> {
+        let seconds = i64::try_from(lsn.as_u64() / 0x1000).expect("small LSNs");
+        Ok((lsn < Lsn::new(GROWN_AT + 0x1000)).then(|| WallTime::from_postgres(seconds * 1_000_000)))
+    }
+
+    fn lsn_at_time(&self, time: WallTime) -> Result<(Lsn, WallTime), BackendError> {
+        let seconds = u64::try_from(time.as_postgres() / 1_000_000)
+            .map_err(|_| BackendError::new(BackendErrorKind::InvalidRequest, "before the first time"))?;
+        Ok((Lsn::new(seconds * 0x1000), time))
     }
 
     fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {
