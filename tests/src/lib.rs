@@ -5,7 +5,7 @@
 //! - Started as root, servers run as user `postgres`: PostgreSQL refuses root.
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
-//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`],
+//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`], [`backup_server`],
 //! [`workload`], [`prove`], [`prove_redo`].
 
 mod wait;
@@ -29,6 +29,8 @@ pub use cut_proxy::CutProxy;
 
 mod pageserver_process;
 pub use pageserver_process::{Outcome, PageServer, PageServerBuilder, Pagectl};
+
+pub mod backup_server;
 
 pub mod workload;
 
