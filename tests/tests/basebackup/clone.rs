@@ -9,7 +9,7 @@ use tests::process::run;
 use tests::{Postgres, Stop};
 
 /// Debian's programs: the only ones at hand, for servers of all versions.
-const CLIENT_PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+pub const CLIENT_PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
 /// The first PostgreSQL timeline that the page server gives out.
 pub const TIMELINE_FIRST: u32 = 0x1000;
 
@@ -46,18 +46,29 @@ pub fn check_timeline(clone: &Postgres) -> Result<u32> {
     Ok(timeline_id)
 }
 
-/// Where its history says that it began.
-pub fn branch_lsn(clone: &Postgres) -> Result<Lsn> {
-    let dir = std::fs::read_dir(clone.data_dir().join("pg_wal"))?;
-    for entry in dir {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "history") {
-            let text = std::fs::read_to_string(path)?;
-            let line = text.lines().last().context("a line")?;
-            return Ok(line.split('\t').nth(1).context("an LSN")?.parse()?);
+/// Its newest history file: timeline and the LSN where that began.
+fn newest_history(clone: &Postgres) -> Result<(u32, Lsn)> {
+    let mut newest = None;
+    for entry in std::fs::read_dir(clone.data_dir().join("pg_wal"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(digits) = name.strip_suffix(".history") {
+            newest = newest.max(Some(u32::from_str_radix(digits, 16)?));
         }
     }
-    anyhow::bail!("no history file")
+    let timeline_id = newest.context("a history file")?;
+    let text = std::fs::read_to_string(clone.data_dir().join(format!("pg_wal/{timeline_id:08X}.history")))?;
+    let line = text.lines().last().context("a line")?;
+    Ok((timeline_id, line.split('\t').nth(1).context("an LSN")?.parse()?))
+}
+
+/// The timeline that its history file names it.
+pub fn timeline_of_history(clone: &Postgres) -> Result<u32> {
+    Ok(newest_history(clone)?.0)
+}
+
+/// Where its history says that it began.
+pub fn branch_lsn(clone: &Postgres) -> Result<Lsn> {
+    Ok(newest_history(clone)?.1)
 }
 
 /// Writes everywhere, and checks what was written.

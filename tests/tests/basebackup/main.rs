@@ -9,6 +9,7 @@
 mod clone;
 mod primary;
 
+mod positions;
 mod starts;
 
 use postgres_ffi::PgVersion;
