@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use pageserver::client::quote;
 
+use crate::basebackup::BaseBackupArgs;
 use crate::bench_getpage::{self, BenchGetPageArgs};
 use crate::compare::Compare;
 use crate::compute::ComputeCommand;
@@ -57,6 +58,8 @@ enum Command {
     Compare(Compare),
     #[command(subcommand)]
     Compute(ComputeCommand),
+    #[command(name = "basebackup")]
+    BaseBackup(BaseBackupArgs),
     /// Puts load on a page server
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -130,6 +133,7 @@ impl Cli {
             Command::Time(time) => time.run(server, output)?,
             Command::Compare(compare) => return compare.run(server, output),
             Command::Compute(command) => return command.run(server, output),
+            Command::BaseBackup(args) => args.run(server, output)?,
             Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,
             Command::Redo(command) => return command.run(server, output),
             Command::Status => server.show("SHOW STATUS", output)?,
