@@ -7,7 +7,7 @@ use anyhow::Result;
 use postgres_ffi::{Lsn, PgVersion};
 use tests::{Computes, PageServer, Postgres, TestDir, wait_until};
 
-use super::life::{EXPECTED, LIMIT, servers};
+use super::life::{EXPECTED, LIMIT, rig, servers};
 use super::writers::{TABLE, Writer};
 
 #[test]
@@ -128,6 +128,22 @@ fn branches_of_branches_take_what_is_written_at_the_same_time() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_clone_at_a_time_has_what_was_committed_until_then() -> Result<()> {
+    let dir = TestDir::new("clone-time")?;
+    let (_server, computes) = rig(&dir, PgVersion::V17)?;
+    let first = computes.create("first", "main", &["--no-sync"])?;
+    first.execute("CREATE TABLE t AS SELECT 1 AS n")?;
+    let time = first.query_text("SELECT clock_timestamp()::text")?;
+    std::thread::sleep(Duration::from_millis(50));
+    first.execute("INSERT INTO t VALUES (2)")?;
+    let then = computes.create("then", "main", &["--time", &time, "--no-sync"])?;
+    assert_eq!((then.report["branch"].as_str(), then.report["made_off"].as_str()), (Some("then"), Some("main")));
+    assert_eq!(then.query_text("SELECT sum(n) FROM t")?, "1");
+    assert_eq!(first.query_text("SELECT sum(n) FROM t")?, "3");
     Ok(())
 }
 
