@@ -6,12 +6,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::process::server_user;
+use crate::process::{run, server_user};
 
 /// A test's directory. Clones share it.
 #[derive(Clone, Debug)]
@@ -55,7 +56,8 @@ impl TestDir {
         fs::create_dir_all(&bin)?;
         let target = bin.join(source.file_name().context("a program has a file name")?);
         if !target.exists() {
-            fs::copy(source, &target).with_context(|| format!("copy {}", source.display()))?;
+            // By another process: a child that is started in this moment would keep the new file open for writing, and nobody could run it.
+            run(Command::new("cp").arg(source).arg(&target)).with_context(|| format!("copy {}", source.display()))?;
             fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
         }
         Ok(target)
