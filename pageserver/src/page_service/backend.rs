@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
+
+use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
 /// What a caller does next about a failed call.
@@ -115,6 +117,13 @@ pub trait RepositoryBackend: Send + Sync + 'static {
         conninfo: &str,
         progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
     ) -> Result<TimelineInfo, BackendError>;
+
+    /// Makes, changes or deletes a timeline. `progress` as for [`Self::import`], for what takes long.
+    fn change_timeline(
+        &self,
+        change: &TimelineChange,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<TimelineChanged, BackendError>;
 
     /// Figures of the store for people: (name, value), in a fixed order.
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError>;

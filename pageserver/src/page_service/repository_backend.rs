@@ -11,10 +11,11 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
+use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
 use crate::store::StoreError;
-use crate::timeline::{DatabaseTag, ReadError, Repository, RepositoryError, Timeline, TimelineState};
+use crate::timeline::{DatabaseTag, ReadError, Repository, RepositoryError, TenantError, Timeline, TimelineState};
 
 /// How often somebody who waits for an import hears of it.
 const CATCH_UP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -39,6 +40,7 @@ impl From<ReadError> for BackendError {
                 StoreError::ShuttingDown => BackendErrorKind::ShuttingDown,
                 _ => BackendErrorKind::Unavailable,
             },
+            ReadError::Gone { .. } => BackendErrorKind::Unavailable,
             ReadError::ShuttingDown => BackendErrorKind::ShuttingDown,
         };
         BackendError::new(kind, error.to_string())
@@ -49,7 +51,10 @@ impl From<RepositoryError> for BackendError {
     fn from(error: RepositoryError) -> Self {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
-            RepositoryError::TimelineMissing { .. } | RepositoryError::OtherTenant { .. } => BackendErrorKind::NotFound,
+            RepositoryError::Branch(ref error) => error.into(),
+            RepositoryError::TimelineMissing { .. }
+            | RepositoryError::OtherTenant { .. }
+            | RepositoryError::Tenant(TenantError::Missing { .. }) => BackendErrorKind::NotFound,
             RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
@@ -98,6 +103,14 @@ impl RepositoryBackend for Repository {
         let (timeline, _) = self.import_primary(name, conninfo, &mut on_progress)?;
         wait_until_readable(&timeline, progress)?;
         Ok(timeline.info())
+    }
+
+    fn change_timeline(
+        &self,
+        change: &TimelineChange,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<TimelineChanged, BackendError> {
+        timeline_change::apply(self, change, progress)
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {

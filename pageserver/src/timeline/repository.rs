@@ -3,9 +3,15 @@
 //! - A timeline whose import did not finish is taken away when the server starts: nothing half imported can be read.
 //! - Opening a timeline reads its metadata and its watermark, and the WAL since that watermark; nothing that grows with the history.
 
+mod branch_error;
+mod branching;
 mod engine;
 mod following;
 mod importing;
+mod names;
+mod pg_history;
+mod slots;
+mod tenants;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +24,7 @@ use postgres_ffi::{Lsn, PgVersion};
 use tracing::{info, warn};
 
 use super::backlog::Backlog;
+use super::lineage::Lineage;
 use super::metadata::{MetadataError, TimelineMetadata};
 use super::version_cache::{VersionCache, VersionCacheStats};
 use super::{ReadError, TenantId, Timeline, TimelineId, TimelineIngestError};
@@ -29,7 +36,11 @@ use crate::store::{Gathered, Store, StoreConfig, StoreError, StoreStats, Timelin
 use crate::wal::WalFileError;
 use crate::wal_receiver::WalReceiver;
 
+pub use branch_error::BranchError;
+pub use branching::{BranchPoint, Changed};
 pub use importing::ImportReport;
+pub use pg_history::PgHistory;
+pub use tenants::{PG_TIMELINE_ID_FIRST, TenantError};
 
 /// Directory of the timelines within the data directory.
 const TIMELINES_DIR: &str = "timelines";
@@ -84,6 +95,12 @@ pub enum RepositoryError {
         /// The timeline asked for.
         timeline: String,
     },
+    /// A branch cannot be made or changed.
+    #[error(transparent)]
+    Branch(#[from] BranchError),
+    /// A tenant's file cannot be used.
+    #[error(transparent)]
+    Tenant(#[from] TenantError),
     /// The name is taken.
     #[error("a timeline of this name exists; choose another name. name=`{name}`")]
     NameTaken {
@@ -126,6 +143,7 @@ pub enum RepositoryError {
 /// Everything that one server keeps.
 pub struct Repository {
     timelines_dir: PathBuf,
+    tenants_dir: PathBuf,
     redo_failed_dir: PathBuf,
     config: Config,
     store: Arc<Store>,
@@ -136,6 +154,11 @@ pub struct Repository {
     redo: Mutex<HashMap<TenantId, Arc<WalRedo>>>,
     /// `None`: switched off.
     backlog: Option<Backlog>,
+    /// Held by whoever makes, changes or deletes a timeline: what one looks at stays as it is for the other.
+    changes: Mutex<()>,
+    names: names::Names,
+    /// Held while a PostgreSQL timeline id is given out.
+    pg_timeline_ids: Mutex<()>,
 }
 
 impl Repository {
@@ -152,12 +175,16 @@ impl Repository {
             redo_failed_dir: data_dir.join("redo_failed"),
             cache: Arc::new(VersionCache::new(config.page_cache_mib << 20)),
             timelines_dir,
+            tenants_dir: data_dir.join(tenants::TENANTS_DIR),
             config,
             store,
             timelines: RwLock::default(),
             timeline_no_max: Mutex::new(0),
             redo: Mutex::default(),
             backlog,
+            changes: Mutex::default(),
+            names: names::Names::default(),
+            pg_timeline_ids: Mutex::default(),
         });
         let metadata = repository.load_metadata()?;
         repository.open_timelines(metadata)?;
@@ -168,7 +195,12 @@ impl Repository {
         let io = |source| RepositoryError::Io { doing: "list the timelines", path: self.timelines_dir.clone(), source };
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.timelines_dir).map_err(io)? {
-            let dir = entry.map_err(io)?.path();
+            let entry = entry.map_err(io)?;
+            let dir = entry.path();
+            if entry.file_name().as_encoded_bytes().starts_with(branching::NEW_DIR_PREFIX.as_bytes()) {
+                std::fs::remove_dir_all(&dir).map_err(io)?;
+                continue;
+            }
             if dir.join(IMPORTING_FILE_NAME).exists() {
                 self.discard_unfinished_import(&dir)?;
                 continue;
@@ -203,14 +235,10 @@ impl Repository {
     }
 
     fn open_timeline(&self, metadata: TimelineMetadata) -> Result<Arc<Timeline>, RepositoryError> {
-        let mut ancestors = Vec::new();
-        if let Some(ancestor) = &metadata.ancestor {
-            let parent = self.timeline(ancestor.timeline_id)?;
-            let inherited: Vec<_> =
-                parent.ancestors.iter().map(|(t, lsn)| (Arc::clone(t), (*lsn).min(ancestor.lsn))).collect();
-            ancestors.push((parent, ancestor.lsn));
-            ancestors.extend(inherited);
-        }
+        let ancestors = match &metadata.ancestor {
+            Some(ancestor) => Lineage::ancestors_of_branch(&self.timeline(ancestor.timeline_id)?, ancestor.lsn),
+            None => Vec::new(),
+        };
         let timeline_id = metadata.timeline_id;
         let store = self.store.timeline(metadata.timeline_no())?;
         let control_file = self.control_file(&metadata, &store, &ancestors)?;

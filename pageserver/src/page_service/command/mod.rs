@@ -18,6 +18,7 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 use self::object::ObjectClass;
 use super::message::Column;
 use super::pagestream::wire::Version;
+use super::timeline_change::TimelineChange;
 
 /// One page of a timeline, as people write it: `1663/5/16384/main/7`, or `pg_xact/7` (pages are numbered across segments).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -153,6 +154,8 @@ pub enum Command {
         /// The running primary. May hold a password: never logged.
         conninfo: Conninfo,
     },
+    /// `BRANCH ...`, `TIMELINE FOLLOW`, `TIMELINE UNFOLLOW`
+    TimelineChange(TimelineChange),
     /// `DATABASE LIST name [AT lsn]`
     DatabaseList {
         /// The timeline.
@@ -285,7 +288,7 @@ impl Command {
         const NAME_VALUE: &[Column] = &[Column::text("name"), Column::text("value")];
         match self {
             Command::Help => const { &[Column::text("command"), Column::text("what_it_does")] },
-            Command::TimelineList | Command::Import { .. } => TIMELINES,
+            Command::TimelineList | Command::Import { .. } | Command::TimelineChange(_) => TIMELINES,
             Command::TimelineShow { .. } | Command::Status | Command::StoreStats | Command::RedoStats => NAME_VALUE,
             Command::LastRecordLsn { .. } => const { &[Column::text("timeline"), Column::text("last_record_lsn")] },
             Command::Lag { .. } => {

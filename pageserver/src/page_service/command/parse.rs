@@ -5,6 +5,8 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
+mod branch;
+
 use super::token::{Token, TokenKind, statements};
 use super::{Command, Conninfo, SelectItem};
 use crate::page_service::connection::PARAMETERS;
@@ -23,6 +25,9 @@ pub const FORMS: &[(&str, &str)] = &[
     ("STORE STATS", "figures of the store"),
     ("SHOW REDO", "redo engine and counters of each cluster"),
     ("IMPORT name FROM 'conninfo'", "makes a timeline from a running primary"),
+    ("BRANCH CREATE name FROM timeline [AT lsn]", "makes a branch of a timeline as it was; nothing is copied"),
+    ("TIMELINE FOLLOW name FROM 'conninfo'", "takes the timeline's WAL from this primary from now on"),
+    ("TIMELINE UNFOLLOW name", "takes no WAL any more"),
     ("DATABASE LIST name [AT lsn]", "databases per tablespace"),
     ("RELATION LIST name [IN tablespace/database] [AT lsn]", "relation forks with their blocks"),
     ("SLRU LIST name [AT lsn]", "segments of pg_xact, pg_multixact, pg_commit_ts"),
@@ -54,6 +59,7 @@ fn parse_statement(tokens: &[Token<'_>]) -> Result<Command, PgError> {
         Some("timeline") => parser.timeline(),
         Some("store") => parser.then("stats").and_then(|()| parser.finish(Command::StoreStats)),
         Some("import") => parser.import(),
+        Some("branch") => parser.branch(),
         Some("database") => parser.then("list").and_then(|()| parser.database_list()),
         Some("relation") => parser.then("list").and_then(|()| parser.relation_list()),
         Some("slru") => parser.then("list").and_then(|()| parser.slru_list()),
@@ -140,7 +146,9 @@ impl Parser<'_> {
                 let timeline = self.name("a timeline")?;
                 self.finish(Command::TimelineShow { timeline })
             }
-            _ => Err(self.unexpected_here("LIST or SHOW")),
+            Some("follow") => self.follow(),
+            Some("unfollow") => self.unfollow(),
+            _ => Err(self.unexpected_here("LIST, SHOW, FOLLOW or UNFOLLOW")),
         }
     }
 
@@ -304,7 +312,7 @@ impl Parser<'_> {
 
     fn unknown(&self, word: &str) -> PgError {
         let known_elsewhere =
-            ["basebackup", "fullbackup", "lease", "branch", "copy", "explain", "insert", "update", "delete", "create"];
+            ["basebackup", "fullbackup", "lease", "copy", "explain", "insert", "update", "delete", "create"];
         if known_elsewhere.contains(&word) {
             return PgError::new(sqlstate::FEATURE_NOT_SUPPORTED, format!("{word} is not supported yet"))
                 .with_hint("HELP lists the commands.");

@@ -125,6 +125,10 @@ fn errors() {
     check_error("select * from pg_class", "0A000", "page server");
     check_error("basebackup a b", "0A000", "not supported yet");
     check_error("lease lsn a b 0/1", "0A000", "not supported yet");
+    check_error("branch", "42601", "CREATE");
+    check_error("branch create a main", "42601", "FROM");
+    check_error("branch create a from main at 7", "22023", "not an LSN");
+    check_error("timeline follow a 'password=secret'", "42601", "FROM");
     check_error("show timeline $1", "0A000", "no parameters");
     check_error("help 'x", "42601", "unterminated");
 }

@@ -15,6 +15,7 @@ use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
+use crate::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 
 pub const ID: &str = "3aa8fcc61f6d357410b7de754b1d9001";
 pub const TENANT: &str = "de200bd42b49cc1814412c7e592dd6e9";
@@ -151,6 +152,17 @@ impl RepositoryBackend for ToyRepository {
             }
         }
         Ok(TimelineInfo { name: name.to_owned(), ..self.0.info() })
+    }
+
+    /// The answer repeats the command, so that a test sees what came through.
+    fn change_timeline(
+        &self,
+        change: &TimelineChange,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<TimelineChanged, BackendError> {
+        let _ = progress(&ImportProgress { phase: "toy".into(), bytes_done: 1, bytes_total: None });
+        let notices = vec![format!("{change:?}")];
+        Ok(TimelineChanged { info: self.0.info(), notices })
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
