@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
 
+use super::lease::{LeaseCommand, LeaseInfo};
 use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
@@ -124,6 +125,9 @@ pub trait RepositoryBackend: Send + Sync + 'static {
         change: &TimelineChange,
         progress: &mut OnProgress<'_>,
     ) -> Result<TimelineChanged, BackendError>;
+
+    /// Gives, lists or ends leases: those that are concerned, as they are now; an ended one as it was.
+    fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError>;
 
     /// Figures of the store for people: (name, value), in a fixed order.
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError>;

@@ -11,11 +11,14 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
+use super::lease::{self, LeaseCommand, LeaseInfo};
 use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
 use crate::store::StoreError;
-use crate::timeline::{DatabaseTag, ReadError, Repository, RepositoryError, TenantError, Timeline, TimelineState};
+use crate::timeline::{
+    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, Timeline, TimelineState,
+};
 
 /// How often somebody who waits for an import hears of it.
 const CATCH_UP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,7 +57,9 @@ impl From<RepositoryError> for BackendError {
             RepositoryError::Branch(ref error) => error.into(),
             RepositoryError::TimelineMissing { .. }
             | RepositoryError::OtherTenant { .. }
-            | RepositoryError::Tenant(TenantError::Missing { .. }) => BackendErrorKind::NotFound,
+            | RepositoryError::Tenant(TenantError::Missing { .. })
+            | RepositoryError::Lease(LeaseError::Missing { .. }) => BackendErrorKind::NotFound,
+            RepositoryError::Lease(LeaseError::Duration { .. }) => BackendErrorKind::InvalidRequest,
             RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
@@ -111,6 +116,10 @@ impl RepositoryBackend for Repository {
         progress: &mut OnProgress<'_>,
     ) -> Result<TimelineChanged, BackendError> {
         timeline_change::apply(self, change, progress)
+    }
+
+    fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
+        lease::apply(self, command)
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
@@ -212,6 +221,10 @@ impl TimelineBackend for Timeline {
 
     fn first_readable_lsn(&self) -> Lsn {
         Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX)
+    }
+
+    fn is_leased(&self, lsn: Lsn) -> bool {
+        Timeline::is_leased(self, lsn)
     }
 
     fn wait_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<Lsn, BackendError> {

@@ -30,6 +30,30 @@ pub enum TimelineChange {
         /// The timeline.
         timeline: String,
     },
+    /// `BRANCH DELETE name`, `TIMELINE DELETE name`
+    Delete {
+        /// The timeline.
+        timeline: String,
+    },
+    /// `BRANCH RENAME name TO new`
+    Rename {
+        /// The timeline.
+        timeline: String,
+        /// Its name from now on.
+        new_name: String,
+    },
+    /// `BRANCH RESET name [AT lsn]`
+    Reset {
+        /// The branch.
+        timeline: String,
+        /// Where of its ancestor it begins from now on.
+        point: BranchPoint,
+    },
+    /// `BRANCH DETACH name`
+    Detach {
+        /// The branch.
+        timeline: String,
+    },
 }
 
 /// What came of it.
@@ -48,12 +72,19 @@ pub type OnProgress<'a> = dyn FnMut(&ImportProgress) -> ControlFlow<()> + 'a;
 pub(super) fn apply(
     repository: &Repository,
     change: &TimelineChange,
-    _progress: &mut OnProgress<'_>,
+    progress: &mut OnProgress<'_>,
 ) -> Result<TimelineChanged, BackendError> {
     let changed = match change {
         TimelineChange::CreateBranch { name, timeline, point } => repository.create_branch(name, timeline, *point)?,
         TimelineChange::Follow { timeline, conninfo } => repository.follow_primary(timeline, &conninfo.0)?,
         TimelineChange::Unfollow { timeline } => repository.unfollow_primary(timeline)?,
+        TimelineChange::Delete { timeline } => repository.delete_timeline(timeline)?,
+        TimelineChange::Rename { timeline, new_name } => repository.rename_timeline(timeline, new_name)?,
+        TimelineChange::Reset { timeline, point } => repository.reset_branch(timeline, *point)?,
+        TimelineChange::Detach { timeline } => repository.detach_branch(timeline, &mut |bytes_done, bytes_total| {
+            let phase = "detach".to_owned();
+            progress(&ImportProgress { phase, bytes_done, bytes_total: Some(bytes_total) })
+        })?,
     };
     Ok(TimelineChanged { info: changed.timeline.info(), notices: changed.notices })
 }
@@ -64,9 +95,11 @@ impl From<&BranchError> for BackendErrorKind {
             BranchError::NotReadableYet { .. } | BranchError::LsnNotYet { .. } | BranchError::Busy { .. } => {
                 BackendErrorKind::NotYet
             }
-            BranchError::LsnTooLow { .. } | BranchError::NotABranch { .. } | BranchError::HasBranches { .. } => {
-                BackendErrorKind::InvalidRequest
-            }
+            BranchError::LsnTooLow { .. }
+            | BranchError::NotABranch { .. }
+            | BranchError::HasBranches { .. }
+            | BranchError::Leased { .. } => BackendErrorKind::InvalidRequest,
+            BranchError::Cancelled { .. } => BackendErrorKind::Cancelled,
         }
     }
 }

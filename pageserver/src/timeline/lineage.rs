@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use keyenc::Key;
 use postgres_ffi::Lsn;
 
@@ -117,6 +118,19 @@ impl Timeline {
     /// False for a version that stands in an ancestor.
     pub(super) fn is_own_version(&self, version_lsn: Lsn) -> bool {
         self.lineage().ancestors.first().is_none_or(|(_, branch_lsn)| version_lsn > *branch_lsn)
+    }
+
+    /// Caches a page back into the timeline that has its version: what a branch reads of an ancestor is of use to all that read it there.
+    pub(super) fn cache_back(&self, key: Key, version_lsn: Lsn, page: Bytes) {
+        let lineage = self.lineage();
+        let mut owner = self;
+        for (ancestor, branch_lsn) in &lineage.ancestors {
+            if version_lsn > *branch_lsn {
+                break;
+            }
+            owner = ancestor;
+        }
+        owner.store.cache_back(key, version_lsn, page);
     }
 
     /// True if no version of `key` lies above `after` and at or below `through`, as far as memory can tell. Below the branch LSN it

@@ -32,8 +32,8 @@ pub use metadata::TimelineMetadata;
 pub use objects::DatabaseTag;
 pub use read_error::ReadError;
 pub use repository::{
-    BranchError, BranchPoint, Changed, ImportReport, PG_TIMELINE_ID_FIRST, PgHistory, Repository, RepositoryError,
-    TenantError,
+    BranchError, BranchPoint, Changed, ImportReport, LEASE_DEFAULT, LEASE_MAX, Lease, LeaseError, OnDetached,
+    PG_TIMELINE_ID_FIRST, PgHistory, Repository, RepositoryError, TenantError,
 };
 pub use wal_ingest::{TimelineIngest, TimelineIngestError};
 
@@ -43,6 +43,7 @@ use crate::seq_wait::SeqWait;
 use crate::store::TimelineStore;
 use crate::wal_receiver::{ReceiverState, ReceiverStatus, WalReceiver};
 use lineage::Lineage;
+use repository::Leases;
 use version_cache::VersionCache;
 
 /// What a timeline is doing.
@@ -82,6 +83,8 @@ pub struct Timeline {
     store: Arc<TimelineStore>,
     /// Where versions that are not its own stand.
     lineage: RwLock<Arc<Lineage>>,
+    /// Who needs which LSN of it; `None` for a timeline of no repository.
+    leases: Option<Arc<Leases>>,
     /// It was deleted, or reset: what it reads from now on may lack versions.
     gone: AtomicBool,
     redo: Arc<WalRedo>,
@@ -121,6 +124,7 @@ impl Timeline {
             metadata: RwLock::new(Arc::new(metadata)),
             store,
             lineage: RwLock::new(Arc::new(lineage)),
+            leases: None,
             gone: AtomicBool::new(false),
             redo,
             cache,
@@ -133,6 +137,16 @@ impl Timeline {
             cache_back_records_min: config.redo.cache_back_records_min,
             backlog_records_min: config.redo.backlog_records_min as usize,
         }
+    }
+
+    fn leased_in(mut self, leases: &Arc<Leases>) -> Self {
+        self.leases = Some(Arc::clone(leases));
+        self
+    }
+
+    /// True when a lease keeps exactly `lsn`.
+    pub fn is_leased(&self, lsn: Lsn) -> bool {
+        self.leases.as_ref().is_some_and(|leases| leases.covers(self.metadata().timeline_id, lsn))
     }
 
     /// Id, name, cluster, where it comes from.

@@ -5,9 +5,13 @@
 
 mod branch_error;
 mod branching;
+mod deleting;
+mod detaching;
 mod engine;
 mod following;
 mod importing;
+mod leases;
+mod marks;
 mod names;
 mod pg_history;
 mod slots;
@@ -17,7 +21,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use keyenc::{Key, Object, TimelineNo};
+use keyenc::{Key, Object};
 use parking_lot::{Mutex, RwLock};
 use postgres_ffi::control_file::{ControlFile, ControlFileError};
 use postgres_ffi::{Lsn, PgVersion};
@@ -38,14 +42,15 @@ use crate::wal_receiver::WalReceiver;
 
 pub use branch_error::BranchError;
 pub use branching::{BranchPoint, Changed};
+pub use detaching::OnDetached;
 pub use importing::ImportReport;
+pub(super) use leases::Leases;
+pub use leases::{LEASE_DEFAULT, LEASE_MAX, Lease, LeaseError};
 pub use pg_history::PgHistory;
 pub use tenants::{PG_TIMELINE_ID_FIRST, TenantError};
 
 /// Directory of the timelines within the data directory.
 const TIMELINES_DIR: &str = "timelines";
-/// Marks a timeline whose import is under way; holds its number.
-const IMPORTING_FILE_NAME: &str = "importing";
 
 /// What can go wrong with timelines as wholes.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +103,9 @@ pub enum RepositoryError {
     /// A branch cannot be made or changed.
     #[error(transparent)]
     Branch(#[from] BranchError),
+    /// A lease cannot be given or ended.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// A tenant's file cannot be used.
     #[error(transparent)]
     Tenant(#[from] TenantError),
@@ -157,6 +165,8 @@ pub struct Repository {
     /// Held by whoever makes, changes or deletes a timeline: what one looks at stays as it is for the other.
     changes: Mutex<()>,
     names: names::Names,
+    busy: detaching::BusyTimelines,
+    leases: Arc<Leases>,
     /// Held while a PostgreSQL timeline id is given out.
     pg_timeline_ids: Mutex<()>,
 }
@@ -167,6 +177,7 @@ impl Repository {
         let store = Store::open(&data_dir.join("store"), &store_config(&config))?;
         let timelines_dir = data_dir.join(TIMELINES_DIR);
         create_dir(&timelines_dir)?;
+        let leases = Leases::load(data_dir)?;
         let backlog = match config.redo.backlog_records_min {
             0 => None,
             _ => Some(Backlog::start(store.long_chains()).map_err(RepositoryError::Thread)?),
@@ -184,6 +195,8 @@ impl Repository {
             backlog,
             changes: Mutex::default(),
             names: names::Names::default(),
+            busy: detaching::BusyTimelines::default(),
+            leases: Arc::new(leases),
             pg_timeline_ids: Mutex::default(),
         });
         let metadata = repository.load_metadata()?;
@@ -197,15 +210,21 @@ impl Repository {
         for entry in std::fs::read_dir(&self.timelines_dir).map_err(io)? {
             let entry = entry.map_err(io)?;
             let dir = entry.path();
-            if entry.file_name().as_encoded_bytes().starts_with(branching::NEW_DIR_PREFIX.as_bytes()) {
+            let is_left_over = |prefix: &&str| entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes());
+            if [branching::NEW_DIR_PREFIX, marks::OLD_DIR_PREFIX].iter().any(is_left_over) {
                 std::fs::remove_dir_all(&dir).map_err(io)?;
                 continue;
             }
-            if dir.join(IMPORTING_FILE_NAME).exists() {
-                self.discard_unfinished_import(&dir)?;
+            if let Some(mark) = [marks::IMPORTING, marks::DELETING].into_iter().find(|mark| dir.join(mark).exists()) {
+                warn!(dir = %dir.display(), mark, "taking away a timeline that a crash has left");
+                self.take_away(&dir, mark)?;
                 continue;
             }
-            found.push(TimelineMetadata::load(&dir)?);
+            let metadata = TimelineMetadata::load(&dir)?;
+            if dir.join(marks::RESETTING).exists() {
+                self.finish_reset(&dir, &metadata)?;
+            }
+            found.push(metadata);
         }
         let highest = found.iter().map(|metadata| metadata.timeline_no).max().unwrap_or(0);
         let mut timeline_no_max = self.timeline_no_max.lock();
@@ -243,7 +262,10 @@ impl Repository {
         let store = self.store.timeline(metadata.timeline_no())?;
         let control_file = self.control_file(&metadata, &store, &ancestors)?;
         let redo = self.redo_of(&metadata, &control_file);
-        let timeline = Arc::new(Timeline::new(metadata, store, ancestors, redo, Arc::clone(&self.cache), &self.config));
+        let timeline = Arc::new(
+            Timeline::new(metadata, store, ancestors, redo, Arc::clone(&self.cache), &self.config)
+                .leased_in(&self.leases),
+        );
         self.timelines.write().insert(timeline_id, Arc::clone(&timeline));
         if let Some(backlog) = &self.backlog {
             backlog.add_timeline(&timeline);
@@ -347,20 +369,6 @@ impl Repository {
             info!(timeline = %timeline.metadata().name, durable_lsn = ?timeline.durable_lsn(), "flushed");
         }
         Ok(())
-    }
-
-    fn discard_unfinished_import(&self, dir: &Path) -> Result<(), RepositoryError> {
-        let marker = dir.join(IMPORTING_FILE_NAME);
-        let io = |doing| move |source| RepositoryError::Io { doing, path: dir.to_owned(), source };
-        let text = std::fs::read_to_string(&marker).map_err(io("read the mark of an unfinished import"))?;
-        // An empty mark was cut off by a crash before anything was stored under its number.
-        if let Ok(number) = text.trim().parse::<u32>() {
-            self.store.delete_timeline(TimelineNo(number))?;
-            let mut timeline_no_max = self.timeline_no_max.lock();
-            *timeline_no_max = number.max(*timeline_no_max);
-        }
-        warn!(dir = %dir.display(), "took away a timeline whose import did not finish");
-        std::fs::remove_dir_all(dir).map_err(io("take away an unfinished import"))
     }
 }
 

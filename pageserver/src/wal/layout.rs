@@ -168,6 +168,19 @@ impl WalLayout {
         fs::remove_file(&path).map_err(io_error("remove", &path))
     }
 
+    /// Removes all files of one PostgreSQL timeline, its history last.
+    pub(super) fn remove_timeline(&self, timeline_id: TimeLineId) -> Result<(), WalFileError> {
+        for segment in self.segments()?.into_iter().filter(|segment| segment.timeline_id == timeline_id) {
+            self.remove_segment(segment)?;
+        }
+        self.sync_directory()?;
+        let path = self.directory.join(history_file_name(timeline_id));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
+            _ => self.sync_directory(),
+        }
+    }
+
     /// Removes what a crash left half written.
     pub(super) fn remove_temporary_files(&self) -> Result<(), WalFileError> {
         for entry in fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {

@@ -16,6 +16,7 @@ use postgres_ffi::rel::RelTagParseError;
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 use self::object::ObjectClass;
+use super::lease::LeaseCommand;
 use super::message::Column;
 use super::pagestream::wire::Version;
 use super::timeline_change::TimelineChange;
@@ -154,8 +155,10 @@ pub enum Command {
         /// The running primary. May hold a password: never logged.
         conninfo: Conninfo,
     },
-    /// `BRANCH ...`, `TIMELINE FOLLOW`, `TIMELINE UNFOLLOW`
+    /// `BRANCH ...`, `TIMELINE FOLLOW`, `TIMELINE UNFOLLOW`, `TIMELINE DELETE`
     TimelineChange(TimelineChange),
+    /// `LEASE ...`
+    Lease(LeaseCommand),
     /// `DATABASE LIST name [AT lsn]`
     DatabaseList {
         /// The timeline.
@@ -289,6 +292,7 @@ impl Command {
         match self {
             Command::Help => const { &[Column::text("command"), Column::text("what_it_does")] },
             Command::TimelineList | Command::Import { .. } | Command::TimelineChange(_) => TIMELINES,
+            Command::Lease(_) => super::lease::COLUMNS,
             Command::TimelineShow { .. } | Command::Status | Command::StoreStats | Command::RedoStats => NAME_VALUE,
             Command::LastRecordLsn { .. } => const { &[Column::text("timeline"), Column::text("last_record_lsn")] },
             Command::Lag { .. } => {

@@ -46,6 +46,7 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         Command::RedoStats => name_value_rows(repository.redo_stats()?, rows),
         Command::Import { name, conninfo } => import(repository, name, conninfo, rows),
         Command::TimelineChange(change) => change_timeline(repository, change, rows),
+        Command::Lease(command) => repository.lease(command)?.iter().try_for_each(|lease| rows.row(&lease.row())),
         Command::DatabaseList { timeline, at } => {
             let (timeline, at) = timeline_at(repository, timeline, *at)?;
             let row =

@@ -54,6 +54,20 @@ pub enum BranchError {
         /// Their names, in order.
         branches: Vec<String>,
     },
+    /// Somebody needs LSNs of it.
+    #[error("leases are on the timeline; end them first. timeline=`{timeline}`, leases={leases:?}")]
+    Leased {
+        /// The timeline.
+        timeline: String,
+        /// Their ids.
+        leases: Vec<u64>,
+    },
+    /// Somebody stopped it.
+    #[error("cancelled; the branch is as it was. timeline=`{timeline}`")]
+    Cancelled {
+        /// The timeline.
+        timeline: String,
+    },
     /// Something long is being done with it.
     #[error("the timeline is being {doing}; try again when that is through. timeline=`{timeline}`")]
     Busy {

@@ -8,8 +8,9 @@ use keyenc::TimelineNo;
 use postgres_ffi::PgVersion;
 use tracing::info;
 
+use super::marks::{IMPORTING, clear_mark, set_mark};
 use super::names::ReservedName;
-use super::{IMPORTING_FILE_NAME, Repository, RepositoryError, create_dir};
+use super::{Repository, RepositoryError, create_dir};
 use crate::import::base_backup::{OnProgress, import_primary};
 use crate::import::{ImportError, ImportSummary, data_dir};
 use crate::replication::{ConnInfo, ReplicationError};
@@ -94,16 +95,7 @@ impl Repository {
         let timeline_id = TimelineId::generate();
         let dir = self.timeline_dir(timeline_id);
         create_dir(&dir.join("wal"))?;
-        let mark = dir.join(IMPORTING_FILE_NAME);
-        let write = || {
-            use std::io::Write;
-            let mut file = std::fs::File::create(&mark)?;
-            writeln!(file, "{no}")?;
-            file.sync_all()?;
-            std::fs::File::open(&dir)?.sync_all()?;
-            std::fs::File::open(&self.timelines_dir)?.sync_all()
-        };
-        write().map_err(|source| RepositoryError::Io { doing: "mark an import", path: mark.clone(), source })?;
+        set_mark(&dir, IMPORTING, no)?;
         Ok(NewTimeline {
             tenant_id: TenantId::generate(),
             timeline_id,
@@ -132,7 +124,7 @@ impl Repository {
             }
             Err(error) => {
                 // If this fails too, the mark makes the next start do it.
-                let _ = self.discard_unfinished_import(&new.dir);
+                let _ = self.take_away(&new.dir, IMPORTING);
                 Err(error)
             }
         }
@@ -163,12 +155,7 @@ impl Repository {
             primary,
         };
         metadata.save(&new.dir)?;
-        let mark = new.dir.join(IMPORTING_FILE_NAME);
-        let unmark = || {
-            std::fs::remove_file(&mark)?;
-            std::fs::File::open(&new.dir)?.sync_all()
-        };
-        unmark().map_err(|source| RepositoryError::Io { doing: "end an import", path: mark.clone(), source })?;
+        clear_mark(&new.dir, IMPORTING)?;
         self.open_timeline(metadata)
     }
 }

@@ -3,6 +3,7 @@
 use super::Parser;
 use crate::page_service::command::{Command, Conninfo};
 use crate::page_service::error::PgError;
+use crate::page_service::lease::LeaseCommand;
 use crate::page_service::timeline_change::TimelineChange;
 use crate::timeline::BranchPoint;
 
@@ -16,7 +17,18 @@ impl Parser<'_> {
                 let timeline = self.name("a timeline")?;
                 TimelineChange::CreateBranch { name, timeline, point: self.branch_point()? }
             }
-            _ => return Err(self.unexpected_here("CREATE")),
+            Some("delete") => TimelineChange::Delete { timeline: self.name("a branch")? },
+            Some("rename") => {
+                let timeline = self.name("a branch")?;
+                self.then("to")?;
+                TimelineChange::Rename { timeline, new_name: self.name("a new name")? }
+            }
+            Some("reset") => {
+                let timeline = self.name("a branch")?;
+                TimelineChange::Reset { timeline, point: self.branch_point()? }
+            }
+            Some("detach") => TimelineChange::Detach { timeline: self.name("a branch")? },
+            _ => return Err(self.unexpected_here("CREATE, DELETE, RENAME, RESET or DETACH")),
         };
         self.finish(Command::TimelineChange(change))
     }
@@ -38,5 +50,29 @@ impl Parser<'_> {
     pub(super) fn unfollow(&mut self) -> Result<Command, PgError> {
         let timeline = self.name("a timeline")?;
         self.finish(Command::TimelineChange(TimelineChange::Unfollow { timeline }))
+    }
+
+    /// Behind `TIMELINE DELETE`.
+    pub(super) fn timeline_delete(&mut self) -> Result<Command, PgError> {
+        let timeline = self.name("a timeline")?;
+        self.finish(Command::TimelineChange(TimelineChange::Delete { timeline }))
+    }
+
+    /// Behind `LEASE`. A timeline called `list` or `end` is written in quotes.
+    pub(super) fn lease(&mut self) -> Result<Command, PgError> {
+        let command = if self.at_keyword("list") {
+            self.next += 1;
+            LeaseCommand::List { timeline: self.optional_name()? }
+        } else if self.at_keyword("end") {
+            self.next += 1;
+            LeaseCommand::End { lease_id: self.value("the number of a lease")? }
+        } else {
+            let timeline = self.name("a timeline, LIST or END")?;
+            self.then("at")?;
+            let lsn = self.value("an LSN")?;
+            let seconds = self.optional("for", "a number of seconds")?;
+            LeaseCommand::Give { timeline, lsn, seconds }
+        };
+        self.finish(Command::Lease(command))
     }
 }
