@@ -1,5 +1,5 @@
 //! Runs `pagectl compare` and judges what it found: what a crash of the primary left behind on its disk, without WAL that survived, is no
-//! mismatch, and neither is what it forgot. See `orphans`, `lost_wal` and `lost_bits`.
+//! mismatch, and neither is what it forgot. See `orphans`, `removed_dirs`, `lost_wal` and `lost_bits`.
 
 use std::fs;
 use std::path::Path;
@@ -12,16 +12,20 @@ use serde_json::Value;
 use super::lost_bits::{self, Recovery};
 use super::lost_wal::WalArchive;
 use super::orphans::Orphans;
+use super::removed_dirs::RemovedDirs;
 use crate::PageServer;
 
-/// More mismatches than this are not told apart: all of them count.
-const MISMATCHES_MAX: &str = "10000";
+/// More mismatches than this are not told apart: all of them count. A database that is on one side alone has some 300, and each page of a
+/// relation that differs is one.
+const MISMATCHES_MAX: &str = "100000";
 
 /// What crashes of the primary left behind.
 #[derive(Clone, Debug)]
 pub struct CrashRemains {
     /// What no catalog names.
     pub orphans: Orphans,
+    /// What it says of directories that are gone.
+    pub removed_dirs: RemovedDirs,
     /// Where the WAL is that survived.
     pub archive: WalArchive,
     /// Recoveries of a primary without full-page writes.
@@ -52,6 +56,7 @@ pub fn compare(server: &PageServer, timeline: &str, data_dir: &Path, remains: &C
     let lsn: Lsn = report["lsn"].as_str().context("no LSN in the report")?.parse()?;
     judge(&report, |mismatch| {
         Ok(remains.explain(mismatch)?
+            || remains.removed_dirs.explain(mismatch, &remains.archive, lsn)?
             || remains.has_lost_bits(server, timeline, Path::new(&save_dir), lsn, mismatch)?)
     })
 }
@@ -188,7 +193,7 @@ mod tests {
     fn a_relation_map_is_forgiven_only_in_the_directory_of_a_database_that_no_catalog_names() {
         let archive = WalArchive { dirs: Vec::new(), version: postgres_ffi::PgVersion::V17, segment_bytes: 1 << 20 };
         let orphans = Orphans { databases: BTreeSet::from([25_328]), ..Orphans::default() };
-        let remains = CrashRemains { orphans, archive, recoveries: Vec::new() };
+        let remains = CrashRemains { orphans, removed_dirs: RemovedDirs::default(), archive, recoveries: Vec::new() };
         let explains = |db_oid: u32, detail: &str| {
             let what = format!("tablespace 1663 database {db_oid}");
             remains.explain(&serde_json::json!({ "kind": "relation maps", "what": what, "detail": detail })).unwrap()

@@ -22,6 +22,7 @@ use super::load::Load;
 use super::lost_bits::Recovery;
 use super::lost_wal::WalArchive;
 use super::orphans;
+use super::removed_dirs::RemovedDirs;
 use crate::workload::{Target, tpcb};
 use crate::{CutProxy, PageServer, Postgres, Stop, TestDir, standby, wait_until};
 
@@ -206,7 +207,12 @@ impl Course {
             version: leg.version,
             segment_bytes: leg.wal_segment_mb << 20,
         };
-        let remains = CrashRemains { orphans: orphans::Orphans::default(), archive, recoveries: Vec::new() };
+        let remains = CrashRemains {
+            orphans: orphans::Orphans::default(),
+            removed_dirs: RemovedDirs::default(),
+            archive,
+            recoveries: Vec::new(),
+        };
         Ok(Self {
             leg,
             narrator,
@@ -350,7 +356,7 @@ impl Course {
         let (committed, runs) = self.load.take().context("the load is running")?.stop()?;
         self.summary.count("bank transactions committed", committed);
         self.summary.count("workload runs", runs.values().map(|count| u64::from(*count)).sum());
-        self.remains.orphans = orphans::find(&self.primary)?;
+        (self.remains.orphans, self.remains.removed_dirs) = orphans::find(&self.primary)?;
         self.remains.recoveries = self.recoveries.lock().clone();
         self.remains.archive.dirs.push(self.primary.data_dir().join("pg_wal"));
         self.leave_a_prepared_transaction()?;

@@ -16,6 +16,8 @@ mod lost_wal;
 
 mod orphans;
 
+mod removed_dirs;
+
 mod comparison;
 
 mod events;

@@ -13,20 +13,24 @@ use anyhow::{Context, Result};
 use postgres_ffi::rel::{DEFAULTTABLESPACE_OID, GLOBALTABLESPACE_OID};
 use postgres_ffi::{Oid, RelTag};
 
+use super::removed_dirs::RemovedDirs;
 use crate::Postgres;
+
+/// A database of which DROP DATABASE was interrupted; nobody can connect to it. PG: pg_database.h, DATCONNLIMIT_INVALID_DB.
+const INVALID: &str = "datconnlimit = -2";
 
 /// What no catalog names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Orphans {
     /// Relations that have files.
     pub relations: BTreeSet<RelTag>,
-    /// Databases that have a directory: a crash came while they were being created.
+    /// Databases that have a directory: a crash came while they were being created, or dropped.
     pub databases: BTreeSet<Oid>,
 }
 
-/// What stands in the data directory of the running, idle `server` and no catalog of any database names.
+/// What stands in the data directory of the running, idle `server` and no catalog of any valid database names; and the directories that they name.
 /// Requires: no transaction is under way; what it makes would count as left behind.
-pub fn find(server: &Postgres) -> Result<Orphans> {
+pub fn find(server: &Postgres) -> Result<(Orphans, RemovedDirs)> {
     server.execute("CHECKPOINT")?; // Files of dropped relations are kept until then.
     let mut on_disk = BTreeSet::new();
     let mut databases = BTreeSet::new();
@@ -34,19 +38,20 @@ pub fn find(server: &Postgres) -> Result<Orphans> {
         databases.insert(db_oid);
         add_files(&dir, spc_oid, db_oid, &mut on_disk)?;
     }
-    for row in server.connect()?.query("SELECT oid FROM pg_database", &[])? {
+    for row in server.connect()?.query(&format!("SELECT oid FROM pg_database WHERE NOT {INVALID}"), &[])? {
         databases.remove(&row.get(0));
     }
     databases.remove(&0); // The shared relations' directory.
     let named = named(server)?;
-    Ok(Orphans { relations: on_disk.difference(&named).copied().collect(), databases })
+    let orphans = Orphans { relations: on_disk.difference(&named).copied().collect(), databases };
+    Ok((orphans, RemovedDirs::new(&named)))
 }
 
-/// Every relation that the catalogs name.
+/// Every relation that the catalogs of valid databases name.
 fn named(server: &Postgres) -> Result<BTreeSet<RelTag>> {
     let mut session = server.connect()?;
     let mut named = BTreeSet::new();
-    for row in session.query("SELECT datname, datallowconn FROM pg_database", &[])? {
+    for row in session.query(&format!("SELECT datname, datallowconn FROM pg_database WHERE NOT {INVALID}"), &[])? {
         let (database, allows_connections): (String, bool) = (row.get(0), row.get(1));
         let allow =
             |allow: bool| format!("ALTER DATABASE \"{}\" ALLOW_CONNECTIONS {allow}", database.replace('"', "\"\""));
@@ -121,11 +126,11 @@ mod tests {
         let dir = TestDir::new("orphans").unwrap();
         let mut server = Postgres::builder(PgVersion::V15).start(&dir).unwrap();
         server.execute("CREATE TABLE t AS SELECT 1; CREATE UNLOGGED TABLE u (a int)").unwrap();
-        assert_eq!(find(&server).unwrap(), Orphans::default());
+        assert_eq!(find(&server).unwrap().0, Orphans::default());
         fs::write(server.data_dir().join("base/1/99999_vm"), [0; 8192]).unwrap();
         let orphan = RelTag { spc_oid: DEFAULTTABLESPACE_OID, db_oid: 1, rel_number: 99_999 };
         let mut orphans = Orphans { relations: BTreeSet::from([orphan]), ..Orphans::default() };
-        assert_eq!(find(&server).unwrap(), orphans);
+        assert_eq!(find(&server).unwrap().0, orphans);
         // What a crash within CREATE DATABASE leaves.
         fs::create_dir(server.data_dir().join("base/88888")).unwrap();
         fs::copy(
@@ -134,7 +139,7 @@ mod tests {
         )
         .unwrap();
         orphans.databases.insert(88_888);
-        assert_eq!(find(&server).unwrap(), orphans);
+        assert_eq!(find(&server).unwrap().0, orphans);
         server.stop(Stop::Fast).unwrap();
     }
 }
