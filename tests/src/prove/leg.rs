@@ -1,6 +1,6 @@
 //! One leg: one version of PostgreSQL, one set of settings, from the empty cluster to the comparison.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,13 +16,13 @@ use rand::{Rng, SeedableRng};
 
 use super::Narrator;
 use super::comparison::{CrashRemains, compare};
+use super::database_dirs::DatabaseDirs;
 use super::events::{Event, Times, shuffled};
 use super::history::{self, Sample};
 use super::load::Load;
 use super::lost_bits::Recovery;
 use super::lost_wal::WalArchive;
 use super::orphans;
-use super::removed_dirs::RemovedDirs;
 use crate::workload::{Target, tpcb};
 use crate::{CutProxy, PageServer, Postgres, Stop, TestDir, standby, wait_until};
 
@@ -208,8 +208,8 @@ impl Course {
             segment_bytes: leg.wal_segment_mb << 20,
         };
         let remains = CrashRemains {
-            orphans: orphans::Orphans::default(),
-            removed_dirs: RemovedDirs::default(),
+            orphans: BTreeSet::new(),
+            database_dirs: DatabaseDirs::default(),
             archive,
             recoveries: Vec::new(),
         };
@@ -322,8 +322,13 @@ impl Course {
 
     /// A switch without loss: the primary ends cleanly, which sends all of its WAL to the standby first.
     fn promote(&mut self) -> Result<()> {
+        // Quiet while files are copied: of a database that is moved or dropped meanwhile a backup may have neither the old nor the new
+        // directory, and PostgreSQL's recovery then goes on without its relations (dbcommands.c, dbase_redo).
+        let quiet = self.target.quiesce();
         let mut standby = standby::start_standby(&self.primary)?;
+        drop(quiet);
         self.narrator.say("a standby follows the primary");
+        thread::sleep(Duration::from_millis(self.rng.random_range(0..PAUSE_MS_MAX)));
         let target = self.target.clone();
         let _quiet = target.quiesce();
         self.primary.stop(Stop::Fast)?;
@@ -356,7 +361,7 @@ impl Course {
         let (committed, runs) = self.load.take().context("the load is running")?.stop()?;
         self.summary.count("bank transactions committed", committed);
         self.summary.count("workload runs", runs.values().map(|count| u64::from(*count)).sum());
-        (self.remains.orphans, self.remains.removed_dirs) = orphans::find(&self.primary)?;
+        (self.remains.orphans, self.remains.database_dirs) = orphans::find(&self.primary)?;
         self.remains.recoveries = self.recoveries.lock().clone();
         self.remains.archive.dirs.push(self.primary.data_dir().join("pg_wal"));
         self.leave_a_prepared_transaction()?;

@@ -16,7 +16,7 @@ mod lost_wal;
 
 mod orphans;
 
-mod removed_dirs;
+mod database_dirs;
 
 mod comparison;
 
