@@ -194,7 +194,9 @@ impl Course {
         }
         let target = Target::new(&primary);
         let load = Load::start(&target, plan.scale, &mut rng, narrator);
+        let backup = target.begin_backup();
         pageserver.import(TIMELINE, &primary.conninfo_through(proxy.port())).context("import under load")?;
+        drop(backup);
         let first_lsn = last_record_lsn(&pageserver)?;
         narrator.say(format_args!("imported under load, readable from {first_lsn}"));
         let samples = Samples::default();
@@ -322,14 +324,11 @@ impl Course {
 
     /// A switch without loss: the primary ends cleanly, which sends all of its WAL to the standby first.
     fn promote(&mut self) -> Result<()> {
-        // Quiet while files are copied: of a database that is moved or dropped meanwhile a backup may have neither the old nor the new
-        // directory, and PostgreSQL's recovery then goes on without its relations (dbcommands.c, dbase_redo).
-        let quiet = self.target.quiesce();
-        let mut standby = standby::start_standby(&self.primary)?;
-        drop(quiet);
-        self.narrator.say("a standby follows the primary");
-        thread::sleep(Duration::from_millis(self.rng.random_range(0..PAUSE_MS_MAX)));
         let target = self.target.clone();
+        let backup = target.begin_backup();
+        let mut standby = standby::start_standby(&self.primary)?;
+        drop(backup);
+        self.narrator.say("a standby follows the primary");
         let _quiet = target.quiesce();
         self.primary.stop(Stop::Fast)?;
         standby.promote()?;
