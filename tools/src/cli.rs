@@ -9,6 +9,7 @@ use pageserver::client::quote;
 
 use crate::bench_getpage::{self, BenchGetPageArgs};
 use crate::compare::Compare;
+use crate::compute::ComputeCommand;
 use crate::connect::ServerArgs;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
@@ -51,6 +52,8 @@ enum Command {
     #[command(subcommand)]
     Store(StoreCommand),
     Compare(Compare),
+    #[command(subcommand)]
+    Compute(ComputeCommand),
     /// Puts load on a page server
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -121,6 +124,7 @@ impl Cli {
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
             Command::Compare(compare) => return compare.run(server, output),
+            Command::Compute(command) => return command.run(server, output),
             Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,
             Command::Redo(command) => return command.run(server, output),
             Command::Status => server.show("SHOW STATUS", output)?,
