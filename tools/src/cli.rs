@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use pageserver::client::quote;
 
+use crate::basebackup::BaseBackupArgs;
 use crate::bench_getpage::{self, BenchGetPageArgs};
 use crate::compare::Compare;
 use crate::compute::ComputeCommand;
@@ -14,6 +15,7 @@ use crate::connect::ServerArgs;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
 use crate::redo::RedoCommand;
+use crate::time::{LsnAtTime, TimeAtLsn};
 use crate::wal_dump::WalDump;
 
 /// Exit code of a command that could not be carried out; clap uses the same for wrong arguments.
@@ -51,9 +53,13 @@ enum Command {
     /// Looks at the store
     #[command(subcommand)]
     Store(StoreCommand),
+    Lsn(LsnAtTime),
+    Time(TimeAtLsn),
     Compare(Compare),
     #[command(subcommand)]
     Compute(ComputeCommand),
+    #[command(name = "basebackup")]
+    BaseBackup(BaseBackupArgs),
     /// Puts load on a page server
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -123,8 +129,11 @@ impl Cli {
             Command::Page(command) => return command.run(server, output),
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
+            Command::Lsn(lsn) => lsn.run(server, output)?,
+            Command::Time(time) => time.run(server, output)?,
             Command::Compare(compare) => return compare.run(server, output),
             Command::Compute(command) => return command.run(server, output),
+            Command::BaseBackup(args) => args.run(server, output)?,
             Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,
             Command::Redo(command) => return command.run(server, output),
             Command::Status => server.show("SHOW STATUS", output)?,

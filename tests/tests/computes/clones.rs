@@ -22,7 +22,8 @@ fn a_clone_shows_its_moment_of_the_primary_and_writes_its_own_branch() -> Result
         server.import("main", &primary.conninfo())?;
         primary.execute("UPDATE t SET v = 2; CREATE TABLE gone AS SELECT 7 AS n")?;
         let before = primary.current_lsn()?;
-        primary.execute("UPDATE t SET v = 3 WHERE i % 2 = 0; DROP TABLE gone; CREATE DATABASE later")?;
+        primary.execute("UPDATE t SET v = 3 WHERE i % 2 = 0; DROP TABLE gone")?;
+        primary.execute("CREATE DATABASE later")?;
         let computes = Computes::new(&server)?;
 
         let sum = "SELECT sum(v) FROM t";
