@@ -13,6 +13,7 @@ use crate::connect::ServerArgs;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
 use crate::redo::RedoCommand;
+use crate::time::{LsnAtTime, TimeAtLsn};
 use crate::wal_dump::WalDump;
 
 /// Exit code of a command that could not be carried out; clap uses the same for wrong arguments.
@@ -50,6 +51,8 @@ enum Command {
     /// Looks at the store
     #[command(subcommand)]
     Store(StoreCommand),
+    Lsn(LsnAtTime),
+    Time(TimeAtLsn),
     Compare(Compare),
     /// Puts load on a page server
     #[command(subcommand)]
@@ -120,6 +123,8 @@ impl Cli {
             Command::Page(command) => return command.run(server, output),
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
+            Command::Lsn(lsn) => lsn.run(server, output)?,
+            Command::Time(time) => time.run(server, output)?,
             Command::Compare(compare) => return compare.run(server, output),
             Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,
             Command::Redo(command) => return command.run(server, output),

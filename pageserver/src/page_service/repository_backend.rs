@@ -17,8 +17,9 @@ use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
 use crate::store::StoreError;
 use crate::timeline::{
-    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, Timeline, TimelineState,
+    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline, TimelineState,
 };
+use crate::wall_time::WallTime;
 
 /// How often somebody who waits for an import hears of it.
 const CATCH_UP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,6 +46,17 @@ impl From<ReadError> for BackendError {
             },
             ReadError::Gone { .. } => BackendErrorKind::Unavailable,
             ReadError::ShuttingDown => BackendErrorKind::ShuttingDown,
+        };
+        BackendError::new(kind, error.to_string())
+    }
+}
+
+impl From<TimeError> for BackendError {
+    fn from(error: TimeError) -> Self {
+        let kind = match error {
+            TimeError::Read(error) => return error.into(),
+            TimeError::Unknown { .. } => BackendErrorKind::NotFound,
+            TimeError::BeforeFirst { .. } => BackendErrorKind::InvalidRequest,
         };
         BackendError::new(kind, error.to_string())
     }
@@ -263,6 +275,15 @@ impl TimelineBackend for Timeline {
 
     fn objects(&self, class: Object, lsn: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError> {
         Ok(self.objects_of_class(class, lsn)?)
+    }
+
+    fn commit_time_at(&self, lsn: Lsn) -> Result<Option<WallTime>, BackendError> {
+        Ok(Timeline::commit_time_at(self, lsn)?)
+    }
+
+    fn lsn_at_time(&self, time: WallTime) -> Result<(Lsn, WallTime), BackendError> {
+        let found = Timeline::lsn_at_time(self, time)?;
+        Ok((found.lsn, found.commit_time))
     }
 
     fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {

@@ -12,6 +12,7 @@ use super::{Command, Conninfo, SelectItem};
 use crate::page_service::connection::PARAMETERS;
 use crate::page_service::error::{PgError, sqlstate};
 use crate::page_service::pagestream::wire::Version;
+use crate::wall_time::TimeSpec;
 
 /// Every form, as `HELP` shows them.
 pub const FORMS: &[(&str, &str)] = &[
@@ -21,6 +22,11 @@ pub const FORMS: &[(&str, &str)] = &[
     ("SHOW LAST_RECORD_LSN [name]", "end of the last record that can be read"),
     ("SHOW LAG [name]", "how far each timeline is behind its source"),
     ("SHOW SIZES [name] [AT lsn]", "relations, blocks and bytes per database"),
+    (
+        "SHOW LSN name AT TIME 'time'",
+        "how far a timeline was at a time; time: 2026-11-25 14:32:00+01 (UTC without a zone), 5 minutes ago",
+    ),
+    ("SHOW TIME name [AT lsn]", "time of the last commit"),
     ("SHOW STATUS", "the server: version, process id, connections, counters"),
     ("STORE STATS", "figures of the store"),
     ("SHOW REDO", "redo engine and counters of each cluster"),
@@ -126,6 +132,17 @@ impl Parser<'_> {
                 let timeline = if self.at_keyword("at") { None } else { self.optional_name()? };
                 let at = self.optional("at", "an LSN")?;
                 self.finish(Command::Sizes { timeline, at })
+            }
+            Some("lsn") => {
+                let timeline = self.name("a timeline")?;
+                self.then("at")?;
+                let time = self.at_time()?;
+                self.finish(Command::LsnAtTime { timeline, time })
+            }
+            Some("time") => {
+                let timeline = self.name("a timeline")?;
+                let at = self.optional("at", "an LSN")?;
+                self.finish(Command::TimeAtLsn { timeline, at })
             }
             Some("status") => self.finish(Command::Status),
             Some("redo") => self.finish(Command::RedoStats),
@@ -297,6 +314,12 @@ impl Parser<'_> {
         }
         self.next += 1;
         self.value(what).map(Some)
+    }
+
+    /// What follows `AT`: `TIME 'time'`.
+    fn at_time(&mut self) -> Result<TimeSpec, PgError> {
+        self.then("time")?;
+        self.value("a time like '2026-11-25 14:32:00'")
     }
 
     fn finish(&self, command: Command) -> Result<Command, PgError> {

@@ -268,6 +268,18 @@ impl TimelineBackend for Toy {
         Ok(objects.into_iter().filter(|(object, _)| of_class(object) && is_there(object)).collect())
     }
 
+    /// A second passes with each 0x1000 bytes.
+    fn commit_time_at(&self, lsn: Lsn) -> Result<Option<WallTime>, BackendError> {
+        let seconds = i64::try_from(lsn.as_u64() / 0x1000).expect("small LSNs");
+        Ok((lsn < Lsn::new(GROWN_AT + 0x1000)).then(|| WallTime::from_postgres(seconds * 1_000_000)))
+    }
+
+    fn lsn_at_time(&self, time: WallTime) -> Result<(Lsn, WallTime), BackendError> {
+        let seconds = u64::try_from(time.as_postgres() / 1_000_000)
+            .map_err(|_| BackendError::new(BackendErrorKind::InvalidRequest, "before the first time"))?;
+        Ok((Lsn::new(seconds * 0x1000), time))
+    }
+
     fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {
         let Ok(Object::RelationBlock { block_no, .. }) = key.object() else { return Ok(Vec::new()) };
         let page = page_of(block_no, GROWN_AT);
