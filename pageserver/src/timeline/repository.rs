@@ -391,3 +391,6 @@ fn create_dir(path: &Path) -> Result<(), RepositoryError> {
         source,
     })
 }
+
+#[cfg(test)]
+mod tests;
