@@ -105,6 +105,8 @@ pub enum Object {
     ControlFile,
     /// The CheckPoint struct as WAL has it at that LSN (next xid, oid, multixact, ...).
     Checkpoint,
+    /// The highest time of a transaction's end so far.
+    CommitTime,
     /// A database directory exists.
     Database {
         /// Tablespace.
@@ -165,6 +167,7 @@ mod class {
     pub const WATERMARK: u8 = 0x01;
     pub const CONTROL_FILE: u8 = 0x02;
     pub const CHECKPOINT: u8 = 0x03;
+    pub const COMMIT_TIME: u8 = 0x04;
     pub const DATABASE: u8 = 0x08;
     pub const RELATION_MAP: u8 = 0x09;
     pub const RELATION_SIZE: u8 = 0x10;
@@ -237,6 +240,7 @@ impl Key {
             class::WATERMARK => empty(&[a, b, c, d.into(), e]).map(|()| Object::Watermark),
             class::CONTROL_FILE => empty(&[a, b, c, d.into(), e]).map(|()| Object::ControlFile),
             class::CHECKPOINT => empty(&[a, b, c, d.into(), e]).map(|()| Object::Checkpoint),
+            class::COMMIT_TIME => empty(&[a, b, c, d.into(), e]).map(|()| Object::CommitTime),
             class::DATABASE => empty(&[c, d.into(), e]).map(|()| Object::Database { spc_oid: a, db_oid: b }),
             class::RELATION_MAP => empty(&[c, d.into(), e]).map(|()| Object::RelationMap { spc_oid: a, db_oid: b }),
             class::RELATION_SIZE => empty(&[e]).and_then(|()| Ok(Object::RelationSize { rel, fork: fork()? })),
@@ -269,6 +273,16 @@ impl Key {
         )
     }
 
+    /// First and last keys of all objects that are no pages, the watermark left out: those in front of the pages of SLRUs, and those behind.
+    pub fn objects_that_are_no_pages() -> [(Self, Self); 2] {
+        let first = |class| Self::pack(class, 0, 0, 0, 0, 0);
+        let last = |class| Self::pack(class, u32::MAX, u32::MAX, u32::MAX, u8::MAX, u32::MAX);
+        [
+            (first(class::WATERMARK + 1), last(class::SLRU_PAGE - 1)),
+            (first(class::SLRU_PAGE + 1), last(class::RELATION_BLOCK - 1)),
+        ]
+    }
+
     /// First and last key of the class that `object` belongs to, whatever its fields.
     pub fn class_of(object: Object) -> (Self, Self) {
         let class = Key::from(object).0[0];
@@ -282,6 +296,7 @@ impl From<Object> for Key {
             Object::Watermark => Self::pack(class::WATERMARK, 0, 0, 0, 0, 0),
             Object::ControlFile => Self::pack(class::CONTROL_FILE, 0, 0, 0, 0, 0),
             Object::Checkpoint => Self::pack(class::CHECKPOINT, 0, 0, 0, 0, 0),
+            Object::CommitTime => Self::pack(class::COMMIT_TIME, 0, 0, 0, 0, 0),
             Object::Database { spc_oid, db_oid } => Self::pack(class::DATABASE, spc_oid, db_oid, 0, 0, 0),
             Object::RelationMap { spc_oid, db_oid } => Self::pack(class::RELATION_MAP, spc_oid, db_oid, 0, 0, 0),
             Object::RelationSize { rel, fork } => {

@@ -27,6 +27,19 @@ fn golden_bytes_of_a_block_version() {
 }
 
 #[test]
+fn golden_bytes_of_a_commit_time_version() {
+    let version = VersionKey {
+        timeline: TimelineNo(7),
+        key: Object::CommitTime.into(),
+        lsn: Lsn::new(0x16B_5A50),
+        kind: Kind::Image,
+    };
+    let expected = ["00000007", "04", &"00".repeat(17), "00000000016b5a50", "03"].concat();
+    assert_eq!(hex(&version.encode()), expected);
+    assert_eq!(VersionKey::decode(&version.encode()), Ok(version));
+}
+
+#[test]
 fn refuses_what_is_not_a_key() {
     let good =
         VersionKey { timeline: TimelineNo(1), key: Object::Checkpoint.into(), lsn: Lsn::new(8), kind: Kind::Image }
@@ -43,6 +56,9 @@ fn refuses_what_is_not_a_key() {
     assert_eq!(with(4, 0xEE), Err(KeyError::Class { class: 0xEE }));
     assert_eq!(with(30, 4), Err(KeyError::Kind { kind: 4 }));
     assert_eq!(with(5, 1), Err(KeyError::NotZero { class: 0x03 }));
+    let mut time = Key::from(Object::CommitTime);
+    time.0[17] = 1;
+    assert_eq!(time.object(), Err(KeyError::NotZero { class: 0x04 }));
     let mut block = Key::block(RelTag { spc_oid: 1, db_oid: 2, rel_number: 3 }, ForkNumber::Main, 0);
     block.0[13] = 9;
     assert_eq!(block.object(), Err(KeyError::Fork { number: 9 }));
@@ -56,6 +72,7 @@ fn any_object() -> impl Strategy<Value = Object> {
         Just(Object::Watermark),
         Just(Object::ControlFile),
         Just(Object::Checkpoint),
+        Just(Object::CommitTime),
         any::<(u32, u32)>().prop_map(|(spc_oid, db_oid)| Object::Database { spc_oid, db_oid }),
         any::<(u32, u32)>().prop_map(|(spc_oid, db_oid)| Object::RelationMap { spc_oid, db_oid }),
         (rel(), fork()).prop_map(|(rel, fork)| Object::RelationSize { rel, fork }),
@@ -108,7 +125,7 @@ proptest! {
     }
 
     #[test]
-    fn what_decodes_encodes_to_the_same_bytes(mut bytes in proptest::collection::vec(any::<u8>(), ENCODED_KEY_LEN), class in prop_oneof![Just(0x40u8), Just(0x10), Just(0x08), Just(0x19)]) {
+    fn what_decodes_encodes_to_the_same_bytes(mut bytes in proptest::collection::vec(any::<u8>(), ENCODED_KEY_LEN), class in prop_oneof![Just(0x40u8), Just(0x10), Just(0x08), Just(0x19), Just(0x04)]) {
         bytes[4] = class;
         bytes[30] %= 4;
         if let Ok(version) = VersionKey::decode(&bytes) {

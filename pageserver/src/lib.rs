@@ -18,3 +18,4 @@ pub mod store;
 pub mod timeline;
 pub mod wal;
 pub mod wal_receiver;
+pub mod wall_time;

@@ -10,6 +10,7 @@ use pageserver::client::quote;
 use crate::basebackup::BaseBackupArgs;
 use crate::bench_getpage::{self, BenchGetPageArgs};
 use crate::compare::Compare;
+use crate::compute::ComputeCommand;
 use crate::connect::ServerArgs;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
@@ -54,6 +55,8 @@ enum Command {
     Compare(Compare),
     #[command(name = "basebackup")]
     BaseBackup(BaseBackupArgs),
+    #[command(subcommand)]
+    Compute(ComputeCommand),
     /// Puts load on a page server
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -125,6 +128,7 @@ impl Cli {
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
             Command::Compare(compare) => return compare.run(server, output),
             Command::BaseBackup(args) => args.run(server, output)?,
+            Command::Compute(command) => return command.run(server, output),
             Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,
             Command::Redo(command) => return command.run(server, output),
             Command::Status => server.show("SHOW STATUS", output)?,

@@ -6,7 +6,7 @@ use postgres_ffi::control_file::ControlFileError;
 use postgres_ffi::start::StartError;
 use postgres_ffi::{Lsn, SlruKind};
 
-use crate::timeline::ReadError;
+use crate::timeline::{ReadError, RepositoryError};
 use crate::wal::WalFileError;
 
 /// A backup was refused, or ended in the middle.
@@ -79,6 +79,9 @@ pub enum BackupError {
         /// That of the backup.
         branch_lsn: Lsn,
     },
+    /// PostgreSQL's own timelines: their history cannot be read, or no id can be given out.
+    #[error(transparent)]
+    PgTimelines(#[from] RepositoryError),
     /// Threads that read pages cannot be started.
     #[error("no thread to read pages")]
     Thread(#[source] std::io::Error),

@@ -41,6 +41,8 @@ use step::Step;
 pub mod page_changes;
 
 mod blocks;
+mod commit_time;
+pub use commit_time::{COMMIT_TIME_GRANULARITY_MICROS, CommitTime};
 mod databases;
 mod multixact;
 mod origins;
@@ -55,7 +57,7 @@ use postgres_ffi::checkpoint::{Checkpoint, round_next_xid};
 use postgres_ffi::records::{relmap, standby};
 use postgres_ffi::slru::{previous_xid, xid_precedes};
 use postgres_ffi::wal::{DecodedRecord, record, rmgr};
-use postgres_ffi::{Lsn, PgVersion};
+use postgres_ffi::{Lsn, PgVersion, TimestampTz};
 
 use crate::store::Batch;
 use known::Known;
@@ -71,6 +73,8 @@ pub struct WalIngest {
     stored_next_xid: u64,
     /// A field of `checkpoint` other than the next transaction id changed since that version.
     checkpoint_changed: bool,
+    /// The time in the last version put of it; `None` while the timeline has none.
+    commit_time: Option<TimestampTz>,
     /// Commit timestamps are kept.
     track_commit_timestamp: bool,
     /// Checksums or `wal_log_hints` are on.
@@ -102,6 +106,7 @@ impl WalIngest {
             checkpoint,
             stored_next_xid: checkpoint.next_xid,
             checkpoint_changed: false,
+            commit_time: commit_time::stored(state, last_record_lsn)?,
             track_commit_timestamp,
             hint_bits_logged,
             known: Known::default(),

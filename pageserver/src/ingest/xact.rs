@@ -45,6 +45,7 @@ impl WalIngest {
         }
         let xids = std::iter::once(xid).chain(end.subxacts.iter());
         xids.clone().for_each(|xid| self.used_xid(xid));
+        self.put_commit_time(step, end.time);
         if status == XidStatus::Committed && self.track_commit_timestamp {
             let time = end.origin.map_or(end.time, |origin| origin.time);
             self.set_commit_ts(step, xids.clone(), time, record.origin_id.unwrap_or(0))?;

@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
+
+use super::lease::{LeaseCommand, LeaseInfo};
+use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
 use super::basebackup::{BackupRequest, BackupSink};
@@ -122,6 +125,16 @@ pub trait RepositoryBackend: Send + Sync + 'static {
     /// Errors: `NotFound`, `InvalidRequest` (history that is gone), `Corrupt` (something is missing that a server needs, or a page cannot be proven
     /// right); `Unavailable` when `sink` takes no more.
     fn base_backup(&self, request: &BackupRequest, sink: &mut dyn BackupSink) -> Result<(), BackendError>;
+
+    /// Makes, changes or deletes a timeline. `progress` as for [`Self::import`], for what takes long.
+    fn change_timeline(
+        &self,
+        change: &TimelineChange,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<TimelineChanged, BackendError>;
+
+    /// Gives, lists or ends leases: those that are concerned, as they are now; an ended one as it was.
+    fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError>;
 
     /// Figures of the store for people: (name, value), in a fixed order.
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError>;

@@ -4,11 +4,13 @@
 //! - No input makes it panic or allocate without a bound (fuzz targets and property tests over [`fuzzing`]).
 //! - Knows nothing of how pages are stored: [`backend`] is all it needs.
 //!
-//! In reading order: what it serves ([`backend`]), bytes in ([`frame`], [`startup`], [`frontend`]), bytes out ([`message`], [`error`]),
+//! In reading order: what it serves ([`backend`], [`timeline_change`], [`lease`]), bytes in ([`frame`], [`startup`], [`frontend`]), bytes out ([`message`], [`error`]),
 //! the socket (`transport`), threads ([`server`]), one client (`connection`, `extended`), [`command`]s, [`pagestream`]s, [`basebackup`]s.
 
 pub mod backend;
+pub mod lease;
 mod repository_backend;
+pub mod timeline_change;
 
 pub mod error;
 pub mod frame;

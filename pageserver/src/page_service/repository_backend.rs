@@ -13,11 +13,15 @@ use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
+use super::lease::{self, LeaseCommand, LeaseInfo};
+use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::basebackup::{BackupError, BackupOptions};
 use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
 use crate::store::StoreError;
-use crate::timeline::{DatabaseTag, ReadError, Repository, RepositoryError, Timeline, TimelineState};
+use crate::timeline::{
+    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, Timeline, TimelineState,
+};
 
 /// How often somebody who waits for an import hears of it.
 const CATCH_UP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -42,6 +46,7 @@ impl From<ReadError> for BackendError {
                 StoreError::ShuttingDown => BackendErrorKind::ShuttingDown,
                 _ => BackendErrorKind::Unavailable,
             },
+            ReadError::Gone { .. } => BackendErrorKind::Unavailable,
             ReadError::ShuttingDown => BackendErrorKind::ShuttingDown,
         };
         BackendError::new(kind, error.to_string())
@@ -52,7 +57,12 @@ impl From<RepositoryError> for BackendError {
     fn from(error: RepositoryError) -> Self {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
-            RepositoryError::TimelineMissing { .. } | RepositoryError::OtherTenant { .. } => BackendErrorKind::NotFound,
+            RepositoryError::Branch(ref error) => error.into(),
+            RepositoryError::TimelineMissing { .. }
+            | RepositoryError::OtherTenant { .. }
+            | RepositoryError::Tenant(TenantError::Missing { .. })
+            | RepositoryError::Lease(LeaseError::Missing { .. }) => BackendErrorKind::NotFound,
+            RepositoryError::Lease(LeaseError::Duration { .. }) => BackendErrorKind::InvalidRequest,
             RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
@@ -73,6 +83,7 @@ impl From<BackupError> for BackendError {
             | BackupError::PageAhead { .. }
             | BackupError::Checkpoint(_)
             | BackupError::ControlFile(_) => BackendErrorKind::Corrupt,
+            BackupError::PgTimelines(error) => return error.into(),
             BackupError::Wal(_) | BackupError::Thread(_) | BackupError::Output(_) => BackendErrorKind::Unavailable,
         };
         BackendError::new(kind, with_sources(&error))
@@ -148,6 +159,18 @@ impl RepositoryBackend for Repository {
             "base backup sent"
         );
         Ok(())
+    }
+
+    fn change_timeline(
+        &self,
+        change: &TimelineChange,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<TimelineChanged, BackendError> {
+        timeline_change::apply(self, change, progress)
+    }
+
+    fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
+        lease::apply(self, command)
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
@@ -249,6 +272,10 @@ impl TimelineBackend for Timeline {
 
     fn first_readable_lsn(&self) -> Lsn {
         Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX)
+    }
+
+    fn is_leased(&self, lsn: Lsn) -> bool {
+        Timeline::is_leased(self, lsn)
     }
 
     fn wait_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<Lsn, BackendError> {

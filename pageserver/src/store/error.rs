@@ -42,6 +42,12 @@ pub enum StoreError {
         /// What RocksDB said.
         cause: String,
     },
+    /// Files could not be written that are not part of the store yet: nothing was added, nothing is lost.
+    #[error("cannot write to store: {cause}")]
+    Write {
+        /// What RocksDB said.
+        cause: String,
+    },
     /// A write, sync or ingestion failed earlier: nothing more is taken until the store is reopened. Reads of intact data go on.
     #[error("store takes no more writes until it is reopened, because an earlier write failed: {cause}")]
     Poisoned {

@@ -110,6 +110,11 @@ impl<'a> FileSet<'a> {
         Ok(())
     }
 
+    /// Adds one image. Requires: keys come in ascending order.
+    pub fn put_image(&mut self, key: &Key, lsn: Lsn, image: &[u8]) -> Result<(), rocksdb::Error> {
+        self.put(key, lsn, Kind::Image, image)
+    }
+
     fn put(&mut self, key: &Key, lsn: Lsn, kind: Kind, value: &[u8]) -> Result<(), rocksdb::Error> {
         if self.last_key != Some(*key) {
             if self.split_before_blocks && key.is_block() && !self.last_key.is_some_and(|last| last.is_block()) {
@@ -131,7 +136,8 @@ impl<'a> FileSet<'a> {
         writer.put(version.encode(), value)
     }
 
-    fn close_file(&mut self) -> Result<(), rocksdb::Error> {
+    /// Ends the file that is being written, if there is one.
+    pub fn close_file(&mut self) -> Result<(), rocksdb::Error> {
         let Some(mut writer) = self.writer.take() else { return Ok(()) };
         writer.finish()?;
         self.bytes += writer.file_size();

@@ -105,7 +105,7 @@ fn extra_images(inner: &Inner, job: &FlushJob) -> Vec<ExtraImage> {
 }
 
 /// False: the store closes.
-fn wait_for_level0(inner: &Inner) -> Result<bool, rocksdb::Error> {
+pub(super) fn wait_for_level0(inner: &Inner) -> Result<bool, rocksdb::Error> {
     while inner.db.level0_files() >= inner.db.level0_files_max && inner.db.background_errors() == 0 {
         if inner.is_stopping() {
             return Ok(false);

@@ -34,6 +34,8 @@ mod layer_map;
 mod version_bound;
 pub use gather::Gathered;
 mod file_set;
+mod image_set;
+pub use image_set::ImageSet;
 mod flusher;
 mod inner;
 mod scan;

@@ -28,6 +28,10 @@ impl TimelineStore {
         TimelineStore { store, state }
     }
 
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
     pub(super) fn state(&self) -> &Arc<TimelineState> {
         &self.state
     }

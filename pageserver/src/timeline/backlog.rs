@@ -218,8 +218,9 @@ impl Timeline {
         }
         let mut found = Gathered::default();
         if !self.store.gather_durable(key, as_of_lsn, &mut found)? {
-            self.gather_inherited(key, as_of_lsn, &mut found)?;
+            found = self.gather_inherited(key, as_of_lsn, found)?;
         }
+        self.check_here()?;
         let is_own = found.versions.first().is_some_and(|(version_lsn, ..)| self.is_own_version(*version_lsn));
         if !is_own || found.delta_count() < self.backlog_records_min {
             return Ok(None);

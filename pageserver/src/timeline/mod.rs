@@ -12,6 +12,7 @@ pub mod metadata;
 pub mod version_cache;
 
 mod backlog;
+mod lineage;
 mod objects;
 mod pages;
 mod read_error;
@@ -30,14 +31,19 @@ pub use id::{TenantId, TimelineId};
 pub use metadata::TimelineMetadata;
 pub use objects::DatabaseTag;
 pub use read_error::ReadError;
-pub use repository::{ImportReport, Repository, RepositoryError};
+pub use repository::{
+    BranchError, BranchPoint, Changed, ImportReport, LEASE_DEFAULT, LEASE_MAX, Lease, LeaseError, OnDetached,
+    PG_TIMELINE_ID_FIRST, PgHistory, Repository, RepositoryError, TenantError,
+};
 pub use wal_ingest::{TimelineIngest, TimelineIngestError};
 
 use crate::config::Config;
 use crate::redo::WalRedo;
 use crate::seq_wait::SeqWait;
-use crate::store::{Gathered, TimelineStore};
+use crate::store::TimelineStore;
 use crate::wal_receiver::{ReceiverState, ReceiverStatus, WalReceiver};
+use lineage::Lineage;
+use repository::Leases;
 use version_cache::VersionCache;
 
 /// What a timeline is doing.
@@ -75,8 +81,12 @@ pub struct Timeline {
     metadata: RwLock<Arc<TimelineMetadata>>,
     no: TimelineNo,
     store: Arc<TimelineStore>,
-    /// Nearest first, each with the LSN up to which its versions are ours too.
-    ancestors: Vec<(Arc<Timeline>, Lsn)>,
+    /// Where versions that are not its own stand.
+    lineage: RwLock<Arc<Lineage>>,
+    /// Who needs which LSN of it; `None` for a timeline of no repository.
+    leases: Option<Arc<Leases>>,
+    /// It was deleted, or reset: what it reads from now on may lack versions.
+    gone: AtomicBool,
     redo: Arc<WalRedo>,
     cache: Arc<VersionCache>,
     last_record: SeqWait<Lsn>,
@@ -105,6 +115,7 @@ impl Timeline {
         let start_lsn =
             store.watermark().map(|watermark| watermark.last_record_lsn).or(branch_lsn).unwrap_or(Lsn::ZERO);
         let first_readable_lsn = metadata.imported.as_ref().map(|imported| imported.first_readable_lsn);
+        let lineage = Lineage::new(&metadata, ancestors);
         let is_catching_up = first_readable_lsn.is_some_and(|first_readable_lsn| start_lsn < first_readable_lsn);
         let state = if is_catching_up { TimelineState::CatchingUp } else { TimelineState::Active };
         Timeline {
@@ -112,7 +123,9 @@ impl Timeline {
             data_checksums: metadata.cluster.data_checksums,
             metadata: RwLock::new(Arc::new(metadata)),
             store,
-            ancestors,
+            lineage: RwLock::new(Arc::new(lineage)),
+            leases: None,
+            gone: AtomicBool::new(false),
             redo,
             cache,
             last_record: SeqWait::new(start_lsn),
@@ -124,6 +137,16 @@ impl Timeline {
             cache_back_records_min: config.redo.cache_back_records_min,
             backlog_records_min: config.redo.backlog_records_min as usize,
         }
+    }
+
+    fn leased_in(mut self, leases: &Arc<Leases>) -> Self {
+        self.leases = Some(Arc::clone(leases));
+        self
+    }
+
+    /// True when a lease keeps exactly `lsn`.
+    pub fn is_leased(&self, lsn: Lsn) -> bool {
+        self.leases.as_ref().is_some_and(|leases| leases.covers(self.metadata().timeline_id, lsn))
     }
 
     /// Id, name, cluster, where it comes from.
@@ -147,9 +170,11 @@ impl Timeline {
         self.last_record.current()
     }
 
-    /// Versions up to here are durable in the store; ingest goes on from here after a crash.
+    /// Versions up to here are durable in the store; ingest goes on from here after a crash. A branch that nothing was written to is
+    /// durable up to its branch LSN: its ancestor was made so before it.
     pub fn durable_lsn(&self) -> Option<Lsn> {
-        self.store.watermark().map(|watermark| watermark.last_record_lsn)
+        let branch_lsn = || self.metadata().ancestor.as_ref().map(|ancestor| ancestor.lsn);
+        self.store.watermark().map(|watermark| watermark.last_record_lsn).or_else(branch_lsn)
     }
 
     /// The lowest LSN that can be read; `None` while the import is under way.
@@ -158,7 +183,7 @@ impl Timeline {
         if let Some(imported) = &metadata.imported {
             return Some(imported.first_readable_lsn);
         }
-        self.ancestors.first().and_then(|(ancestor, _)| ancestor.first_readable_lsn())
+        self.nearest_ancestor().and_then(|(ancestor, _)| ancestor.first_readable_lsn())
     }
 
     /// Waits until `request_lsn` has been ingested; the last record's LSN by then.
@@ -170,6 +195,9 @@ impl Timeline {
     /// As [`Timeline::wait_lsn`], with a time of the caller's.
     pub fn wait_lsn_for(&self, request_lsn: Lsn, timeout: Duration) -> Result<Lsn, ReadError> {
         self.last_record.wait_for(request_lsn, timeout).map_err(|error| {
+            if let Err(gone) = self.check_here() {
+                return gone;
+            }
             let state = match self.state() {
                 TimelineState::Active => {
                     let last_error = self.receiver_status().and_then(|status| status.last_error);
@@ -184,6 +212,7 @@ impl Timeline {
 
     /// Refuses LSNs that this timeline cannot show (yet).
     pub(crate) fn check_readable(&self, request_lsn: Lsn) -> Result<(), ReadError> {
+        self.check_here()?;
         let last_record_lsn = self.last_record_lsn();
         if request_lsn > last_record_lsn {
             return Err(ReadError::NotYet { request_lsn, last_record_lsn });
@@ -194,42 +223,8 @@ impl Timeline {
         }
     }
 
-    /// The versions that the object at `request_lsn` is made of, from this timeline and its ancestors, newest first.
-    fn gather(&self, key: &keyenc::Key, request_lsn: Lsn) -> Result<Gathered, ReadError> {
-        let mut found = Gathered::default();
-        if !self.store.gather(key, request_lsn, &mut found)? {
-            self.gather_inherited(key, request_lsn, &mut found)?;
-        }
-        Ok(found)
-    }
-
-    /// What the ancestors have below `found`.
-    fn gather_inherited(&self, key: &keyenc::Key, request_lsn: Lsn, found: &mut Gathered) -> Result<(), ReadError> {
-        for (ancestor, branch_lsn) in &self.ancestors {
-            if ancestor.store.gather(key, request_lsn.min(*branch_lsn), found)? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     /// How the receiver is doing; `None` while none runs.
     pub fn receiver_status(&self) -> Option<ReceiverStatus> {
         self.receiver.read().as_ref().map(WalReceiver::status)
-    }
-
-    /// The timeline that this one left, and where; `None` for an imported one.
-    pub fn nearest_ancestor(&self) -> Option<(Arc<Timeline>, Lsn)> {
-        self.ancestors.first().cloned()
-    }
-
-    /// False for a version that stands in an ancestor.
-    fn is_own_version(&self, version_lsn: Lsn) -> bool {
-        self.ancestors.first().is_none_or(|(_, branch_lsn)| version_lsn > *branch_lsn)
-    }
-
-    /// True if no version of `key` lies above `after` and at or below `through`, as far as memory can tell.
-    fn is_unchanged(&self, key: &keyenc::Key, after: Lsn, through: Lsn) -> bool {
-        self.store.is_unchanged(key, after, through)
     }
 }

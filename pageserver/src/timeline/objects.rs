@@ -86,16 +86,19 @@ impl Timeline {
         last: &Key,
         request_lsn: Lsn,
     ) -> Result<Vec<(Key, Bytes)>, ReadError> {
-        let mut newest: std::collections::BTreeMap<Key, Option<Bytes>> = std::collections::BTreeMap::new();
-        let own = std::iter::once((&self.store, request_lsn));
-        let inherited =
-            self.ancestors.iter().map(|(ancestor, branch_lsn)| (&ancestor.store, request_lsn.min(*branch_lsn)));
-        for (store, lsn) in own.chain(inherited) {
-            store.scan_newest(first, last, lsn, &mut |key, _lsn, kind, value| {
-                newest.entry(key).or_insert((kind == Kind::Image).then_some(value));
-                ControlFlow::Continue(())
-            })?;
-        }
+        let newest = self.through_ancestors(request_lsn, |ancestors| {
+            let mut newest: std::collections::BTreeMap<Key, Option<Bytes>> = std::collections::BTreeMap::new();
+            let own = std::iter::once((&self.store, request_lsn));
+            let inherited =
+                ancestors.iter().map(|(ancestor, branch_lsn)| (&ancestor.store, request_lsn.min(*branch_lsn)));
+            for (store, lsn) in own.chain(inherited) {
+                store.scan_newest(first, last, lsn, &mut |key, _lsn, kind, value| {
+                    newest.entry(key).or_insert((kind == Kind::Image).then_some(value));
+                    ControlFlow::Continue(())
+                })?;
+            }
+            Ok(newest)
+        })?;
         Ok(newest.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
     }
 
@@ -179,14 +182,17 @@ impl Timeline {
         lsn_range: std::ops::Range<Lsn>,
     ) -> Result<Vec<(Lsn, Kind, Bytes)>, ReadError> {
         let key = Key::from(object);
-        let mut versions = self.store.history(&key, lsn_range.clone())?;
-        for (ancestor, branch_lsn) in &self.ancestors {
-            let end = branch_lsn.checked_add(1).unwrap_or(Lsn::MAX).min(lsn_range.end);
-            if lsn_range.start < end {
-                versions.extend(ancestor.store.history(&key, lsn_range.start..end)?);
+        let floor_lsn = self.lineage().floor_lsn;
+        self.through_ancestors(floor_lsn, |ancestors| {
+            let mut versions = self.store.history(&key, lsn_range.clone())?;
+            for (ancestor, branch_lsn) in ancestors {
+                let end = branch_lsn.checked_add(1).unwrap_or(Lsn::MAX).min(lsn_range.end);
+                if lsn_range.start < end {
+                    versions.extend(ancestor.store.history(&key, lsn_range.start..end)?);
+                }
             }
-        }
-        Ok(versions)
+            Ok(versions)
+        })
     }
 }
 

@@ -13,7 +13,15 @@ use crate::store::Gathered;
 /// A page that is there, or one that redo is still making.
 enum Begun {
     Done(Result<Bytes, ReadError>),
-    Redo { key: Key, request_lsn: Lsn, version_lsn: Lsn, record_count: usize, pending: PendingPage },
+    Redo { made: Made, pending: PendingPage },
+}
+
+/// What redo makes a page of.
+struct Made {
+    key: Key,
+    request_lsn: Lsn,
+    version_lsn: Lsn,
+    record_count: usize,
 }
 
 /// The size of the fork that was asked for last: neighbours in a batch mostly ask for the same.
@@ -41,6 +49,14 @@ impl Timeline {
         let begun: Vec<Begun> =
             keys.iter().map(|key| self.begin_existing_page(key, request_lsn)).collect::<Result<_, _>>()?;
         begun.into_iter().map(|begun| self.finish_page(begun)).collect()
+    }
+
+    /// The pages of `keys` as of `request_lsn`, past the cache: for work over whole clusters, which nobody reads again soon. Existence is not checked.
+    pub(super) fn pages_uncached(&self, keys: &[Key], request_lsn: Lsn) -> Result<Vec<Bytes>, ReadError> {
+        let begin = |key: &Key| self.begin_gathered(key, request_lsn, self.gather(key, request_lsn)?);
+        let begun: Vec<Begun> = keys.iter().map(begin).collect::<Result<_, _>>()?;
+        let finish = |begun| self.finish_made(begun).map(|(page, _)| page);
+        begun.into_iter().map(finish).collect()
     }
 
     fn begin_page(&self, key: &Key, request_lsn: Lsn, size_seen: &mut SizeSeen) -> Begun {
@@ -112,39 +128,53 @@ impl Timeline {
         }
         let found = self.gather(key, request_lsn)?;
         self.redo.count_read_chain(found.delta_count());
+        let image_lsn = found.versions.first().filter(|(_, kind, _)| *kind == Kind::Image).map(|(lsn, ..)| *lsn);
+        let begun = self.begin_gathered(key, request_lsn, found)?;
+        if let (Begun::Done(Ok(page)), Some(version_lsn)) = (&begun, image_lsn) {
+            self.cache.insert(self.no, key, Some(version_lsn), request_lsn, Some(page.clone()));
+        }
+        Ok(begun)
+    }
+
+    /// The page that `found`, its versions, make.
+    fn begin_gathered(&self, key: &Key, request_lsn: Lsn, found: Gathered) -> Result<Begun, ReadError> {
         let Some((version_lsn, kind, value)) = found.versions.first() else {
             // Within the fork, but no record ever touched it: the primary extended the file with zeroes.
             return Ok(Begun::Done(Ok(Bytes::from_static(&ZERO_PAGE))));
         };
         let version_lsn = *version_lsn;
         match kind {
-            Kind::Image => {
-                let page = self.finished(key, version_lsn, value.clone())?;
-                self.cache.insert(self.no, key, Some(version_lsn), request_lsn, Some(page.clone()));
-                Ok(Begun::Done(Ok(page)))
-            }
+            Kind::Image => Ok(Begun::Done(Ok(self.finished(key, version_lsn, value.clone())?))),
             Kind::Tombstone => Err(ReadError::Missing { key: *key, request_lsn }),
             Kind::Delta | Kind::InitDelta => {
                 let chain = self.chain(key, found)?;
                 let record_count = chain.deltas.len();
                 let pending = self.redo.submit(chain);
-                Ok(Begun::Redo { key: *key, request_lsn, version_lsn, record_count, pending })
+                let made = Made { key: *key, request_lsn, version_lsn, record_count };
+                Ok(Begun::Redo { made, pending })
             }
         }
     }
 
     fn finish_page(&self, begun: Begun) -> Result<Bytes, ReadError> {
+        let (page, made) = self.finish_made(begun)?;
+        if let Some(Made { key, request_lsn, version_lsn, record_count }) = made {
+            self.cache.insert(self.no, &key, Some(version_lsn), request_lsn, Some(page.clone()));
+            if record_count >= self.cache_back_records_min {
+                self.cache_back(key, version_lsn, page.clone());
+            }
+        }
+        Ok(page)
+    }
+
+    /// The page, and what redo made it of if it did.
+    fn finish_made(&self, begun: Begun) -> Result<(Bytes, Option<Made>), ReadError> {
         match begun {
-            Begun::Done(answer) => answer,
-            Begun::Redo { key, request_lsn, version_lsn, record_count, pending } => {
-                let made =
+            Begun::Done(answer) => Ok((answer?, None)),
+            Begun::Redo { made: made @ Made { key, request_lsn, version_lsn, .. }, pending } => {
+                let page =
                     pending.wait().map_err(|source| ReadError::Redo { key, request_lsn, source: Arc::new(source) })?;
-                let page = self.finished(&key, version_lsn, made)?;
-                self.cache.insert(self.no, &key, Some(version_lsn), request_lsn, Some(page.clone()));
-                if record_count >= self.cache_back_records_min && self.is_own_version(version_lsn) {
-                    self.store.cache_back(key, version_lsn, page.clone());
-                }
-                Ok(page)
+                Ok((self.finished(&key, version_lsn, page)?, Some(made)))
             }
         }
     }

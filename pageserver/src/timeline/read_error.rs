@@ -98,6 +98,12 @@ pub enum ReadError {
     /// The store failed.
     #[error("Read error: {0}")]
     Store(Arc<StoreError>),
+    /// The timeline was deleted or reset while somebody held it: ask for it by name again.
+    #[error("the timeline was deleted or reset meanwhile. timeline=`{timeline}`")]
+    Gone {
+        /// Its name.
+        timeline: String,
+    },
     /// The server is shutting down.
     #[error("shutdown")]
     ShuttingDown,

@@ -4,21 +4,32 @@
 //! - Opening a timeline reads its metadata and its watermark, and the WAL since that watermark; nothing that grows with the history.
 
 mod base_backup;
+mod branch_error;
+mod branching;
+mod deleting;
+mod detaching;
 mod engine;
 mod following;
 mod importing;
+mod leases;
+mod marks;
+mod names;
+mod pg_history;
+mod slots;
+mod tenants;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use keyenc::{Key, Object, TimelineNo};
+use keyenc::{Key, Object};
 use parking_lot::{Mutex, RwLock};
 use postgres_ffi::control_file::{ControlFile, ControlFileError};
 use postgres_ffi::{Lsn, PgVersion};
 use tracing::{info, warn};
 
 use super::backlog::Backlog;
+use super::lineage::Lineage;
 use super::metadata::{MetadataError, TimelineMetadata};
 use super::version_cache::{VersionCache, VersionCacheStats};
 use super::{ReadError, TenantId, Timeline, TimelineId, TimelineIngestError};
@@ -30,12 +41,17 @@ use crate::store::{Gathered, Store, StoreConfig, StoreError, StoreStats, Timelin
 use crate::wal::WalFileError;
 use crate::wal_receiver::WalReceiver;
 
+pub use branch_error::BranchError;
+pub use branching::{BranchPoint, Changed};
+pub use detaching::OnDetached;
 pub use importing::ImportReport;
+pub(super) use leases::Leases;
+pub use leases::{LEASE_DEFAULT, LEASE_MAX, Lease, LeaseError};
+pub use pg_history::PgHistory;
+pub use tenants::{PG_TIMELINE_ID_FIRST, TenantError};
 
 /// Directory of the timelines within the data directory.
 const TIMELINES_DIR: &str = "timelines";
-/// Marks a timeline whose import is under way; holds its number.
-const IMPORTING_FILE_NAME: &str = "importing";
 
 /// What can go wrong with timelines as wholes.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +101,15 @@ pub enum RepositoryError {
         /// The timeline asked for.
         timeline: String,
     },
+    /// A branch cannot be made or changed.
+    #[error(transparent)]
+    Branch(#[from] BranchError),
+    /// A lease cannot be given or ended.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// A tenant's file cannot be used.
+    #[error(transparent)]
+    Tenant(#[from] TenantError),
     /// The name is taken.
     #[error("a timeline of this name exists; choose another name. name=`{name}`")]
     NameTaken {
@@ -127,6 +152,7 @@ pub enum RepositoryError {
 /// Everything that one server keeps.
 pub struct Repository {
     timelines_dir: PathBuf,
+    tenants_dir: PathBuf,
     redo_failed_dir: PathBuf,
     config: Config,
     store: Arc<Store>,
@@ -137,6 +163,13 @@ pub struct Repository {
     redo: Mutex<HashMap<TenantId, Arc<WalRedo>>>,
     /// `None`: switched off.
     backlog: Option<Backlog>,
+    /// Held by whoever makes, changes or deletes a timeline: what one looks at stays as it is for the other.
+    changes: Mutex<()>,
+    names: names::Names,
+    busy: detaching::BusyTimelines,
+    leases: Arc<Leases>,
+    /// Held while a PostgreSQL timeline id is given out.
+    pg_timeline_ids: Mutex<()>,
 }
 
 impl Repository {
@@ -145,6 +178,7 @@ impl Repository {
         let store = Store::open(&data_dir.join("store"), &store_config(&config))?;
         let timelines_dir = data_dir.join(TIMELINES_DIR);
         create_dir(&timelines_dir)?;
+        let leases = Leases::load(data_dir)?;
         let backlog = match config.redo.backlog_records_min {
             0 => None,
             _ => Some(Backlog::start(store.long_chains()).map_err(RepositoryError::Thread)?),
@@ -153,12 +187,18 @@ impl Repository {
             redo_failed_dir: data_dir.join("redo_failed"),
             cache: Arc::new(VersionCache::new(config.page_cache_mib << 20)),
             timelines_dir,
+            tenants_dir: data_dir.join(tenants::TENANTS_DIR),
             config,
             store,
             timelines: RwLock::default(),
             timeline_no_max: Mutex::new(0),
             redo: Mutex::default(),
             backlog,
+            changes: Mutex::default(),
+            names: names::Names::default(),
+            busy: detaching::BusyTimelines::default(),
+            leases: Arc::new(leases),
+            pg_timeline_ids: Mutex::default(),
         });
         let metadata = repository.load_metadata()?;
         repository.open_timelines(metadata)?;
@@ -169,12 +209,23 @@ impl Repository {
         let io = |source| RepositoryError::Io { doing: "list the timelines", path: self.timelines_dir.clone(), source };
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.timelines_dir).map_err(io)? {
-            let dir = entry.map_err(io)?.path();
-            if dir.join(IMPORTING_FILE_NAME).exists() {
-                self.discard_unfinished_import(&dir)?;
+            let entry = entry.map_err(io)?;
+            let dir = entry.path();
+            let is_left_over = |prefix: &&str| entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes());
+            if [branching::NEW_DIR_PREFIX, marks::OLD_DIR_PREFIX].iter().any(is_left_over) {
+                std::fs::remove_dir_all(&dir).map_err(io)?;
                 continue;
             }
-            found.push(TimelineMetadata::load(&dir)?);
+            if let Some(mark) = [marks::IMPORTING, marks::DELETING].into_iter().find(|mark| dir.join(mark).exists()) {
+                warn!(dir = %dir.display(), mark, "taking away a timeline that a crash has left");
+                self.take_away(&dir, mark)?;
+                continue;
+            }
+            let metadata = TimelineMetadata::load(&dir)?;
+            if dir.join(marks::RESETTING).exists() {
+                self.finish_reset(&dir, &metadata)?;
+            }
+            found.push(metadata);
         }
         let highest = found.iter().map(|metadata| metadata.timeline_no).max().unwrap_or(0);
         let mut timeline_no_max = self.timeline_no_max.lock();
@@ -204,19 +255,18 @@ impl Repository {
     }
 
     fn open_timeline(&self, metadata: TimelineMetadata) -> Result<Arc<Timeline>, RepositoryError> {
-        let mut ancestors = Vec::new();
-        if let Some(ancestor) = &metadata.ancestor {
-            let parent = self.timeline(ancestor.timeline_id)?;
-            let inherited: Vec<_> =
-                parent.ancestors.iter().map(|(t, lsn)| (Arc::clone(t), (*lsn).min(ancestor.lsn))).collect();
-            ancestors.push((parent, ancestor.lsn));
-            ancestors.extend(inherited);
-        }
+        let ancestors = match &metadata.ancestor {
+            Some(ancestor) => Lineage::ancestors_of_branch(&self.timeline(ancestor.timeline_id)?, ancestor.lsn),
+            None => Vec::new(),
+        };
         let timeline_id = metadata.timeline_id;
         let store = self.store.timeline(metadata.timeline_no())?;
         let control_file = self.control_file(&metadata, &store, &ancestors)?;
         let redo = self.redo_of(&metadata, &control_file);
-        let timeline = Arc::new(Timeline::new(metadata, store, ancestors, redo, Arc::clone(&self.cache), &self.config));
+        let timeline = Arc::new(
+            Timeline::new(metadata, store, ancestors, redo, Arc::clone(&self.cache), &self.config)
+                .leased_in(&self.leases),
+        );
         self.timelines.write().insert(timeline_id, Arc::clone(&timeline));
         if let Some(backlog) = &self.backlog {
             backlog.add_timeline(&timeline);
@@ -320,20 +370,6 @@ impl Repository {
             info!(timeline = %timeline.metadata().name, durable_lsn = ?timeline.durable_lsn(), "flushed");
         }
         Ok(())
-    }
-
-    fn discard_unfinished_import(&self, dir: &Path) -> Result<(), RepositoryError> {
-        let marker = dir.join(IMPORTING_FILE_NAME);
-        let io = |doing| move |source| RepositoryError::Io { doing, path: dir.to_owned(), source };
-        let text = std::fs::read_to_string(&marker).map_err(io("read the mark of an unfinished import"))?;
-        // An empty mark was cut off by a crash before anything was stored under its number.
-        if let Ok(number) = text.trim().parse::<u32>() {
-            self.store.delete_timeline(TimelineNo(number))?;
-            let mut timeline_no_max = self.timeline_no_max.lock();
-            *timeline_no_max = number.max(*timeline_no_max);
-        }
-        warn!(dir = %dir.display(), "took away a timeline whose import did not finish");
-        std::fs::remove_dir_all(dir).map_err(io("take away an unfinished import"))
     }
 }
 

@@ -86,11 +86,31 @@ impl TimelineHistory {
         &self.ancestors
     }
 
+    /// The timeline that the WAL which ends at `lsn` is on, `newest` being the one that this is the history of. A record that ends where a
+    /// timeline was left is on that timeline.
+    pub fn timeline_at(&self, newest: TimeLineId, lsn: Lsn) -> TimeLineId {
+        self.ancestors.iter().find(|(_, left_lsn)| lsn <= *left_lsn).map_or(newest, |(timeline_id, _)| *timeline_id)
+    }
+
     /// The part of this history that is older than `timeline_id`.
     pub fn before(&self, timeline_id: TimeLineId) -> &[(TimeLineId, Lsn)] {
         let count = self.ancestors.iter().take_while(|(ancestor, _)| *ancestor < timeline_id).count();
         &self.ancestors[..count]
     }
+}
+
+/// The lines of a history file that are older than `timeline_id`: the content of that one's own history file. Requires: `content` parses.
+pub fn lines_before(content: &[u8], timeline_id: TimeLineId) -> &[u8] {
+    let mut end = 0;
+    for line in content.split_inclusive(|byte| *byte == b'\n') {
+        let mut fields = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+        let ancestor = fields.next().and_then(|field| std::str::from_utf8(field).ok()?.parse::<TimeLineId>().ok());
+        if ancestor.is_some_and(|ancestor| ancestor >= timeline_id) {
+            break;
+        }
+        end += line.len();
+    }
+    &content[..end]
 }
 
 #[cfg(test)]
@@ -109,6 +129,27 @@ mod tests {
         assert_eq!(history.left_at(3), None);
         assert_eq!(history.before(2), &[(1, Lsn::new(0x3000148))]);
         assert_eq!(TimelineHistory::parse(1, b"# nothing\n"), Ok(TimelineHistory::default()));
+    }
+
+    #[test]
+    fn a_switch_belongs_to_the_older_timeline() {
+        let history = TimelineHistory::parse(3, FILE).unwrap();
+        for (lsn, timeline_id) in [(0x3000148, 1), (0x3000149, 2), (0x40000A0, 2), (0x40000A8, 3)] {
+            assert_eq!(history.timeline_at(3, Lsn::new(lsn)), timeline_id, "{lsn:x}");
+        }
+        // Nothing was ever written on timeline 2.
+        let history = TimelineHistory::parse(3, b"1\t0/500\tx\n2\t0/500\ty\n").unwrap();
+        assert_eq!((history.timeline_at(3, Lsn::new(0x500)), history.timeline_at(3, Lsn::new(0x508))), (1, 3));
+        assert_eq!(TimelineHistory::default().timeline_at(7, Lsn::new(8)), 7);
+    }
+
+    #[test]
+    fn older_lines_are_cut_whole() {
+        let first_line = b"1\t0/3000148\tno recovery target specified\n";
+        assert_eq!(lines_before(FILE, 1), b"");
+        assert_eq!(lines_before(FILE, 2), [&first_line[..], b"\n"].concat());
+        assert_eq!(lines_before(FILE, 3), FILE);
+        assert_eq!(lines_before(b"", 3), b"");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 
 use super::error::{WalFileError, io_error};
 use super::history::TimelineHistory;
-use super::names::{history_file_name, parse_segment_file_name, segment_file_name};
+use super::names::{history_file_name, parse_history_file_name, parse_segment_file_name, segment_file_name};
 
 /// Files that are being written; a crash leaves them, opening removes them.
 const TEMPORARY_SUFFIX: &str = ".tmp";
@@ -74,16 +74,40 @@ impl WalLayout {
         Ok(segments)
     }
 
+    /// The highest PostgreSQL timeline that a file here is of. `None`: no file here names one, or there is no directory.
+    pub fn newest_timeline_id(&self) -> Result<Option<TimeLineId>, WalFileError> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("list", &self.directory)(error)),
+        };
+        let mut newest = None;
+        for entry in entries {
+            let name = entry.map_err(io_error("list", &self.directory))?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let of_segment = parse_segment_file_name(name, self.segment_bytes).map(|(timeline_id, _)| timeline_id);
+            newest = newest.max(of_segment).max(parse_history_file_name(name));
+        }
+        Ok(newest)
+    }
+
     /// The history file of `timeline_id`, if it is here.
     pub fn history(&self, timeline_id: TimeLineId) -> Result<Option<TimelineHistory>, WalFileError> {
+        Ok(self.history_file(timeline_id)?.map(|(history, _)| history))
+    }
+
+    /// The same with the bytes of the file.
+    pub fn history_file(&self, timeline_id: TimeLineId) -> Result<Option<(TimelineHistory, Vec<u8>)>, WalFileError> {
         let path = self.directory.join(history_file_name(timeline_id));
         let content = match fs::read(&path) {
             Ok(content) => content,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io_error("read", &path)(error)),
         };
-        let history = TimelineHistory::parse(timeline_id, &content);
-        history.map(Some).map_err(|source| WalFileError::History { path, source })
+        match TimelineHistory::parse(timeline_id, &content) {
+            Ok(history) => Ok(Some((history, content))),
+            Err(source) => Err(WalFileError::History { path, source }),
+        }
     }
 
     /// Makes a history file, durably.
@@ -142,6 +166,19 @@ impl WalLayout {
     pub(super) fn remove_segment(&self, segment: Segment) -> Result<(), WalFileError> {
         let path = self.segment_path(segment);
         fs::remove_file(&path).map_err(io_error("remove", &path))
+    }
+
+    /// Removes all files of one PostgreSQL timeline, its history last.
+    pub(super) fn remove_timeline(&self, timeline_id: TimeLineId) -> Result<(), WalFileError> {
+        for segment in self.segments()?.into_iter().filter(|segment| segment.timeline_id == timeline_id) {
+            self.remove_segment(segment)?;
+        }
+        self.sync_directory()?;
+        let path = self.directory.join(history_file_name(timeline_id));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
+            _ => self.sync_directory(),
+        }
     }
 
     /// Removes what a crash left half written.

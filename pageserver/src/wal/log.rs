@@ -219,6 +219,28 @@ impl WalLog {
         Ok(())
     }
 
+    /// Goes back to the PostgreSQL timeline before the current one if no record was written on the current one: a server that left the older
+    /// one at the same place can be followed then. True: it did.
+    pub fn leave_empty_timeline(&mut self) -> Result<bool, WalFileError> {
+        let history = self.layout.history(self.timeline_id)?;
+        let Some((older, left_lsn)) = history.and_then(|history| history.ancestors().last().copied()) else {
+            return Ok(false);
+        };
+        let before_switch = Segment {
+            segment_no: self.layout.segment_no(Lsn::new(left_lsn.as_u64().saturating_sub(1))),
+            timeline_id: older,
+        };
+        if self.record_end_lsn != Some(left_lsn) || !self.layout.segment_path(before_switch).exists() {
+            return Ok(false);
+        }
+        self.rewind_to_record_end()?;
+        self.open = None;
+        let outcome = self.layout.remove_timeline(self.timeline_id);
+        self.poison_on_error(outcome)?;
+        self.timeline_id = older;
+        Ok(true)
+    }
+
     /// Removes segments that lie wholly below `keep_lsn`, oldest first, but never the last one. How many.
     pub fn remove_below(&mut self, keep_lsn: Lsn) -> Result<usize, WalFileError> {
         let keep_segment_no = self.layout.segment_no(keep_lsn.min(self.written_lsn));

@@ -7,7 +7,7 @@
 //! - Does not know what the records mean; that is `ingest/`.
 //!
 //! In reading order: [`names`], [`history`], where records end ([`record_ends`]), the directory ([`layout`]), writing ([`log`]), recovery
-//! ([`recover`]), reading ([`reader`]).
+//! ([`recover`]), reading ([`reader`]), where the record at a position ends ([`record_at`]).
 
 mod error;
 pub use error::WalFileError;
@@ -28,6 +28,9 @@ mod recover;
 
 mod reader;
 pub use reader::WalReader;
+
+mod record_at;
+pub use record_at::RecordAt;
 
 #[cfg(test)]
 mod tests;

@@ -36,6 +36,12 @@ pub fn history_file_name(timeline_id: TimeLineId) -> String {
     format!("{timeline_id:08X}.history")
 }
 
+/// Timeline of a history file; `None` for any other name.
+pub fn parse_history_file_name(name: &str) -> Option<TimeLineId> {
+    let digits = name.strip_suffix(".history").filter(|digits| digits.len() == 8)?;
+    hexadecimal(digits).filter(|timeline_id| *timeline_id != 0)
+}
+
 /// Eight upper-case digits, as PostgreSQL writes them.
 fn hexadecimal(digits: &str) -> Option<u32> {
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'A'..=b'F').contains(&byte);
@@ -61,6 +67,14 @@ mod tests {
         ] {
             assert_eq!(segment_file_name(timeline_id, segment_no, segment_bytes), name);
             assert_eq!(parse_segment_file_name(name, segment_bytes), Some((timeline_id, segment_no)));
+        }
+    }
+
+    #[test]
+    fn history_files_are_known_by_their_names() {
+        assert_eq!(parse_history_file_name(&history_file_name(0x1001)), Some(0x1001));
+        for name in ["00000000.history", "0000000a.history", "1.history", "00000002.history.tmp", "ééé1.history"] {
+            assert_eq!(parse_history_file_name(name), None, "{name}");
         }
     }
 

@@ -56,7 +56,7 @@ impl WalLog {
 }
 
 /// After a timeline switch two files can have one number; the newer timeline's has the older one's bytes in front.
-fn newest_of_each_number(segments: Vec<Segment>) -> Vec<Segment> {
+pub(super) fn newest_of_each_number(segments: Vec<Segment>) -> Vec<Segment> {
     let mut newest: Vec<Segment> = Vec::with_capacity(segments.len());
     for segment in segments {
         match newest.last_mut() {
@@ -147,7 +147,7 @@ fn check_is_torn_header(
 }
 
 /// The bytes of one segment file in pieces, zeroes behind the end of a short one.
-struct Pieces<'a> {
+pub(super) struct Pieces<'a> {
     layout: &'a WalLayout,
     segment: Segment,
     file: Result<File, Option<WalFileError>>,
@@ -155,7 +155,7 @@ struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    fn open(layout: &'a WalLayout, segment: Segment) -> Self {
+    pub(super) fn open(layout: &'a WalLayout, segment: Segment) -> Self {
         let file = layout.open_segment(segment).map_err(Some);
         Pieces { layout, segment, file, offset: 0 }
     }

@@ -261,6 +261,48 @@ fn a_new_timeline_starts_with_the_bytes_before_the_switch() {
 }
 
 #[test]
+fn a_timeline_without_a_record_can_be_left_again() {
+    let start_lsn = Lsn::new(FIRST_SEGMENT_NO * u64::from(SEGMENT_BYTES));
+    let mut writer = WalWriter::new(PgVersion::V15, start_lsn, SEGMENT_BYTES);
+    for length in [10, 9000, 500] {
+        writer.append(&long_record(length));
+    }
+    let switch_lsn = writer.position();
+    writer.append(&long_record(20_000));
+    let wal = writer.into_bytes();
+    let before = switch_lsn.saturating_sub(start_lsn) as usize;
+    let history = format!("1\t{switch_lsn}\tx\n");
+    // Nothing, the beginning of a record, or a whole one came on timeline 2; with and without opening anew.
+    for (more, reopen, expect) in [(0, true, 1), (0, false, 1), (3000, true, 1), (3000, false, 1), (21_000, true, 2)] {
+        let directory = TempDir::new().unwrap();
+        let mut rng = SmallRng::seed_from_u64(3);
+        let mut log = WalLog::create(layout(&directory), 1, start_lsn).unwrap();
+        write(&mut log, &wal[..before], &mut rng);
+        log.switch_timeline(2, switch_lsn, history.as_bytes()).unwrap();
+        let end = wal.len().min(before + more);
+        write(&mut log, &wal[before..end], &mut rng);
+        log.flush().unwrap();
+        if reopen {
+            log = WalLog::open(layout(&directory)).unwrap().unwrap();
+        }
+        assert_eq!(log.leave_empty_timeline().unwrap(), expect == 1, "{more} {reopen}");
+        assert_eq!(log.timeline_id(), expect);
+        assert!(!log.leave_empty_timeline().unwrap());
+        if expect == 1 {
+            assert_eq!((log.written_lsn(), layout(&directory).newest_timeline_id().unwrap()), (switch_lsn, Some(1)));
+            // Another one that left at the same place.
+            log.switch_timeline(3, switch_lsn, history.as_bytes()).unwrap();
+            write(&mut log, &wal[before..], &mut rng);
+        }
+        let end_lsn = log.flush().unwrap();
+        drop(log);
+        let log = WalLog::open(layout(&directory)).unwrap().unwrap();
+        assert_eq!((log.written_lsn(), log.timeline_id()), (end_lsn, if expect == 1 { 3 } else { 2 }));
+        assert_eq!(read_all(&layout(&directory), start_lsn, end_lsn), wal);
+    }
+}
+
+#[test]
 fn old_segments_go_and_the_last_one_stays() {
     let directory = TempDir::new().unwrap();
     let (start_lsn, wal) = random_log(1, 600);

@@ -75,6 +75,12 @@ impl Session<'_> {
 
     /// Streams until the connection ends. Never returns without an error.
     pub(super) fn run(&mut self, mut connection: Connection) -> Result<std::convert::Infallible, ReceiverError> {
+        if self.log.leave_empty_timeline()? {
+            tracing::info!(
+                timeline_id = self.log.timeline_id(),
+                "no record came on the newer timeline; back on this one"
+            );
+        }
         self.check_primary(&mut connection)?;
         self.ensure_slot(&mut connection)?;
         loop {

@@ -17,8 +17,10 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 use self::object::ObjectClass;
 use super::basebackup::BackupRequest;
+use super::lease::LeaseCommand;
 use super::message::Column;
 use super::pagestream::wire::Version;
+use super::timeline_change::TimelineChange;
 
 /// One page of a timeline, as people write it: `1663/5/16384/main/7`, or `pg_xact/7` (pages are numbered across segments).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,6 +156,10 @@ pub enum Command {
         /// The running primary. May hold a password: never logged.
         conninfo: Conninfo,
     },
+    /// `BRANCH ...`, `TIMELINE FOLLOW`, `TIMELINE UNFOLLOW`, `TIMELINE DELETE`
+    TimelineChange(TimelineChange),
+    /// `LEASE ...`
+    Lease(LeaseCommand),
     /// `DATABASE LIST name [AT lsn]`
     DatabaseList {
         /// The timeline.
@@ -288,7 +294,8 @@ impl Command {
         const NAME_VALUE: &[Column] = &[Column::text("name"), Column::text("value")];
         match self {
             Command::Help => const { &[Column::text("command"), Column::text("what_it_does")] },
-            Command::TimelineList | Command::Import { .. } => TIMELINES,
+            Command::TimelineList | Command::Import { .. } | Command::TimelineChange(_) => TIMELINES,
+            Command::Lease(_) => super::lease::COLUMNS,
             Command::TimelineShow { .. } | Command::Status | Command::StoreStats | Command::RedoStats => NAME_VALUE,
             Command::LastRecordLsn { .. } => const { &[Column::text("timeline"), Column::text("last_record_lsn")] },
             Command::Lag { .. } => {

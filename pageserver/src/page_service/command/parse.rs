@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use postgres_ffi::Lsn;
 
+mod branch;
+
 use super::token::{Token, TokenKind, statements};
 use super::{Command, Conninfo, SelectItem};
 use crate::page_service::basebackup::BackupRequest;
@@ -26,6 +28,20 @@ pub const FORMS: &[(&str, &str)] = &[
     ("STORE STATS", "figures of the store"),
     ("SHOW REDO", "redo engine and counters of each cluster"),
     ("IMPORT name FROM 'conninfo'", "makes a timeline from a running primary"),
+    ("BRANCH CREATE name FROM timeline [AT lsn]", "makes a branch of a timeline as it was; nothing is copied"),
+    ("BRANCH DELETE name", "deletes a branch that nothing branches off; also TIMELINE DELETE name for any timeline"),
+    ("BRANCH RENAME name TO name", "gives a timeline another name"),
+    (
+        "BRANCH RESET name [AT lsn]",
+        "throws away what a branch has and begins it anew at its ancestor's last record or an LSN",
+    ),
+    ("BRANCH DETACH name", "copies what a branch reads from its ancestors, so that it needs them no more"),
+    ("TIMELINE FOLLOW name FROM 'conninfo'", "takes the timeline's WAL from this primary from now on"),
+    ("TIMELINE UNFOLLOW name", "takes no WAL any more"),
+    ("TIMELINE DELETE name", "deletes a timeline that nothing branches off"),
+    ("LEASE name AT lsn [FOR seconds]", "keeps an LSN readable for a while, 600 seconds unless told"),
+    ("LEASE LIST [name]", "leases that are valid"),
+    ("LEASE END lease", "ends a lease"),
     ("DATABASE LIST name [AT lsn]", "databases per tablespace"),
     ("RELATION LIST name [IN tablespace/database] [AT lsn]", "relation forks with their blocks"),
     ("SLRU LIST name [AT lsn]", "segments of pg_xact, pg_multixact, pg_commit_ts"),
@@ -61,6 +77,8 @@ fn parse_statement(tokens: &[Token<'_>]) -> Result<Command, PgError> {
         Some("timeline") => parser.timeline(),
         Some("store") => parser.then("stats").and_then(|()| parser.finish(Command::StoreStats)),
         Some("import") => parser.import(),
+        Some("branch") => parser.branch(),
+        Some("lease") => parser.lease(),
         Some("database") => parser.then("list").and_then(|()| parser.database_list()),
         Some("relation") => parser.then("list").and_then(|()| parser.relation_list()),
         Some("slru") => parser.then("list").and_then(|()| parser.slru_list()),
@@ -151,7 +169,10 @@ impl Parser<'_> {
                 let timeline = self.name("a timeline")?;
                 self.finish(Command::TimelineShow { timeline })
             }
-            _ => Err(self.unexpected_here("LIST or SHOW")),
+            Some("follow") => self.follow(),
+            Some("unfollow") => self.unfollow(),
+            Some("delete") => self.timeline_delete(),
+            _ => Err(self.unexpected_here("LIST, SHOW, FOLLOW, UNFOLLOW or DELETE")),
         }
     }
 
@@ -347,8 +368,7 @@ impl Parser<'_> {
     }
 
     fn unknown(&self, word: &str) -> PgError {
-        let known_elsewhere =
-            ["fullbackup", "lease", "branch", "copy", "explain", "insert", "update", "delete", "create"];
+        let known_elsewhere = ["fullbackup", "copy", "explain", "insert", "update", "delete", "create"];
         if known_elsewhere.contains(&word) {
             return PgError::new(sqlstate::FEATURE_NOT_SUPPORTED, format!("{word} is not supported yet"))
                 .with_hint("HELP lists the commands.");

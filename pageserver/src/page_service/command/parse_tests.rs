@@ -4,6 +4,9 @@ use postgres_ffi::{ForkNumber, Lsn, RelTag, SlruKind};
 use super::super::object::ObjectClass;
 use super::super::{DatabaseAddress, PageAddress};
 use super::*;
+use crate::page_service::lease::LeaseCommand;
+use crate::page_service::timeline_change::TimelineChange;
+use crate::timeline::BranchPoint;
 
 fn check(text: &str, expect: Command) {
     assert_eq!(parse(text), Ok(vec![expect]), "{text}");
@@ -45,6 +48,28 @@ fn forms() {
     check("show redo", Command::RedoStats);
     let conninfo = Conninfo("host=/tmp user='x'".into());
     check("import main from 'host=/tmp user=''x'''", Command::Import { name: main(), conninfo });
+    let change = |change| Command::TimelineChange(change);
+    let point = BranchPoint::Lsn(Lsn::new(0x16B5A50));
+    let (name, timeline) = (|| "b".to_owned(), main);
+    let create = |point| change(TimelineChange::CreateBranch { name: name(), timeline: timeline(), point });
+    check("branch create b from main", create(BranchPoint::Last));
+    check("BRANCH CREATE b FROM main AT 0/16B5A50", create(point));
+    check("branch delete main", change(TimelineChange::Delete { timeline: timeline() }));
+    check("timeline delete main", change(TimelineChange::Delete { timeline: timeline() }));
+    check("branch rename main to b", change(TimelineChange::Rename { timeline: timeline(), new_name: name() }));
+    check("branch reset main", change(TimelineChange::Reset { timeline: timeline(), point: BranchPoint::Last }));
+    check("branch reset main at 0/16B5A50", change(TimelineChange::Reset { timeline: timeline(), point }));
+    check("branch detach main", change(TimelineChange::Detach { timeline: timeline() }));
+    let conninfo = Conninfo("host=/tmp".into());
+    check("timeline follow main from 'host=/tmp'", change(TimelineChange::Follow { timeline: timeline(), conninfo }));
+    check("timeline unfollow main", change(TimelineChange::Unfollow { timeline: timeline() }));
+    let give = |timeline, seconds| Command::Lease(LeaseCommand::Give { timeline, lsn: Lsn::new(16), seconds });
+    check("lease main at 0/10", give(main(), None));
+    check("lease main at 0/10 for 30", give(main(), Some(30)));
+    check("lease 'list' at 0/10", give("list".into(), None));
+    check("lease list", Command::Lease(LeaseCommand::List { timeline: None }));
+    check("lease list main", Command::Lease(LeaseCommand::List { timeline: Some(main()) }));
+    check("lease end 7", Command::Lease(LeaseCommand::End { lease_id: 7 }));
     check("database list main at 0/16B5A50", Command::DatabaseList { timeline: main(), at });
     check("relation list main", Command::RelationList { timeline: main(), database: None, at: None });
     let database = Some(DatabaseAddress { spc_oid: 1663, db_oid: 5 });
@@ -131,19 +156,27 @@ fn errors() {
     check_error("import x", "42601", "FROM");
     check_error("import x from 'password=secret' y", "42601", "at or near \"y\"");
     check_error("select * from pg_class", "0A000", "page server");
+    check_error("lease lsn a b 0/1", "42601", "AT");
+    check_error("lease main at 0/1 for ever", "22023", "invalid digit");
+    check_error("lease end x", "22023", "invalid digit");
     check_error("basebackup", "42601", "a timeline");
     check_error("basebackup a b 7", "22023", "not an LSN");
     check_error("basebackup a --zip", "42601", "--gzip or --no-data");
     check_error("basebackup a --gzip --gzip", "42601", "--gzip or --no-data");
     check_error("basebackup a b 0/1 c", "42601", "the end of the command");
     check_error("fullbackup a b", "0A000", "not supported yet");
-    check_error("lease lsn a b 0/1", "0A000", "not supported yet");
+    check_error("branch", "42601", "CREATE");
+    check_error("branch create a main", "42601", "FROM");
+    check_error("branch create a from main at 7", "22023", "not an LSN");
+    check_error("timeline follow a 'password=secret'", "42601", "FROM");
     check_error("show timeline $1", "0A000", "no parameters");
     check_error("help 'x", "42601", "unterminated");
 }
 
 #[test]
 fn an_error_never_repeats_quoted_text() {
+    let follow = parse("timeline follow x from 'password=secret'").expect("parses");
+    assert!(!format!("{follow:?}").contains("secret"));
     let error = parse("import x 'password=secret'").expect_err("no FROM");
     assert!(!format!("{error:?}").contains("secret"));
     let command = parse("import x from 'password=secret'").expect("parses");

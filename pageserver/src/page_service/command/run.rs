@@ -20,6 +20,7 @@ use crate::page_service::error::{Failure, PgError, sqlstate};
 use crate::page_service::message::Value;
 use crate::page_service::pagestream::lsn::Refusal;
 use crate::page_service::server::Shared;
+use crate::page_service::timeline_change::TimelineChange;
 
 /// Runs `command` and gives its rows to `rows`. Errors of the backend, and `Failure::End` when the connection ends meanwhile.
 pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mut Rows<'_>) -> Result<(), Failure> {
@@ -44,6 +45,8 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         Command::StoreStats => name_value_rows(repository.store_stats()?, rows),
         Command::RedoStats => name_value_rows(repository.redo_stats()?, rows),
         Command::Import { name, conninfo } => import(repository, name, conninfo, rows),
+        Command::TimelineChange(change) => change_timeline(repository, change, rows),
+        Command::Lease(command) => repository.lease(command)?.iter().try_for_each(|lease| rows.row(&lease.row())),
         Command::DatabaseList { timeline, at } => {
             let (timeline, at) = timeline_at(repository, timeline, *at)?;
             let row =
@@ -241,6 +244,33 @@ fn import(
     let result = repository.import(name, &conninfo.0, &mut progress);
     match (result, stopped_by) {
         (Ok(info), _) => rows.row(&timeline_row(&info)),
+        (Err(error), Some(failure)) if error.kind == BackendErrorKind::Cancelled => Err(failure),
+        (Err(error), _) => Err(error.into()),
+    }
+}
+
+fn change_timeline(
+    repository: &dyn RepositoryBackend,
+    change: &TimelineChange,
+    rows: &mut Rows<'_>,
+) -> Result<(), Failure> {
+    let mut stopped_by = None;
+    let mut progress = |progress: &ImportProgress| match rows
+        .check_interrupts()
+        .and_then(|()| rows.notice(&progress_text(progress)))
+    {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(failure) => {
+            stopped_by = Some(failure);
+            ControlFlow::Break(())
+        }
+    };
+    let result = repository.change_timeline(change, &mut progress);
+    match (result, stopped_by) {
+        (Ok(changed), _) => {
+            changed.notices.iter().try_for_each(|notice| rows.notice(notice))?;
+            rows.row(&timeline_row(&changed.info))
+        }
         (Err(error), Some(failure)) if error.kind == BackendErrorKind::Cancelled => Err(failure),
         (Err(error), _) => Err(error.into()),
     }

@@ -131,7 +131,8 @@ fn errors_leave_the_connection_usable() {
         ("object list main class checkpoint at 0/FFF", "22023"),
         ("object list main class pages", "22023"),
         ("select * from pg_class", "0A000"),
-        ("lease lsn a b 0/1", "0A000"),
+        ("lease lsn a b 0/1", "42601"),
+        ("lease end 8", "42704"),
         ("show sizes; help 'x", "42601"),
     ] {
         match client.query(command).expect_err(command) {
@@ -154,6 +155,24 @@ fn several_commands_at_once() {
     assert_eq!(client.query("").expect("the empty query"), [ResultSet::default()]);
     // The first error stops the rest.
     assert!(client.query("select 1; show timeline nowhere; select 2").is_err());
+}
+
+#[test]
+fn changes_of_timelines_give_the_timeline_and_tell_what_happened() {
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    for command in ["branch create b from main at 0/10", "branch reset b", "timeline unfollow b"] {
+        let mut notices = Vec::new();
+        let results =
+            client.query_with_notices(command, &mut |notice| notices.push(notice.to_string())).expect(command);
+        let columns = "name|state|pg_version|ancestor|ancestor_lsn|first_readable_lsn|last_record_lsn|tenant|id";
+        assert_eq!(results[0].columns.join("|"), columns);
+        assert!(rows(&results[0])[0].starts_with("main|active|15|"));
+        assert!(notices.len() == 2 && notices[0].contains("toy: 1 bytes"), "{notices:?}");
+    }
+    let columns = "lease|timeline|lsn|valid_until";
+    check("lease main at 0/2000 for 60", columns, &["7|main|0/2000|1970-01-01T00:01:00.000000Z"]);
+    check("lease list", columns, &[]);
 }
 
 #[test]

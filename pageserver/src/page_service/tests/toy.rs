@@ -16,6 +16,9 @@ use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use crate::page_service::basebackup::{BackupBegin, BackupRequest, BackupSink};
+use crate::page_service::lease::{LeaseCommand, LeaseInfo};
+use crate::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
+use crate::wall_time::WallTime;
 
 pub const ID: &str = "3aa8fcc61f6d357410b7de754b1d9001";
 pub const TENANT: &str = "de200bd42b49cc1814412c7e592dd6e9";
@@ -186,6 +189,32 @@ impl RepositoryBackend for ToyRepository {
             self.0.backup_pieces.fetch_add(1, Ordering::SeqCst);
         }
         sink.write_all(second).map_err(stopped)
+    }
+
+    /// The answer repeats the command, so that a test sees what came through.
+    fn change_timeline(
+        &self,
+        change: &TimelineChange,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<TimelineChanged, BackendError> {
+        let _ = progress(&ImportProgress { phase: "toy".into(), bytes_done: 1, bytes_total: None });
+        let notices = vec![format!("{change:?}")];
+        Ok(TimelineChanged { info: self.0.info(), notices })
+    }
+
+    fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
+        match command {
+            LeaseCommand::Give { timeline, lsn, seconds } => Ok(vec![LeaseInfo {
+                lease_id: 7,
+                timeline: timeline.clone(),
+                lsn: *lsn,
+                valid_until: WallTime::from_unix_seconds(seconds.unwrap_or(600) as i64),
+            }]),
+            LeaseCommand::List { .. } => Ok(Vec::new()),
+            LeaseCommand::End { lease_id } => {
+                Err(BackendError::not_found(format!("no such lease. lease=`{lease_id}`")))
+            }
+        }
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {

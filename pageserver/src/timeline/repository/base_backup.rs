@@ -1,7 +1,6 @@
 //! Base backups of timelines: where their WAL lies, and which PostgreSQL timelines they leave and begin.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use postgres_ffi::Lsn;
 use postgres_ffi::start::WalPlace;
@@ -50,19 +49,9 @@ impl Repository {
         layouts
     }
 
-    fn wal_layout(&self, timeline: &Timeline) -> WalLayout {
-        let metadata = timeline.metadata();
-        WalLayout {
-            directory: self.timeline_dir(metadata.timeline_id).join("wal"),
-            version: metadata.cluster.pg_version,
-            segment_bytes: metadata.cluster.wal_segment_bytes,
-            system_id: metadata.cluster.system_identifier,
-        }
-    }
-
-    fn pg_timelines(&self, timeline: &Timeline, _branch_lsn: Lsn) -> Result<PgTimelines, BackupError> {
-        static NEXT: AtomicU32 = AtomicU32::new(0x1000);
-        let left = timeline.metadata().cluster.pg_timeline_id;
-        Ok(PgTimelines { left, left_history: Vec::new(), begun: NEXT.fetch_add(1, Ordering::Relaxed) })
+    fn pg_timelines(&self, timeline: &Timeline, branch_lsn: Lsn) -> Result<PgTimelines, BackupError> {
+        let left = self.pg_history_at(timeline, branch_lsn)?;
+        let begun = self.next_pg_timeline_id(timeline.metadata().tenant_id)?;
+        Ok(PgTimelines { left: left.timeline_id, left_history: left.content.to_vec(), begun })
     }
 }

@@ -1,15 +1,25 @@
-//! Imported timelines follow their primaries: each has a receiver that feeds it.
+//! Timelines follow their primaries: each has a receiver that feeds it.
+//!
+//! - A branch that nothing was written to gets a watermark at its branch LSN before the first record comes: from then on every flush writes one.
+//! - What a primary was told is durable here is ingested before a timeline stops following it.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use postgres_ffi::Lsn;
+use tracing::{info, warn};
 
-use super::{Repository, RepositoryError};
+use super::branching::Changed;
+use super::{Repository, RepositoryError, create_dir};
 use crate::replication::{ConnInfo, ReplicationError};
-use crate::timeline::{Timeline, TimelineIngest, TimelineIngestError};
-use crate::wal::WalLayout;
+use crate::store::Batch;
+use crate::timeline::metadata::{Primary, TimelineMetadata};
+use crate::timeline::{Timeline, TimelineIngest, TimelineIngestError, TimelineState};
+use crate::wal::{WalLog, WalReader};
 use crate::wal_receiver::{ReceiverConfig, SinkError, WalReceiver, WalSink};
+
+/// WAL read from our own files at once.
+const READ_BYTES: usize = 1 << 20;
 
 impl Repository {
     /// Starts to follow the primary of every timeline that has one. Errors: the WAL files of a timeline cannot be used.
@@ -25,21 +35,143 @@ impl Repository {
         let config = ReceiverConfig {
             conninfo,
             slot: Some(primary.slot.clone()),
-            layout: WalLayout {
-                directory: self.timeline_dir(metadata.timeline_id).join("wal"),
-                version: metadata.cluster.pg_version,
-                segment_bytes: metadata.cluster.wal_segment_bytes,
-                system_id: metadata.cluster.system_identifier,
-            },
+            layout: self.wal_layout(timeline),
             pg_timeline_id: metadata.cluster.pg_timeline_id,
             status_interval: std::time::Duration::from_secs(self.config.wal.status_interval_seconds),
             receive_timeout: RECEIVE_TIMEOUT,
         };
+        self.begin_own_history(timeline)?;
         let sink = TimelineSink::new(Arc::clone(timeline), self.config.wal.keep_mib << 20)?;
         let receiver = WalReceiver::start(config, Box::new(sink))?;
         *timeline.receiver.write() = Some(receiver);
         Ok(())
     }
+
+    /// Follows the primary at `conninfo` from now on, whatever the timeline followed before. How that goes shows in the receiver's state: the
+    /// primary need not run yet.
+    ///
+    /// Errors: no such timeline; the connection string is none; the WAL on our disk cannot be used.
+    pub fn follow_primary(&self, name: &str, conninfo: &str) -> Result<Changed, RepositoryError> {
+        let _: ConnInfo = conninfo.parse().map_err(ReplicationError::from)?;
+        let _changes = self.changes.lock();
+        let timeline = self.timeline_named(name)?;
+        let slot = format!("pageserver_{}", timeline.metadata().timeline_id);
+        let primary = Primary { conninfo: conninfo.to_owned(), slot: slot.clone() };
+        let before = timeline.metadata().primary.clone();
+        self.change_metadata(&timeline, |metadata| metadata.primary = Some(primary))?;
+        timeline.stop_receiver();
+        timeline.begin_again();
+        self.follow(&timeline)?;
+        let mut notices = Vec::new();
+        if let Some(before) = before.filter(|before| before.conninfo != conninfo) {
+            let server = shown(&before.conninfo);
+            notices.push(format!(
+                "slot `{}` stays at {server}; drop it there when it is not needed any more",
+                before.slot
+            ));
+        }
+        Ok(Changed { timeline, notices })
+    }
+
+    /// Follows nobody from now on. Everything that a primary was told is durable here is ingested and durable in the store by then. The slot
+    /// at the primary is dropped as far as the primary lets us.
+    pub fn unfollow_primary(&self, name: &str) -> Result<Changed, RepositoryError> {
+        let _changes = self.changes.lock();
+        let timeline = self.timeline_named(name)?;
+        let Some(primary) = timeline.metadata().primary.clone() else {
+            return Ok(Changed { timeline, notices: vec!["it followed nobody".to_owned()] });
+        };
+        timeline.stop_receiver();
+        self.ingest_wal_on_disk(&timeline)?;
+        if timeline.store.watermark().is_some() {
+            timeline.store.flush(true)?;
+        }
+        self.change_metadata(&timeline, |metadata| metadata.primary = None)?;
+        info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
+        Ok(Changed { timeline, notices: vec![super::slots::drop_slot(&primary)] })
+    }
+
+    /// Before a timeline's first own record: its watermark, and the history of the PostgreSQL timeline that it begins on.
+    fn begin_own_history(&self, timeline: &Timeline) -> Result<(), RepositoryError> {
+        let Some(ancestor) = timeline.metadata().ancestor.clone() else { return Ok(()) };
+        if timeline.store.watermark().is_none() {
+            timeline.publish_at(ancestor.lsn)?;
+        }
+        self.write_history_before(timeline, ancestor.lsn)
+    }
+
+    /// Writes the history file of the PostgreSQL timeline that the ancestor was on at `branch_lsn`, if there is one and it is not here yet.
+    pub(super) fn write_history_before(&self, timeline: &Timeline, branch_lsn: Lsn) -> Result<(), RepositoryError> {
+        let history = self.pg_history_at(timeline, branch_lsn)?;
+        let layout = self.wal_layout(timeline);
+        create_dir(&layout.directory)?;
+        if !history.content.is_empty() && layout.history(history.timeline_id)?.is_none() {
+            layout.write_history(history.timeline_id, &history.content)?;
+        }
+        Ok(())
+    }
+
+    /// Ingests what is durable in the timeline's WAL files and not in the store, as the receiver would do at its next start.
+    fn ingest_wal_on_disk(&self, timeline: &Arc<Timeline>) -> Result<(), RepositoryError> {
+        if matches!(timeline.state(), TimelineState::Stopped { .. }) {
+            return Ok(()); // It would stop there again.
+        }
+        let layout = self.wal_layout(timeline);
+        let Some(end_lsn) = WalLog::open(layout.clone())?.and_then(|log| log.flushed_record_end_lsn()) else {
+            return Ok(());
+        };
+        let mut ingest = TimelineIngest::new(Arc::clone(timeline))?;
+        let mut reader = WalReader::new(layout);
+        while ingest.fed_until() < end_lsn {
+            ingest.feed(reader.read(ingest.fed_until(), end_lsn, READ_BYTES)?)?;
+        }
+        Ok(())
+    }
+
+    /// Changes what is known of a timeline, on disk first. Requires: `changes` is locked.
+    pub(super) fn change_metadata(
+        &self,
+        timeline: &Timeline,
+        change: impl FnOnce(&mut TimelineMetadata),
+    ) -> Result<(), RepositoryError> {
+        let mut metadata = (*timeline.metadata()).clone();
+        change(&mut metadata);
+        metadata.save(&self.timeline_dir(metadata.timeline_id))?;
+        *timeline.metadata.write() = Arc::new(metadata);
+        Ok(())
+    }
+}
+
+impl Timeline {
+    /// Gives a timeline that has none a watermark at `lsn`, durably. Requires: everything at or below it is in the store.
+    pub(super) fn publish_at(&self, lsn: Lsn) -> Result<(), RepositoryError> {
+        self.store.put(&Batch::new(), lsn)?;
+        self.store.flush(true)?;
+        Ok(())
+    }
+
+    /// Returns when no receiver feeds this timeline any more.
+    pub(super) fn stop_receiver(&self) {
+        let receiver = self.receiver.write().take();
+        if let Some(receiver) = receiver {
+            receiver.stop();
+        }
+    }
+
+    /// A stopped timeline tries again from its last record on.
+    fn begin_again(&self) {
+        let mut state = self.state.write();
+        if let TimelineState::Stopped { at_lsn, reason } = &*state {
+            warn!(timeline = %self.metadata().name, %at_lsn, reason, "ingest begins again where it stopped");
+            let is_catching_up = self.is_catching_up.load(std::sync::atomic::Ordering::Relaxed);
+            *state = if is_catching_up { TimelineState::CatchingUp } else { TimelineState::Active };
+        }
+    }
+}
+
+/// User, hosts and ports of a connection string, without a password.
+pub(super) fn shown(conninfo: &str) -> String {
+    conninfo.parse::<ConnInfo>().map_or_else(|_| "the primary".to_owned(), |conninfo| conninfo.to_string())
 }
 
 /// Silence of the primary after which the connection counts as lost, as PostgreSQL's `wal_receiver_timeout`.

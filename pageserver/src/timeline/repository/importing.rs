@@ -8,11 +8,13 @@ use keyenc::TimelineNo;
 use postgres_ffi::PgVersion;
 use tracing::info;
 
-use super::{IMPORTING_FILE_NAME, Repository, RepositoryError, create_dir};
+use super::marks::{IMPORTING, clear_mark, set_mark};
+use super::names::ReservedName;
+use super::{Repository, RepositoryError, create_dir};
 use crate::import::base_backup::{OnProgress, import_primary};
 use crate::import::{ImportError, ImportSummary, data_dir};
 use crate::replication::{ConnInfo, ReplicationError};
-use crate::timeline::metadata::{ClusterFacts, Imported, Primary, TimelineMetadata, check_name};
+use crate::timeline::metadata::{ClusterFacts, Imported, Primary, TimelineMetadata};
 use crate::timeline::{TenantId, Timeline, TimelineId};
 
 /// What an import brought, for people.
@@ -47,6 +49,7 @@ pub(super) struct NewTimeline {
     pub name: String,
     dir: PathBuf,
     begun: Instant,
+    _reserved_name: ReservedName,
 }
 
 impl Repository {
@@ -87,28 +90,12 @@ impl Repository {
 
     /// Reserves name, ids and number, durably: whatever is stored under the number from now on is taken away after a crash.
     pub(super) fn begin_import(&self, name: &str) -> Result<NewTimeline, RepositoryError> {
-        check_name(name)?;
-        if self.timelines.read().values().any(|timeline| timeline.metadata().name == name) {
-            return Err(RepositoryError::NameTaken { name: name.to_string() });
-        }
-        let no = {
-            let mut timeline_no_max = self.timeline_no_max.lock();
-            *timeline_no_max += 1;
-            *timeline_no_max
-        };
+        let reserved_name = self.reserve_name(name)?;
+        let no = self.next_timeline_no();
         let timeline_id = TimelineId::generate();
         let dir = self.timeline_dir(timeline_id);
         create_dir(&dir.join("wal"))?;
-        let mark = dir.join(IMPORTING_FILE_NAME);
-        let write = || {
-            use std::io::Write;
-            let mut file = std::fs::File::create(&mark)?;
-            writeln!(file, "{no}")?;
-            file.sync_all()?;
-            std::fs::File::open(&dir)?.sync_all()?;
-            std::fs::File::open(&self.timelines_dir)?.sync_all()
-        };
-        write().map_err(|source| RepositoryError::Io { doing: "mark an import", path: mark.clone(), source })?;
+        set_mark(&dir, IMPORTING, no)?;
         Ok(NewTimeline {
             tenant_id: TenantId::generate(),
             timeline_id,
@@ -116,6 +103,7 @@ impl Repository {
             name: name.to_string(),
             dir,
             begun: Instant::now(),
+            _reserved_name: reserved_name,
         })
     }
 
@@ -130,13 +118,13 @@ impl Repository {
             .and_then(|summary| self.finish_import(&new, &summary, primary).map(|timeline| (timeline, summary)))
         {
             Ok((timeline, summary)) => {
-                let report = ImportReport { name: new.name, summary, duration: new.begun.elapsed() };
+                let report = ImportReport { name: new.name.clone(), summary, duration: new.begun.elapsed() };
                 info!("{report}");
                 Ok((timeline, report))
             }
             Err(error) => {
                 // If this fails too, the mark makes the next start do it.
-                let _ = self.discard_unfinished_import(&new.dir);
+                let _ = self.take_away(&new.dir, IMPORTING);
                 Err(error)
             }
         }
@@ -167,12 +155,7 @@ impl Repository {
             primary,
         };
         metadata.save(&new.dir)?;
-        let mark = new.dir.join(IMPORTING_FILE_NAME);
-        let unmark = || {
-            std::fs::remove_file(&mark)?;
-            std::fs::File::open(&new.dir)?.sync_all()
-        };
-        unmark().map_err(|source| RepositoryError::Io { doing: "end an import", path: mark.clone(), source })?;
+        clear_mark(&new.dir, IMPORTING)?;
         self.open_timeline(metadata)
     }
 }

@@ -1,0 +1,61 @@
+//! Images that go straight into RocksDB, past the layers: what a timeline had to read elsewhere so far, as versions of its own.
+//!
+//! - All of them are at or below what the timeline's layers begin with: a reader that goes from new to old meets them last.
+//! - They become part of the store together, or not at all.
+
+use keyenc::Key;
+use postgres_ffi::Lsn;
+
+use super::file_set::FileSet;
+use super::flusher::wait_for_level0;
+use super::{StoreError, TimelineStore};
+
+/// Images on their way. Dropped before [`ImageSet::finish`]: nothing has happened.
+pub struct ImageSet<'a> {
+    store: &'a TimelineStore,
+    files: FileSet<'a>,
+    image_lsn: Lsn,
+    last_key: Option<Key>,
+}
+
+impl TimelineStore {
+    /// Begins a set of images that all have the LSN `image_lsn`.
+    ///
+    /// Requires: every other version of this timeline is above it, or an image of the same content at it.
+    pub fn begin_images(&self, image_lsn: Lsn) -> ImageSet<'_> {
+        let files = FileSet::new(&self.store().inner().db, self.timeline_no(), true);
+        ImageSet { store: self, files, image_lsn, last_key: None }
+    }
+}
+
+impl ImageSet<'_> {
+    /// Adds the image of `key`. Requires: keys come in ascending order. Errors: `Write`.
+    pub fn put(&mut self, key: Key, image: &[u8]) -> Result<(), StoreError> {
+        assert!(self.last_key < Some(key), "images come in key order");
+        self.last_key = Some(key);
+        self.files.put_image(&key, self.image_lsn, image).map_err(|error| write_error(&error))
+    }
+
+    /// Makes the set part of the store, durably. Blocks while compaction is behind.
+    /// Errors: `Write` (nothing was added), `Poisoned`, `TimelineDeleted`, `ShuttingDown`.
+    pub fn finish(mut self) -> Result<(), StoreError> {
+        self.files.close_file().map_err(|error| write_error(&error))?;
+        let inner = self.store.store().inner();
+        if !wait_for_level0(inner).map_err(|error| write_error(&error))? {
+            return Err(StoreError::ShuttingDown);
+        }
+        // Whoever deletes the timeline takes this lock first: nothing comes in behind it.
+        let state = self.store.state();
+        let _writer = state.writer.lock();
+        state.check_not_deleted()?;
+        inner.check_writable()?;
+        self.files.ingest().map_err(|error| {
+            inner.poison(error.to_string());
+            StoreError::Poisoned { cause: error.to_string() }
+        })
+    }
+}
+
+fn write_error(error: &rocksdb::Error) -> StoreError {
+    StoreError::Write { cause: error.to_string() }
+}

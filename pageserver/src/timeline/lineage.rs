@@ -1,0 +1,142 @@
+//! Reads that go on in ancestors: which versions of which timelines an object is made of.
+//!
+//! - **Never:** an answer from a timeline that was deleted or reset while it was read. Whoever takes versions away marks the timeline first
+//!   ([`Timeline::mark_gone`]); whoever reads looks at the mark last.
+//! - A lineage is taken once and kept for a read. It changes when a timeline is detached; then the read is done again with the new one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use keyenc::Key;
+use postgres_ffi::Lsn;
+
+use super::{ReadError, Timeline, TimelineMetadata};
+use crate::store::Gathered;
+
+/// Where the versions stand that a timeline has not itself.
+pub(super) struct Lineage {
+    /// Nearest first, each with the LSN up to which its versions are ours too.
+    pub ancestors: Vec<(Arc<Timeline>, Lsn)>,
+    /// Below it there are no versions: what an import or a detached branch begins with.
+    pub floor_lsn: Lsn,
+}
+
+impl Lineage {
+    /// The lineage of the timeline with `metadata`, whose ancestors are `ancestors`.
+    pub fn new(metadata: &TimelineMetadata, ancestors: Vec<(Arc<Timeline>, Lsn)>) -> Self {
+        let floor_lsn = match (&metadata.imported, ancestors.first()) {
+            (Some(imported), _) => imported.start_lsn,
+            (None, Some((nearest, _))) => nearest.lineage().floor_lsn,
+            (None, None) => Lsn::ZERO,
+        };
+        Lineage { ancestors, floor_lsn }
+    }
+
+    /// The lineage of a branch that leaves `ancestor` at `branch_lsn`.
+    pub fn ancestors_of_branch(ancestor: &Arc<Timeline>, branch_lsn: Lsn) -> Vec<(Arc<Timeline>, Lsn)> {
+        let lineage = ancestor.lineage();
+        let older = lineage.ancestors.iter().map(|(timeline, lsn)| (Arc::clone(timeline), (*lsn).min(branch_lsn)));
+        std::iter::once((Arc::clone(ancestor), branch_lsn)).chain(older).collect()
+    }
+}
+
+impl Timeline {
+    pub(super) fn lineage(&self) -> Arc<Lineage> {
+        Arc::clone(&self.lineage.read())
+    }
+
+    pub(super) fn set_lineage(&self, lineage: Lineage) {
+        *self.lineage.write() = Arc::new(lineage);
+    }
+
+    /// To be called before versions of this timeline are taken away. Reads that are under way fail.
+    pub(super) fn mark_gone(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+        self.last_record.shutdown();
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    /// Errors: [`ReadError::Gone`].
+    pub(super) fn check_here(&self) -> Result<(), ReadError> {
+        if self.is_gone() { Err(ReadError::Gone { timeline: self.metadata().name.clone() }) } else { Ok(()) }
+    }
+
+    /// The versions that the object at `request_lsn` is made of, from this timeline and its ancestors, newest first.
+    pub(super) fn gather(&self, key: &Key, request_lsn: Lsn) -> Result<Gathered, ReadError> {
+        let mut found = Gathered::default();
+        if self.store.gather(key, request_lsn, &mut found)? {
+            self.check_here()?;
+            return Ok(found);
+        }
+        self.gather_inherited(key, request_lsn, found)
+    }
+
+    /// `found`, which are all of this timeline's own versions, with what the ancestors have below them.
+    pub(super) fn gather_inherited(&self, key: &Key, request_lsn: Lsn, found: Gathered) -> Result<Gathered, ReadError> {
+        self.through_ancestors(request_lsn, |ancestors| {
+            let mut found = Gathered { versions: found.versions.clone() };
+            for (ancestor, branch_lsn) in ancestors {
+                if ancestor.store.gather(key, request_lsn.min(*branch_lsn), &mut found)? {
+                    break;
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// What `read` makes of this timeline and its ancestors as they stand: read again if one of them goes meanwhile.
+    pub(super) fn through_ancestors<T>(
+        &self,
+        request_lsn: Lsn,
+        read: impl Fn(&[(Arc<Timeline>, Lsn)]) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        loop {
+            let lineage = self.lineage();
+            if request_lsn < lineage.floor_lsn {
+                return Err(ReadError::BelowFirstReadable { request_lsn, first_readable_lsn: lineage.floor_lsn });
+            }
+            let answer = read(&lineage.ancestors);
+            self.check_here()?;
+            let Some((gone, _)) = lineage.ancestors.iter().find(|(ancestor, _)| ancestor.is_gone()) else {
+                return answer;
+            };
+            if Arc::ptr_eq(&lineage, &self.lineage()) {
+                gone.check_here()?;
+            }
+        }
+    }
+
+    /// The timeline that this one left, and where; `None` for an imported or detached one.
+    pub fn nearest_ancestor(&self) -> Option<(Arc<Timeline>, Lsn)> {
+        self.lineage().ancestors.first().cloned()
+    }
+
+    /// False for a version that stands in an ancestor.
+    pub(super) fn is_own_version(&self, version_lsn: Lsn) -> bool {
+        self.lineage().ancestors.first().is_none_or(|(_, branch_lsn)| version_lsn > *branch_lsn)
+    }
+
+    /// Caches a page back into the timeline that has its version: what a branch reads of an ancestor is of use to all that read it there.
+    pub(super) fn cache_back(&self, key: Key, version_lsn: Lsn, page: Bytes) {
+        let lineage = self.lineage();
+        let mut owner = self;
+        for (ancestor, branch_lsn) in &lineage.ancestors {
+            if version_lsn > *branch_lsn {
+                break;
+            }
+            owner = ancestor;
+        }
+        owner.store.cache_back(key, version_lsn, page);
+    }
+
+    /// True if no version of `key` lies above `after` and at or below `through`, as far as memory can tell. Below the branch LSN it
+    /// cannot: there the versions are an ancestor's.
+    pub(super) fn is_unchanged(&self, key: &Key, after: Lsn, through: Lsn) -> bool {
+        let is_own = self.lineage().ancestors.first().is_none_or(|(_, branch_lsn)| after >= *branch_lsn);
+        is_own && self.store.is_unchanged(key, after, through)
+    }
+}

@@ -1,0 +1,208 @@
+//! A branch is made: metadata alone, whatever the size of what it shows.
+//!
+//! - The ancestor is durable up to the branch LSN before the branch is: whatever crashes later, what a branch reads is there.
+//! - The directory is made under another name and renamed when it is whole: a crash leaves nothing or a whole branch.
+//! - A branch of an LSN that its timeline shares with an ancestor is a branch of that ancestor: it needs nothing of the timeline between.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use postgres_ffi::Lsn;
+use tracing::{info, warn};
+
+use super::branch_error::BranchError;
+use super::names::ReservedName;
+use super::{Repository, RepositoryError, create_dir};
+use crate::timeline::metadata::{Ancestor, ClusterFacts, TimelineMetadata};
+use crate::timeline::{Timeline, TimelineId, TimelineState};
+use crate::wal::RecordAt;
+
+/// Directories of branches that are being made begin with this; no timeline id does. What a crash leaves of them is removed at the start.
+pub(super) const NEW_DIR_PREFIX: &str = "new-";
+
+/// Where a branch is to leave its ancestor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BranchPoint {
+    /// At the last record that can be read.
+    Last,
+    /// At this LSN, which need not be the end of a record.
+    Lsn(Lsn),
+}
+
+/// A timeline that was made or changed, with what a person should hear about it.
+pub struct Changed {
+    /// As it is now.
+    pub timeline: Arc<Timeline>,
+    /// One sentence each.
+    pub notices: Vec<String>,
+}
+
+/// A branch point that was found: the timeline that has the versions, and the end of a record there.
+#[derive(Clone)]
+pub(super) struct Found {
+    pub ancestor: Arc<Timeline>,
+    pub branch_lsn: Lsn,
+    pub notices: Vec<String>,
+}
+
+impl Repository {
+    /// Makes branch `name` of the timeline named `timeline`. Takes the same time whatever the size of the cluster; where the timeline's newest
+    /// records are in memory only, they are written out first.
+    ///
+    /// Errors: [`BranchError`]; the name is taken or none; there is no such timeline; the disk.
+    pub fn create_branch(&self, name: &str, timeline: &str, point: BranchPoint) -> Result<Changed, RepositoryError> {
+        let name = self.reserve_name(name)?;
+        let asked = self.timeline_named(timeline)?;
+        let found = self.find_branch_point(&asked, point)?;
+        found.ancestor.make_durable(found.branch_lsn)?;
+        let _changes = self.changes.lock();
+        self.check_still_there(&found)?;
+        let timeline = self.create_branch_at(&name, &found)?;
+        info!(branch = %name.as_str(), ancestor = %found.ancestor.metadata().name, branch_lsn = %found.branch_lsn, "branch created");
+        Ok(Changed { timeline, notices: found.notices })
+    }
+
+    /// The timeline that holds the versions of `asked` at `point`, and the LSN that is taken.
+    pub(super) fn find_branch_point(
+        &self,
+        asked: &Arc<Timeline>,
+        point: BranchPoint,
+    ) -> Result<Found, RepositoryError> {
+        let timeline = || asked.metadata().name.clone();
+        if let state @ (TimelineState::Importing | TimelineState::CatchingUp) = asked.state() {
+            return Err(BranchError::NotReadableYet { timeline: timeline(), state: state.name() }.into());
+        }
+        let last_record_lsn = asked.last_record_lsn();
+        let asked_lsn = match point {
+            BranchPoint::Last => last_record_lsn,
+            BranchPoint::Lsn(lsn) => lsn,
+        };
+        if last_record_lsn < asked_lsn {
+            let timeline = timeline();
+            return Err(BranchError::LsnNotYet { branch_lsn: asked_lsn, last_record_lsn, timeline }.into());
+        }
+        let first_readable_lsn = asked.first_readable_lsn().unwrap_or(Lsn::MAX);
+        if asked_lsn < first_readable_lsn {
+            let timeline = timeline();
+            return Err(BranchError::LsnTooLow { branch_lsn: asked_lsn, first_readable_lsn, timeline }.into());
+        }
+        let mut ancestor = Arc::clone(asked);
+        while let Some((older, branch_lsn)) = ancestor.nearest_ancestor()
+            && asked_lsn < branch_lsn
+        {
+            ancestor = older;
+        }
+        let mut notices = Vec::new();
+        if !Arc::ptr_eq(&ancestor, asked) {
+            notices.push(format!(
+                "at {asked_lsn} `{}` still is `{}`: the new branch is one of `{}`",
+                timeline(),
+                ancestor.metadata().name,
+                ancestor.metadata().name
+            ));
+        }
+        let (branch_lsn, why) = self.record_end_at(&ancestor, asked_lsn, first_readable_lsn);
+        notices.extend(why.map(|why| format!("branch LSN {branch_lsn}, not {asked_lsn}: {why}")));
+        Ok(Found { ancestor, branch_lsn, notices })
+    }
+
+    /// The end of a record that shows the pages as of `lsn`, and why it is another one than `lsn`. Requires: `lsn` can be read on `timeline`, and
+    /// is not below its branch LSN.
+    fn record_end_at(&self, timeline: &Timeline, lsn: Lsn, first_readable_lsn: Lsn) -> (Lsn, Option<&'static str>) {
+        let begins_at = timeline.nearest_ancestor().map(|(_, branch_lsn)| branch_lsn);
+        if lsn == timeline.last_record_lsn() || Some(lsn) == begins_at {
+            return (lsn, None);
+        }
+        let at = self.wal_layout(timeline).record_at(lsn).unwrap_or_else(|error| {
+            warn!(timeline = %timeline.metadata().name, %lsn, %error, "the WAL does not tell where a record ends");
+            None
+        });
+        match at {
+            Some(RecordAt::End) => (lsn, None),
+            Some(RecordAt::Inside { end_lsn }) if end_lsn <= timeline.last_record_lsn() => {
+                (end_lsn, Some("the end of the record that this LSN lies in"))
+            }
+            Some(RecordAt::Between { end_lsn }) if first_readable_lsn <= end_lsn && begins_at <= Some(end_lsn) => {
+                (end_lsn, Some("the end of the last record before it"))
+            }
+            _ if lsn.is_aligned() => (lsn, None),
+            _ => {
+                let aligned_lsn = Lsn::new(lsn.as_u64() & !(postgres_ffi::lsn::MAXALIGN - 1));
+                (aligned_lsn, Some("aligned down, the WAL there is not on disk any more"))
+            }
+        }
+    }
+
+    /// Nothing may have happened to the ancestor since the point was found. Requires: `changes` is locked.
+    pub(super) fn check_still_there(&self, found: &Found) -> Result<(), RepositoryError> {
+        found.ancestor.check_here()?;
+        let first_readable_lsn = found.ancestor.first_readable_lsn().unwrap_or(Lsn::MAX);
+        if found.branch_lsn < first_readable_lsn {
+            let timeline = found.ancestor.metadata().name.clone();
+            return Err(BranchError::LsnTooLow { branch_lsn: found.branch_lsn, first_readable_lsn, timeline }.into());
+        }
+        Ok(())
+    }
+
+    fn create_branch_at(&self, name: &ReservedName, found: &Found) -> Result<Arc<Timeline>, RepositoryError> {
+        let ancestor = found.ancestor.metadata();
+        let timeline_id = TimelineId::generate();
+        let metadata = TimelineMetadata {
+            format: TimelineMetadata::format(),
+            tenant_id: ancestor.tenant_id,
+            timeline_id,
+            timeline_no: self.next_timeline_no(),
+            name: name.as_str().to_owned(),
+            ancestor: Some(Ancestor { timeline_id: ancestor.timeline_id, lsn: found.branch_lsn }),
+            cluster: self.cluster_facts_at(found)?,
+            imported: None,
+            primary: None,
+        };
+        let new_dir = self.timelines_dir.join(format!("{NEW_DIR_PREFIX}{timeline_id}"));
+        create_dir(&new_dir.join("wal"))?;
+        let made = metadata
+            .save(&new_dir)
+            .map_err(RepositoryError::from)
+            .and_then(|()| self.make_visible(&new_dir, timeline_id))
+            .and_then(|()| self.open_timeline(metadata));
+        if made.is_err() {
+            // If this fails too, the next start does it, or finds a whole branch.
+            let _ = std::fs::remove_dir_all(self.timeline_dir(timeline_id));
+            let _ = std::fs::remove_dir_all(&new_dir);
+        }
+        made
+    }
+
+    /// The ancestor's, with the PostgreSQL timeline that it was on at the branch LSN.
+    pub(super) fn cluster_facts_at(&self, found: &Found) -> Result<ClusterFacts, RepositoryError> {
+        let pg_timeline_id = self.pg_history_at(&found.ancestor, found.branch_lsn)?.timeline_id;
+        Ok(ClusterFacts { pg_timeline_id, ..found.ancestor.metadata().cluster.clone() })
+    }
+
+    fn make_visible(&self, new_dir: &PathBuf, timeline_id: TimelineId) -> Result<(), RepositoryError> {
+        let dir = self.timeline_dir(timeline_id);
+        let rename = || {
+            std::fs::rename(new_dir, &dir)?;
+            File::open(&self.timelines_dir)?.sync_all()
+        };
+        rename().map_err(|source| RepositoryError::Io { doing: "make a branch", path: dir.clone(), source })
+    }
+
+    /// A number that no timeline had since the server was started.
+    pub(super) fn next_timeline_no(&self) -> u32 {
+        let mut timeline_no_max = self.timeline_no_max.lock();
+        *timeline_no_max += 1;
+        *timeline_no_max
+    }
+}
+
+impl Timeline {
+    /// Returns when everything at or below `lsn` survives a crash without WAL.
+    pub(super) fn make_durable(&self, lsn: Lsn) -> Result<(), RepositoryError> {
+        if self.durable_lsn() < Some(lsn) {
+            self.store.flush(true)?;
+        }
+        Ok(())
+    }
+}

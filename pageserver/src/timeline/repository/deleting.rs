@@ -1,0 +1,137 @@
+//! Timelines are deleted, renamed, and reset to another branch point.
+//!
+//! - What others read through is not touched: they are named instead.
+//! - A mark on disk comes first; a crash at any point is gone on with at the next start (see [`super::marks`]).
+//! - Readers that hold the timeline are told before the first version goes.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::branch_error::BranchError;
+use super::branching::{BranchPoint, Changed};
+use super::marks::{DELETING, RESETTING, clear_mark, read_mark, set_mark};
+use super::slots::drop_slot;
+use super::{Repository, RepositoryError};
+use crate::timeline::metadata::{Ancestor, TimelineMetadata};
+use crate::timeline::{Timeline, TimelineId};
+
+impl Repository {
+    /// Deletes the timeline `name` with everything that only it has. The slot at its primary is dropped as far as the primary lets us.
+    ///
+    /// Errors: [`BranchError::HasBranches`], [`BranchError::Leased`], [`BranchError::Busy`]; no such timeline; the disk.
+    pub fn delete_timeline(&self, name: &str) -> Result<Changed, RepositoryError> {
+        let _changes = self.changes.lock();
+        let timeline = self.timeline_named(name)?;
+        self.check_unused(&timeline)?;
+        let metadata = timeline.metadata();
+        let dir = self.timeline_dir(metadata.timeline_id);
+        set_mark(&dir, DELETING, metadata.timeline_no)?;
+        timeline.stop_receiver();
+        let notices = metadata.primary.iter().map(drop_slot).collect();
+        timeline.mark_gone();
+        self.timelines.write().remove(&metadata.timeline_id);
+        self.take_away(&dir, DELETING)?;
+        self.forget_tenant_without_timelines(&metadata)?;
+        info!(timeline = %metadata.name, timeline_id = %metadata.timeline_id, "timeline deleted");
+        Ok(Changed { timeline, notices })
+    }
+
+    /// Calls the timeline `name` `new_name` from now on. Errors: the new name is taken or none; no such timeline; the disk.
+    pub fn rename_timeline(&self, name: &str, new_name: &str) -> Result<Changed, RepositoryError> {
+        let new_name = self.reserve_name(new_name)?;
+        let _changes = self.changes.lock();
+        let timeline = self.timeline_named(name)?;
+        self.change_metadata(&timeline, |metadata| metadata.name = new_name.as_str().to_owned())?;
+        info!(from = name, to = new_name.as_str(), "timeline renamed");
+        Ok(Changed { timeline, notices: Vec::new() })
+    }
+
+    /// Throws away what the branch `name` has itself and lets it begin anew at `point` of its ancestor. It follows nobody then.
+    ///
+    /// Errors: as [`Repository::delete_timeline`] and [`Repository::create_branch`]; [`BranchError::NotABranch`].
+    pub fn reset_branch(&self, name: &str, point: BranchPoint) -> Result<Changed, RepositoryError> {
+        let _changes = self.changes.lock();
+        let timeline = self.timeline_named(name)?;
+        let metadata = timeline.metadata();
+        let not_a_branch = || BranchError::NotABranch { timeline: metadata.name.clone() };
+        let (ancestor, _) = timeline.nearest_ancestor().ok_or_else(not_a_branch)?;
+        self.check_unused(&timeline)?;
+        let found = self.find_branch_point(&ancestor, point)?;
+        found.ancestor.make_durable(found.branch_lsn)?;
+        let mut new = (*metadata).clone();
+        new.timeline_no = self.next_timeline_no();
+        new.ancestor = Some(Ancestor { timeline_id: found.ancestor.metadata().timeline_id, lsn: found.branch_lsn });
+        new.cluster = self.cluster_facts_at(&found)?;
+        new.primary = None;
+        let dir = self.timeline_dir(metadata.timeline_id);
+        set_mark(&dir, RESETTING, metadata.timeline_no)?;
+        timeline.stop_receiver();
+        let mut notices = found.notices;
+        notices.extend(metadata.primary.iter().map(drop_slot));
+        new.save(&dir)?;
+        timeline.mark_gone();
+        self.finish_reset(&dir, &new)?;
+        let timeline = self.open_timeline(new)?;
+        info!(branch = name, branch_lsn = %found.branch_lsn, "branch reset");
+        Ok(Changed { timeline, notices })
+    }
+
+    /// Takes away what a reset has left of the branch that was, or the mark of a reset that did not happen.
+    pub(super) fn finish_reset(&self, dir: &Path, metadata: &TimelineMetadata) -> Result<(), RepositoryError> {
+        if let Some(old_no) = read_mark(dir, RESETTING)?
+            && old_no != metadata.timeline_no()
+        {
+            let wal_dir = dir.join("wal");
+            std::fs::remove_dir_all(&wal_dir)
+                .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+                .and_then(|()| std::fs::create_dir(&wal_dir))
+                .map_err(|source| RepositoryError::Io { doing: "empty the WAL of a branch", path: wal_dir, source })?;
+            self.take_away_versions(old_no)?;
+        }
+        clear_mark(dir, RESETTING)
+    }
+
+    /// Refuses to take away what somebody else needs. Requires: `changes` is locked.
+    pub(super) fn check_unused(&self, timeline: &Timeline) -> Result<(), RepositoryError> {
+        let metadata = timeline.metadata();
+        let name = || metadata.name.clone();
+        self.check_not_busy(&metadata)?;
+        let branches = self.branches_of(metadata.timeline_id);
+        if !branches.is_empty() {
+            return Err(BranchError::HasBranches { timeline: name(), branches }.into());
+        }
+        let leases = self.leases.ids_of(metadata.timeline_id);
+        if !leases.is_empty() {
+            return Err(BranchError::Leased { timeline: name(), leases }.into());
+        }
+        Ok(())
+    }
+
+    /// Names of the timelines that branch off directly, in order.
+    fn branches_of(&self, timeline_id: TimelineId) -> Vec<String> {
+        let branches_off = |timeline: &Arc<Timeline>| {
+            let metadata = timeline.metadata();
+            let is_one = metadata.ancestor.as_ref().is_some_and(|ancestor| ancestor.timeline_id == timeline_id);
+            is_one.then(|| metadata.name.clone())
+        };
+        self.timelines().iter().filter_map(branches_off).collect()
+    }
+
+    /// Nothing of a tenant is kept when its last timeline is gone.
+    fn forget_tenant_without_timelines(&self, metadata: &TimelineMetadata) -> Result<(), RepositoryError> {
+        let tenant_id = metadata.tenant_id;
+        if self.timelines().iter().any(|timeline| timeline.metadata().tenant_id == tenant_id) {
+            return Ok(());
+        }
+        self.redo.lock().remove(&tenant_id);
+        let dir = self.tenant_dir(tenant_id);
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(RepositoryError::Io { doing: "remove a tenant's directory", path: dir, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Marks in a timeline's directory: what is being done to it, so that the next start goes on with it after a crash.
+//!
+//! - A mark is durable before the first step and holds the number whose versions are to be taken away.
+//! - A directory is renamed before it is removed: none is ever found half removed under its own name.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use keyenc::TimelineNo;
+use tracing::warn;
+
+use super::{Repository, RepositoryError};
+
+/// An import is under way.
+pub(super) const IMPORTING: &str = "importing";
+/// The timeline goes away with everything of it.
+pub(super) const DELETING: &str = "deleting";
+/// The branch gets a new number; the versions under the number in the mark go away.
+pub(super) const RESETTING: &str = "resetting";
+/// Directories that are being removed begin with this; no timeline id does.
+pub(super) const OLD_DIR_PREFIX: &str = "old-";
+
+/// Sets the mark `name` in `dir`, durably.
+pub(super) fn set_mark(dir: &Path, name: &str, no: u32) -> Result<(), RepositoryError> {
+    let path = dir.join(name);
+    let write = || {
+        let mut file = File::create(&path)?;
+        writeln!(file, "{no}")?;
+        file.sync_all()?;
+        File::open(dir)?.sync_all()?;
+        dir.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
+    };
+    write().map_err(|source| RepositoryError::Io { doing: "mark a timeline", path: path.clone(), source })
+}
+
+/// Takes the mark away, durably.
+pub(super) fn clear_mark(dir: &Path, name: &str) -> Result<(), RepositoryError> {
+    let path = dir.join(name);
+    let clear = || {
+        std::fs::remove_file(&path)?;
+        File::open(dir)?.sync_all()
+    };
+    clear().map_err(|source| RepositoryError::Io { doing: "take a mark away", path: path.clone(), source })
+}
+
+/// The number in the mark. `None`: an empty mark, which a crash has cut off before anything was done.
+pub(super) fn read_mark(dir: &Path, name: &str) -> Result<Option<TimelineNo>, RepositoryError> {
+    let path = dir.join(name);
+    let text = std::fs::read_to_string(&path);
+    let text = text.map_err(|source| RepositoryError::Io { doing: "read a mark", path, source })?;
+    Ok(text.trim().parse().ok().map(TimelineNo))
+}
+
+impl Repository {
+    /// Ends what the mark `name` in `dir` has begun: the versions go, then the directory.
+    pub(super) fn take_away(&self, dir: &Path, name: &str) -> Result<(), RepositoryError> {
+        if let Some(no) = read_mark(dir, name)? {
+            self.take_away_versions(no)?;
+        }
+        self.remove_timeline_dir(dir)
+    }
+
+    pub(super) fn take_away_versions(&self, no: TimelineNo) -> Result<(), RepositoryError> {
+        self.store.delete_timeline(no)?;
+        let mut timeline_no_max = self.timeline_no_max.lock();
+        *timeline_no_max = no.0.max(*timeline_no_max);
+        Ok(())
+    }
+
+    fn remove_timeline_dir(&self, dir: &Path) -> Result<(), RepositoryError> {
+        let io = |source| RepositoryError::Io { doing: "remove a timeline's directory", path: dir.to_owned(), source };
+        let Some(id) = dir.file_name() else { return Ok(()) };
+        let mut old_name = std::ffi::OsString::from(OLD_DIR_PREFIX);
+        old_name.push(id);
+        let old = self.timelines_dir.join(old_name);
+        std::fs::rename(dir, &old).map_err(io)?;
+        File::open(&self.timelines_dir).and_then(|above| above.sync_all()).map_err(io)?;
+        // What is left of it goes at the next start.
+        if let Err(error) = std::fs::remove_dir_all(&old) {
+            warn!(dir = %old.display(), %error, "a directory that is not needed stays until the next start");
+        }
+        Ok(())
+    }
+}
