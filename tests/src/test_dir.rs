@@ -50,14 +50,14 @@ impl TestDir {
         Ok(path)
     }
 
-    /// A copy of the program `source` that every user may run. The build directory may lie where only its owner can look.
+    /// A copy of the program `source` that every user may run. The build directory may lie where only its owner can look. Another process makes it:
+    /// a file of ours that is open for writing may be inherited by what another thread starts just then, and cannot be run as long (ETXTBSY).
     pub fn copy_program(&self, source: &Path) -> Result<PathBuf> {
         let bin = self.path().join("bin");
         fs::create_dir_all(&bin)?;
         let target = bin.join(source.file_name().context("a program has a file name")?);
         if !target.exists() {
-            // By another process: a child that is started in this moment would keep the new file open for writing, and nobody could run it.
-            run(Command::new("cp").arg(source).arg(&target)).with_context(|| format!("copy {}", source.display()))?;
+            run(Command::new("cp").arg(source).arg(&target))?;
             fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
         }
         Ok(target)

@@ -81,11 +81,12 @@ fn measure(scale: u32, arguments: &Arguments) -> Result<String> {
         stock.push(time);
         bytes = size;
     }
-    let phases = &median(&mut now, |clone| clone.total).phases;
+    let now = median(&mut now, |clone| clone.total);
     let row = format!(
-        "| {scale} | {:.0} MB | {:.2} s ({phases}) | {:.2} s | {:.2} s | {:.2} s |",
+        "| {scale} | {:.0} MB | {:.2} s ({}) | {:.2} s | {:.2} s | {:.2} s |",
         bytes as f64 / 1e6,
-        median(&mut now, |clone| clone.total).total.as_secs_f64(),
+        now.total.as_secs_f64(),
+        now.phases,
         median(&mut unsynced, |clone| clone.total).total.as_secs_f64(),
         median(&mut then, |clone| clone.total).total.as_secs_f64(),
         median(&mut stock, |time| *time).as_secs_f64()

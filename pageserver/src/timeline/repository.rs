@@ -395,3 +395,6 @@ fn create_dir(path: &Path) -> Result<(), RepositoryError> {
         source,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -184,9 +184,12 @@ impl RepositoryBackend for ToyRepository {
         if branch_lsn == Lsn::new(GROWN_AT) {
             return Err(BackendError::new(BackendErrorKind::Corrupt, "the backup ends here"));
         }
-        while request.gzip {
-            sink.write_all(second).map_err(stopped)?; // Without end.
-            self.0.backup_pieces.fetch_add(1, Ordering::SeqCst);
+        if request.gzip {
+            // Without end: until the sink takes no more.
+            loop {
+                sink.write_all(second).map_err(stopped)?;
+                self.0.backup_pieces.fetch_add(1, Ordering::SeqCst);
+            }
         }
         sink.write_all(second).map_err(stopped)
     }
