@@ -9,6 +9,7 @@ use keyenc::{Key, Kind, Object};
 use pageserver::page_service::backend::{
     BackendError, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
+use pageserver::page_service::basebackup::{BackupRequest, BackupSink};
 use pageserver::page_service::lease::{LeaseCommand, LeaseInfo};
 use pageserver::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use pageserver::wall_time::WallTime;
@@ -57,12 +58,16 @@ impl RepositoryBackend for ConstantPages {
         Err(BackendError::not_found("nothing can be imported here"))
     }
 
+    fn base_backup(&self, _: &BackupRequest, _: &mut dyn BackupSink) -> Result<(), BackendError> {
+        Err(BackendError::not_found("there is no cluster to back up here"))
+    }
+
     fn change_timeline(&self, _: &TimelineChange, _: &mut OnProgress<'_>) -> Result<TimelineChanged, BackendError> {
         Err(BackendError::not_found("nothing can be changed here"))
     }
 
     fn lease(&self, _: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
-        Ok(Vec::new())
+        Err(BackendError::not_found("nothing can be leased here"))
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {

@@ -111,9 +111,8 @@ impl Timeline {
             let stored = decode(version_lsn, value)?;
             Ok(stored.before_lsn.is_some() && stored.time > time.as_postgres())
         };
-        let own = self.store.first_version_where(&key, through_lsn, is_later)?;
         let first = self.through_ancestors(through_lsn, |ancestors| {
-            let mut first: Option<(Lsn, Bytes)> = own.clone();
+            let mut first: Option<(Lsn, Bytes)> = self.store.first_version_where(&key, through_lsn, is_later)?;
             for (ancestor, branch_lsn) in ancestors {
                 // What an ancestor has of it is older.
                 let inherited = ancestor.store.first_version_where(&key, through_lsn.min(*branch_lsn), is_later)?;

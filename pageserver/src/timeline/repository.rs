@@ -3,6 +3,7 @@
 //! - A timeline whose import did not finish is taken away when the server starts: nothing half imported can be read.
 //! - Opening a timeline reads its metadata and its watermark, and the WAL since that watermark; nothing that grows with the history.
 
+mod base_backup;
 mod branch_error;
 mod branching;
 mod deleting;
@@ -394,3 +395,6 @@ fn create_dir(path: &Path) -> Result<(), RepositoryError> {
         source,
     })
 }
+
+#[cfg(test)]
+mod tests;
