@@ -9,6 +9,10 @@ use keyenc::{Key, Kind, Object};
 use pageserver::page_service::backend::{
     BackendError, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
+use pageserver::page_service::basebackup::{BackupRequest, BackupSink};
+use pageserver::page_service::lease::{LeaseCommand, LeaseInfo};
+use pageserver::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
+use pageserver::wall_time::WallTime;
 use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 /// The one relation there is.
@@ -52,6 +56,18 @@ impl RepositoryBackend for ConstantPages {
         _: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
     ) -> Result<TimelineInfo, BackendError> {
         Err(BackendError::not_found("nothing can be imported here"))
+    }
+
+    fn base_backup(&self, _: &BackupRequest, _: &mut dyn BackupSink) -> Result<(), BackendError> {
+        Err(BackendError::not_found("there is no cluster to back up here"))
+    }
+
+    fn change_timeline(&self, _: &TimelineChange, _: &mut OnProgress<'_>) -> Result<TimelineChanged, BackendError> {
+        Err(BackendError::not_found("nothing can be changed here"))
+    }
+
+    fn lease(&self, _: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
+        Err(BackendError::not_found("nothing can be leased here"))
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
@@ -125,6 +141,14 @@ impl TimelineBackend for ConstantPages {
 
     fn objects(&self, _: Object, _: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError> {
         Ok(Vec::new())
+    }
+
+    fn commit_time_at(&self, _: Lsn) -> Result<Option<WallTime>, BackendError> {
+        Ok(None)
+    }
+
+    fn lsn_at_time(&self, _: WallTime) -> Result<(Lsn, WallTime), BackendError> {
+        Err(BackendError::not_found("nothing was ever committed here"))
     }
 
     fn history(&self, _: Key, _: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {

@@ -2,6 +2,7 @@
 //!
 //! In stack order; a module uses those above it, never those below. `docs/architecture.md` has the picture.
 
+pub mod basebackup;
 pub mod client;
 pub mod config;
 pub mod delta;

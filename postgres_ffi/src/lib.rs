@@ -5,7 +5,8 @@
 //! - PostgreSQL's "0 means none" becomes `Option` here and nowhere else.
 //!
 //! In reading order: addresses ([`lsn`], [`rel`], [`version`]), pages ([`page`]), the log ([`wal`], [`records`]),
-//! files ([`control_file`], [`checkpoint`], [`relation_map`], [`slru`]), redo of single pages ([`redo`]), what may differ ([`mask`]), what a person reads ([`inspect`]).
+//! files ([`control_file`], [`checkpoint`], [`relation_map`], [`slru`], [`authid`]), the start of a server at any LSN ([`start`]), redo of single pages ([`redo`]),
+//! what may differ ([`mask`]), what a person reads ([`inspect`]).
 
 pub mod lsn;
 pub mod rel;
@@ -21,6 +22,10 @@ pub mod checkpoint;
 pub mod control_file;
 pub mod relation_map;
 pub mod slru;
+
+pub mod authid;
+
+pub mod start;
 
 pub mod redo;
 

@@ -5,7 +5,7 @@
 //! - Started as root, servers run as user `postgres`: PostgreSQL refuses root.
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
-//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`],
+//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`], [`backup_server`], [`computes`],
 //! [`workload`], [`prove`], [`prove_redo`].
 
 mod wait;
@@ -28,7 +28,12 @@ mod cut_proxy;
 pub use cut_proxy::CutProxy;
 
 mod pageserver_process;
-pub use pageserver_process::{Outcome, PageServer, PageServerBuilder, Pagectl};
+pub use pageserver_process::{Outcome, PageServer, PageServerBuilder, Pagectl, built_program};
+
+pub mod computes;
+pub use computes::{Compute, Computes};
+
+pub mod backup_server;
 
 pub mod workload;
 

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use postgres::{Client, NoTls, SimpleQueryMessage};
+use postgres_ffi::PgVersion;
 
 use crate::ports::free_port;
 use crate::process::{Process, run, server_command};
@@ -27,6 +28,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug, Default)]
 pub struct PageServerBuilder {
     config: toml::Table,
+    init_arguments: Vec<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     root: Option<PathBuf>,
@@ -37,6 +39,12 @@ impl PageServerBuilder {
     pub fn config(mut self, text: &str) -> Result<Self> {
         merge(&mut self.config, text.parse().context("configuration of the test")?);
         Ok(self)
+    }
+
+    /// Its data directory begins with a new cluster of `version` as timeline `main`, which follows nobody.
+    pub fn initdb(mut self, version: PgVersion) -> Self {
+        self.init_arguments = vec!["--initdb".to_owned(), "--pg-version".to_owned(), version.to_string()];
+        self
     }
 
     /// Adds an argument of `pageserver serve`.
@@ -74,7 +82,9 @@ impl PageServerBuilder {
             expected: Vec::new(),
             dir: dir.clone(),
         };
-        run(server.command("init")?.arg("--data-dir").arg(&server.data_dir)).context("pageserver init")?;
+        let mut init = server.command("init")?;
+        run(init.arg("--data-dir").arg(&server.data_dir).args(&server.builder.init_arguments))
+            .context("pageserver init")?;
         server.write_config()?;
         server.start()?;
         Ok(server)
@@ -157,7 +167,11 @@ impl PageServer {
 
     /// `pagectl`, talking to this server.
     pub fn pagectl(&self) -> Result<Pagectl> {
-        Ok(Pagectl { program: built_program("pagectl")?, server: format!("127.0.0.1:{}", self.port) })
+        Ok(Pagectl {
+            program: built_program("pagectl")?,
+            server: format!("127.0.0.1:{}", self.port),
+            environment: Vec::new(),
+        })
     }
 
     /// Starts it and returns when it takes connections.
@@ -289,6 +303,7 @@ impl Drop for PageServer {
 pub struct Pagectl {
     program: PathBuf,
     server: String,
+    environment: Vec<(String, PathBuf)>,
 }
 
 /// What one run of a program gave.
@@ -317,7 +332,14 @@ impl Pagectl {
     /// Runs `pagectl` with `arguments`; whatever it says is the outcome.
     pub fn outcome(&self, arguments: &[&str]) -> Result<Outcome> {
         let mut command = Command::new(&self.program);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         Outcome::of(command.args(arguments).env("PAGECTL_SERVER", &self.server))
+    }
+
+    /// As this one, with an environment variable of its own.
+    pub fn environment(mut self, name: &str, value: &Path) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// Runs `pagectl` with `arguments`; its data if it ends well.
@@ -338,7 +360,7 @@ fn target_dir() -> Result<PathBuf> {
 }
 
 /// A program of this workspace that cargo has built.
-fn built_program(name: &str) -> Result<PathBuf> {
+pub fn built_program(name: &str) -> Result<PathBuf> {
     let path = target_dir()?.join(name);
     ensure!(path.exists(), "{} is not built: run `make build`", path.display());
     Ok(path)

@@ -353,6 +353,37 @@ impl Postgres {
         Ok(sibling)
     }
 
+    /// The server of `version` on the data directory `data` below `root`, which the servers' user owns, with these parameters besides those of its
+    /// postgresql.conf. Not started.
+    pub(crate) fn on_directory(
+        version: PgVersion,
+        dir: &TestDir,
+        root: PathBuf,
+        port: u16,
+        settings: &[(&str, &str)],
+    ) -> Result<Postgres> {
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let server = Postgres {
+            version,
+            bin: bin_dir(version)?,
+            data_dir: root.join("data"),
+            root,
+            port,
+            auth: Auth::Trust,
+            settings,
+            process: None,
+            dir: dir.clone(),
+        };
+        server.write_settings()?;
+        Ok(server)
+    }
+
+    /// All that it has logged, over all starts.
+    pub fn log(&self) -> Result<String> {
+        let bytes = fs::read(self.root.join("log")).context("read the server's log")?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// The test's directory.
     pub(crate) fn test_dir(&self) -> &TestDir {
         &self.dir

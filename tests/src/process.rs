@@ -161,7 +161,7 @@ impl Drop for Process {
 
 /// A shell that kills one process when the test dies without having ended it: its standard input closes then.
 #[derive(Debug)]
-struct Watcher {
+pub(crate) struct Watcher {
     shell: Child,
     input: Option<ChildStdin>,
 }
@@ -169,7 +169,7 @@ struct Watcher {
 impl Watcher {
     /// SIGQUIT: PostgreSQL's immediate shutdown, which takes its children along; ends any other program as well, unless the test was
     /// started by a shell in the background, which makes it and its children ignore that signal. So SIGKILL comes after it.
-    fn start(pid: u32) -> Result<Self> {
+    pub(crate) fn start(pid: u32) -> Result<Self> {
         let mut shell = Command::new("/bin/sh")
             .args(["-c", &format!("read word || {{ kill -QUIT {pid} && sleep 5 && kill -KILL {pid}; }}")])
             .stdin(Stdio::piped())
@@ -182,7 +182,7 @@ impl Watcher {
         Ok(Self { shell, input })
     }
 
-    fn dismiss(&mut self) {
+    pub(crate) fn dismiss(&mut self) {
         if let Some(mut input) = self.input.take() {
             let _ = input.write_all(b"done\n");
         }
@@ -202,12 +202,12 @@ fn state_and_parent(pid: i32) -> Option<(char, i32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-fn is_running(pid: i32) -> bool {
+pub(crate) fn is_running(pid: i32) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| state != 'Z')
 }
 
 /// Pids of all processes below `root`, parents first.
-fn descendants(root: i32) -> Vec<i32> {
+pub(crate) fn descendants(root: i32) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let parents: Vec<(i32, i32)> = pids.filter_map(|pid| Some((pid, state_and_parent(pid)?.1))).collect();

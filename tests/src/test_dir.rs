@@ -6,12 +6,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::process::server_user;
+use crate::process::{run, server_user};
 
 /// A test's directory. Clones share it.
 #[derive(Clone, Debug)]
@@ -49,13 +50,14 @@ impl TestDir {
         Ok(path)
     }
 
-    /// A copy of the program `source` that every user may run. The build directory may lie where only its owner can look.
+    /// A copy of the program `source` that every user may run. The build directory may lie where only its owner can look. Another process makes it:
+    /// a file of ours that is open for writing may be inherited by what another thread starts just then, and cannot be run as long (ETXTBSY).
     pub fn copy_program(&self, source: &Path) -> Result<PathBuf> {
         let bin = self.path().join("bin");
         fs::create_dir_all(&bin)?;
         let target = bin.join(source.file_name().context("a program has a file name")?);
         if !target.exists() {
-            fs::copy(source, &target).with_context(|| format!("copy {}", source.display()))?;
+            run(Command::new("cp").arg(source).arg(&target))?;
             fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
         }
         Ok(target)

@@ -3,6 +3,7 @@
 //! Method: reads the files that git knows (or would take), the manifests, and `cargo tree`. Each broken rule is listed
 //! with its file and line, so that one run shows all.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -116,16 +117,47 @@ fn only_the_store_names_rocksdb() {
 fn dependencies_point_one_way() {
     let mut broken = Vec::new();
     for (member, forbidden) in FORBIDDEN_EDGES {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none", "--package", member]);
-        let output = cargo.current_dir(root()).output().expect("run cargo tree");
-        assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
-        let tree = String::from_utf8_lossy(&output.stdout);
+        let tree = cargo_tree(&["--edges", "normal", "--package", member]);
         let names = tree.lines().filter_map(|line| line.split(' ').next());
         let edges = names.filter(|name| forbidden.contains(name)).map(|name| format!("{member} -> {name}"));
         broken.extend(edges);
     }
     assert_none("a member depends on what it must not know", broken);
+}
+
+/// Lines of `cargo tree`: name and version of a crate, and what else was asked for.
+fn cargo_tree(arguments: &[&str]) -> String {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["tree", "--locked", "--offline", "--prefix", "none"]).args(arguments);
+    let output = cargo.current_dir(root()).output().expect("run cargo tree");
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Crates with their features, as one build of `packages` takes them; with or without what tests need.
+fn crates_built(packages: &[&str], edges: &str) -> BTreeSet<String> {
+    let tree = cargo_tree(&[&["--edges", edges, "--format", "{p} with {f}"], packages].concat());
+    tree.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+}
+
+#[test]
+fn a_member_alone_builds_nothing_that_the_workspace_has_not_built() {
+    let whole = crates_built(&["--workspace"], "normal,build,dev");
+    let mut broken = Vec::new();
+    let mut member_count = 0;
+    for manifest in files().into_iter().filter(|file| file.name.ends_with("/Cargo.toml")) {
+        let Some(member) = manifest.name.split('/').next().filter(|_| manifest.text.contains("\nedition.workspace"))
+        else {
+            continue;
+        };
+        member_count += 1;
+        for edges in ["normal,build", "normal,build,dev"] {
+            let alone = crates_built(&["--package", member], edges);
+            broken.extend(alone.difference(&whole).map(|other| format!("{member}: {other}")));
+        }
+    }
+    assert!(member_count > 5, "members are no longer found by their manifests");
+    assert_none("a crate is built with other features for a member alone: see workspace_features/Cargo.toml", broken);
 }
 
 #[test]

@@ -199,6 +199,7 @@ fn check(version: PgVersion) {
 
     let times = unmistakable(&ends);
     assert!(times.len() > 30, "{}", times.len());
+    check_branches(&pageserver, &ends);
     for time in [times[times.len() / 4], times[times.len() / 2] + 500, times[times.len() - 2]] {
         // The names of zones are not known yet where this parameter is read.
         let target = time_text(time).replace('Z', "+00");
@@ -212,6 +213,26 @@ fn check(version: PgVersion) {
         let (lsn, _) = lsn_at(&pageserver, time);
         assert_eq!(recovered.current_lsn().unwrap(), lsn, "PostgreSQL {version}, {}", time_text(time));
     }
+}
+
+/// A branch at a time begins where the time says, and has its ancestor's times.
+fn check_branches(pageserver: &PageServer, ends: &[End]) {
+    for (nth, at) in [ends.len() / 3, ends.len() - 1].into_iter().enumerate() {
+        let (name, time) = (format!("branch{nth}"), ends[at].time);
+        pageserver.query(&format!("BRANCH CREATE {name} FROM main AT TIME '{}'", time_text(time))).unwrap();
+        let branch_lsn = pageserver.timeline(&name, "ancestor_lsn").unwrap();
+        assert_eq!(branch_lsn.parse::<Lsn>().unwrap(), lsn_at(pageserver, time).0);
+        for time in ends[..at].iter().map(|end| end.time).step_by(10) {
+            let on_branch = pageserver.query(&format!("SHOW LSN {name} AT TIME '{}'", time_text(time))).unwrap();
+            let on_main = pageserver.query(&format!("SHOW LSN main AT TIME '{}'", time_text(time))).unwrap();
+            assert_eq!(on_branch[0][1..], on_main[0][1..]);
+        }
+        // Nothing ends there: a time after the branch LSN's stays there.
+        let newest = pageserver.query(&format!("SHOW LSN {name} AT TIME '2100-01-01'")).unwrap();
+        assert_eq!(newest[0][1], branch_lsn);
+    }
+    let refused = pageserver.query("BRANCH CREATE too_old FROM main AT TIME '2000-01-01'").unwrap_err();
+    assert!(format!("{refused:?}").contains("first_time="), "{refused:?}");
 }
 
 fn check_refusals_and_tools(pageserver: &PageServer, ends: &[End], imported: i64) {

@@ -17,6 +17,8 @@ create table inside (id int);
 insert into inside select i from generate_series(1, 1000) i;
 --@ close there
 --@ session main
+-- A backup may miss both of its directories: PostgreSQL recovers from it without the database (dbcommands.c, dbase_redo).
+--@ no backup
 alter database "{run}_there" set tablespace pg_default;
 alter index moved_v set tablespace pg_default;
 drop tablespace "{run}_b";

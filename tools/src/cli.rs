@@ -7,8 +7,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use pageserver::client::quote;
 
+use crate::basebackup::BaseBackupArgs;
 use crate::bench_getpage::{self, BenchGetPageArgs};
 use crate::compare::Compare;
+use crate::compute::ComputeCommand;
 use crate::connect::ServerArgs;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
@@ -54,6 +56,10 @@ enum Command {
     Lsn(LsnAtTime),
     Time(TimeAtLsn),
     Compare(Compare),
+    #[command(subcommand)]
+    Compute(ComputeCommand),
+    #[command(name = "basebackup")]
+    BaseBackup(BaseBackupArgs),
     /// Puts load on a page server
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -126,6 +132,8 @@ impl Cli {
             Command::Lsn(lsn) => lsn.run(server, output)?,
             Command::Time(time) => time.run(server, output)?,
             Command::Compare(compare) => return compare.run(server, output),
+            Command::Compute(command) => return command.run(server, output),
+            Command::BaseBackup(args) => args.run(server, output)?,
             Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,
             Command::Redo(command) => return command.run(server, output),
             Command::Status => server.show("SHOW STATUS", output)?,

@@ -95,8 +95,7 @@ impl DataDir {
 
     /// Where the WAL ends that a cleanly stopped server wrote: the end of its shutdown checkpoint record.
     pub fn checkpoint_end_lsn(&self) -> Result<Lsn> {
-        record_end(self.control.checkpoint_lsn, CHECKPOINT_RECORD_LEN, u64::from(self.control.xlog_seg_size))
-            .context("checkpoint position is at the end of the 64-bit WAL")
+        checkpoint_end_lsn(&self.control)
     }
 
     /// Relations that are unlogged: they have an init fork.
@@ -351,6 +350,12 @@ fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// The end of the checkpoint record that `control` names.
+pub fn checkpoint_end_lsn(control: &ControlFile) -> Result<Lsn> {
+    record_end(control.checkpoint_lsn, CHECKPOINT_RECORD_LEN, u64::from(control.xlog_seg_size))
+        .context("checkpoint position is at the end of the 64-bit WAL")
 }
 
 /// The end of a record of `len` bytes at `start_lsn`: page headers in its way counted, aligned to 8. `None` past the end of the 64-bit WAL.

@@ -18,9 +18,11 @@
 //! - No TLS and no passwords yet: the server has neither.
 
 mod connection;
+mod copy_out;
 mod error;
 mod stream;
 
 pub use connection::{CancelToken, Client, ClientConfig, ImportProgress, ResultSet, Row, quote};
+pub use copy_out::CopyOut;
 pub use error::{ClientError, ServerError};
 pub use stream::{PageStream, ReadAt};

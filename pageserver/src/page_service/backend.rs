@@ -16,6 +16,7 @@ use super::lease::{LeaseCommand, LeaseInfo};
 use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
+use super::basebackup::{BackupRequest, BackupSink};
 use crate::wall_time::WallTime;
 
 /// What a caller does next about a failed call.
@@ -120,6 +121,11 @@ pub trait RepositoryBackend: Send + Sync + 'static {
         conninfo: &str,
         progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
     ) -> Result<TimelineInfo, BackendError>;
+
+    /// Gives a base backup to `sink`: what it is, then every byte. Requires: the request names an LSN, and that has arrived.
+    /// Errors: `NotFound`, `InvalidRequest` (history that is gone), `Corrupt` (something is missing that a server needs, or a page cannot be proven
+    /// right); `Unavailable` when `sink` takes no more.
+    fn base_backup(&self, request: &BackupRequest, sink: &mut dyn BackupSink) -> Result<(), BackendError>;
 
     /// Makes, changes or deletes a timeline. `progress` as for [`Self::import`], for what takes long.
     fn change_timeline(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::basebackup;
 use super::command::rows::{Formats, Rows};
 use super::command::{Command, parse, run};
 use super::error::{End, Failure, PgError, sqlstate};
@@ -237,6 +238,10 @@ impl Connection {
                 let timeline = self.shared.repository.timeline(tenant.as_deref(), timeline)?;
                 pagestream::serve(&mut self.wire, &self.shared, *version, &*timeline)?;
                 Ok("COPY 0".to_owned())
+            }
+            Command::BaseBackup(request) => {
+                basebackup::serve(&mut self.wire, &self.shared, request)?;
+                Ok("BASEBACKUP".to_owned())
             }
             Command::Ignored { tag } => Ok((*tag).to_owned()),
             Command::Transaction { tag, begins } => {

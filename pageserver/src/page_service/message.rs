@@ -246,6 +246,11 @@ pub fn copy_both_response(out: &mut Vec<u8>) {
     message(out, b'W', |out| out.extend_from_slice(&[0, 0, 0]));
 }
 
+/// CopyOutResponse, as PostgreSQL begins a base backup with: format 0 and no columns.
+pub fn copy_out_response(out: &mut Vec<u8>) {
+    message(out, b'H', |out| out.extend_from_slice(&[0, 0, 0]));
+}
+
 /// ParameterDescription for a statement without parameters.
 pub fn no_parameters(out: &mut Vec<u8>) {
     message(out, b't', |out| put_i16(out, 0));
@@ -306,6 +311,7 @@ mod tests {
             b"v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.x\0",
         );
         check(copy_both_response, b"W\0\0\0\x07\0\0\0");
+        check(copy_out_response, b"H\0\0\0\x07\0\0\0");
         check(|out| command_complete(out, "SELECT 1"), b"C\0\0\0\x0dSELECT 1\0");
         check(|out| bare(out, b'1'), b"1\0\0\0\x04");
         check(no_parameters, b"t\0\0\0\x06\0\0");

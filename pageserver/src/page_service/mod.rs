@@ -5,7 +5,7 @@
 //! - Knows nothing of how pages are stored: [`backend`] is all it needs.
 //!
 //! In reading order: what it serves ([`backend`], [`timeline_change`], [`lease`]), bytes in ([`frame`], [`startup`], [`frontend`]), bytes out ([`message`], [`error`]),
-//! the socket (`transport`), threads ([`server`]), one client (`connection`, `extended`), [`command`]s, [`pagestream`]s.
+//! the socket (`transport`), threads ([`server`]), one client (`connection`, `extended`), [`command`]s, [`pagestream`]s, [`basebackup`]s.
 
 pub mod backend;
 pub mod lease;
@@ -24,6 +24,7 @@ mod transport;
 mod connection;
 mod extended;
 
+pub mod basebackup;
 pub mod command;
 pub mod pagestream;
 

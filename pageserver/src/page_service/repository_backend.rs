@@ -2,17 +2,20 @@
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
+use tracing::info;
 
 use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
+use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
 use super::lease::{self, LeaseCommand, LeaseInfo};
 use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
+use crate::basebackup::{BackupError, BackupOptions};
 use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
 use crate::store::StoreError;
@@ -66,6 +69,7 @@ impl From<RepositoryError> for BackendError {
     fn from(error: RepositoryError) -> Self {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
+            RepositoryError::Time(error) => return error.into(),
             RepositoryError::Branch(ref error) => error.into(),
             RepositoryError::TimelineMissing { .. }
             | RepositoryError::OtherTenant { .. }
@@ -75,6 +79,25 @@ impl From<RepositoryError> for BackendError {
             RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
+        };
+        BackendError::new(kind, with_sources(&error))
+    }
+}
+
+impl From<BackupError> for BackendError {
+    fn from(error: BackupError) -> Self {
+        let kind = match error {
+            BackupError::Read(error) => return error.into(),
+            BackupError::Start(_) => BackendErrorKind::InvalidRequest,
+            BackupError::Missing { .. }
+            | BackupError::PreparedInFuture { .. }
+            | BackupError::SlruPageMissing { .. }
+            | BackupError::Damaged { .. }
+            | BackupError::PageAhead { .. }
+            | BackupError::Checkpoint(_)
+            | BackupError::ControlFile(_) => BackendErrorKind::Corrupt,
+            BackupError::PgTimelines(error) => return error.into(),
+            BackupError::Wal(_) | BackupError::Thread(_) | BackupError::Output(_) => BackendErrorKind::Unavailable,
         };
         BackendError::new(kind, with_sources(&error))
     }
@@ -120,6 +143,35 @@ impl RepositoryBackend for Repository {
         let (timeline, _) = self.import_primary(name, conninfo, &mut on_progress)?;
         wait_until_readable(&timeline, progress)?;
         Ok(timeline.info())
+    }
+
+    fn base_backup(&self, request: &BackupRequest, sink: &mut dyn BackupSink) -> Result<(), BackendError> {
+        let timeline = match &request.tenant {
+            Some(tenant) => self.timeline_of_tenant(tenant, &request.timeline)?,
+            None => self.timeline_named(&request.timeline)?,
+        };
+        let request_lsn = request.request_lsn.unwrap_or_else(|| Timeline::last_record_lsn(&timeline));
+        let options = BackupOptions { gzip: request.gzip, no_data: request.no_data };
+        let begun = Instant::now();
+        let backup = self.plan_base_backup(timeline, request_lsn, options)?;
+        let begin = BackupBegin {
+            branch_lsn: backup.branch_lsn(),
+            pg_timeline_id: backup.pg_timeline_id(),
+            bytes_estimated: backup.bytes_estimated(),
+        };
+        let has_old_wal = backup.has_old_wal();
+        info!(timeline = request.timeline, %request_lsn, has_old_wal, ?options, "{begin}");
+        sink.begin(&begin).map_err(BackupError::Output)?;
+        let counts = backup.send(sink)?;
+        info!(
+            timeline = request.timeline,
+            branch_lsn = %begin.branch_lsn,
+            files = counts.file_count,
+            pages = counts.page_count,
+            duration = ?begun.elapsed(),
+            "base backup sent"
+        );
+        Ok(())
     }
 
     fn change_timeline(

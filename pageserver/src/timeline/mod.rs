@@ -213,7 +213,7 @@ impl Timeline {
     }
 
     /// Refuses LSNs that this timeline cannot show (yet).
-    fn check_readable(&self, request_lsn: Lsn) -> Result<(), ReadError> {
+    pub(crate) fn check_readable(&self, request_lsn: Lsn) -> Result<(), ReadError> {
         self.check_here()?;
         let last_record_lsn = self.last_record_lsn();
         if request_lsn > last_record_lsn {

@@ -3,6 +3,7 @@
 //! - A timeline whose import did not finish is taken away when the server starts: nothing half imported can be read.
 //! - Opening a timeline reads its metadata and its watermark, and the WAL since that watermark; nothing that grows with the history.
 
+mod base_backup;
 mod branch_error;
 mod branching;
 mod deleting;
@@ -31,7 +32,7 @@ use super::backlog::Backlog;
 use super::lineage::Lineage;
 use super::metadata::{MetadataError, TimelineMetadata};
 use super::version_cache::{VersionCache, VersionCacheStats};
-use super::{ReadError, TenantId, Timeline, TimelineId, TimelineIngestError};
+use super::{ReadError, TenantId, TimeError, Timeline, TimelineId, TimelineIngestError};
 use crate::config::Config;
 use crate::import::ImportError;
 use crate::redo::{EngineReport, RedoStats, WalRedo};
@@ -100,6 +101,9 @@ pub enum RepositoryError {
         /// The timeline asked for.
         timeline: String,
     },
+    /// No LSN can be told for a time.
+    #[error(transparent)]
+    Time(#[from] TimeError),
     /// A branch cannot be made or changed.
     #[error(transparent)]
     Branch(#[from] BranchError),

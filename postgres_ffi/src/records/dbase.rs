@@ -4,7 +4,7 @@ use super::fields::{Fields, Ids, RecordError};
 use crate::{Oid, PgVersion};
 
 /// A database's directory in a tablespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DatabaseDir {
     /// Tablespace.
     pub spc_oid: Oid,

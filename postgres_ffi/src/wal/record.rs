@@ -44,8 +44,8 @@ pub const SPECIAL_REL_UPDATE: u8 = 0x01;
 pub const CHECK_CONSISTENCY: u8 = 0x02;
 
 /// Header ids that are not blocks. PG: xlogrecord.h, XLR_BLOCK_ID_*.
-pub(super) const ID_DATA_SHORT: u8 = 255;
-pub(super) const ID_DATA_LONG: u8 = 254;
+pub(crate) const ID_DATA_SHORT: u8 = 255;
+pub(crate) const ID_DATA_LONG: u8 = 254;
 const ID_ORIGIN: u8 = 253;
 const ID_TOP_XID: u8 = 252;
 

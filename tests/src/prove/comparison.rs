@@ -1,27 +1,31 @@
 //! Runs `pagectl compare` and judges what it found: what a crash of the primary left behind on its disk, without WAL that survived, is no
-//! mismatch, and neither is what it forgot. See `orphans`, `lost_wal` and `lost_bits`.
+//! mismatch, and neither is what it forgot. See `orphans`, `database_dirs`, `lost_wal` and `lost_bits`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use postgres_ffi::page::Page;
-use postgres_ffi::{Lsn, Oid};
+use postgres_ffi::{Lsn, RelTag};
 use serde_json::Value;
 
+use super::database_dirs::DatabaseDirs;
 use super::lost_bits::{self, Recovery};
 use super::lost_wal::WalArchive;
-use super::orphans::Orphans;
 use crate::PageServer;
 
-/// More mismatches than this are not told apart: all of them count.
-const MISMATCHES_MAX: &str = "10000";
+/// More mismatches than this are not told apart: all of them count. A database that is on one side alone has some 300, and each page of a
+/// relation that differs is one.
+const MISMATCHES_MAX: &str = "100000";
 
 /// What crashes of the primary left behind.
 #[derive(Clone, Debug)]
 pub struct CrashRemains {
-    /// What no catalog names.
-    pub orphans: Orphans,
+    /// Relations that no catalog names.
+    pub orphans: BTreeSet<RelTag>,
+    /// What catalogs and WAL say of directories of databases.
+    pub database_dirs: DatabaseDirs,
     /// Where the WAL is that survived.
     pub archive: WalArchive,
     /// Recoveries of a primary without full-page writes.
@@ -52,6 +56,7 @@ pub fn compare(server: &PageServer, timeline: &str, data_dir: &Path, remains: &C
     let lsn: Lsn = report["lsn"].as_str().context("no LSN in the report")?.parse()?;
     judge(&report, |mismatch| {
         Ok(remains.explain(mismatch)?
+            || remains.database_dirs.explain(mismatch, &remains.archive, lsn)?
             || remains.has_lost_bits(server, timeline, Path::new(&save_dir), lsn, mismatch)?)
     })
 }
@@ -77,13 +82,10 @@ fn judge(report: &Value, is_explained: impl Fn(&Value) -> Result<bool>) -> Resul
 
 impl CrashRemains {
     fn explain(&self, mismatch: &Value) -> Result<bool> {
-        if let Some(db_oid) = map_in_directory_only(mismatch) {
-            return Ok(self.orphans.databases.contains(&db_oid));
-        }
         // It begins with the relation's address, or names something that is no relation.
-        let address = mismatch["what"].as_str().and_then(|what| what.split(' ').next()?.parse().ok());
+        let address = mismatch["what"].as_str().and_then(|what| what.split(' ').next()?.parse::<RelTag>().ok());
         let Some(rel) = address else { return Ok(false) };
-        if self.orphans.relations.contains(&rel) {
+        if self.orphans.contains(&rel) {
             return Ok(true);
         }
         lsn_on_disk(mismatch).map_or(Ok(false), |lsn| self.archive.no_record_ends_at(lsn))
@@ -110,13 +112,6 @@ impl CrashRemains {
         let address = format!("{rel}/vm/{block_no}");
         lost_bits::explains(&mut server.connect()?, timeline, &address, (&ours, &theirs), lsn, &self.recoveries)
     }
-}
-
-/// The database whose relation map the directory alone has: `tablespace 1663 database 25328`.
-fn map_in_directory_only(mismatch: &Value) -> Option<Oid> {
-    let is_it = mismatch["kind"] == "relation maps" && mismatch["detail"] == "in the directory only";
-    let (_, db_oid) = mismatch["what"].as_str().filter(|_| is_it)?.rsplit_once(" database ")?;
-    db_oid.parse().ok()
 }
 
 /// The LSN that the page in the directory carries: `... lsn of ours 0/0, on disk 0/47347C8; ...`.
@@ -149,7 +144,6 @@ fn reasons(report: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     fn report() -> Value {
         serde_json::json!({ "compared": 10, "mismatches": 2, "kinds": { "main heap": { "compared": 10, "different": 2 } },
@@ -182,20 +176,6 @@ mod tests {
         let mut report = report();
         report["mismatches"] = 3.into();
         assert!(judge(&report, is_one_of(&[7, 8])).is_err());
-    }
-
-    #[test]
-    fn a_relation_map_is_forgiven_only_in_the_directory_of_a_database_that_no_catalog_names() {
-        let archive = WalArchive { dirs: Vec::new(), version: postgres_ffi::PgVersion::V17, segment_bytes: 1 << 20 };
-        let orphans = Orphans { databases: BTreeSet::from([25_328]), ..Orphans::default() };
-        let remains = CrashRemains { orphans, archive, recoveries: Vec::new() };
-        let explains = |db_oid: u32, detail: &str| {
-            let what = format!("tablespace 1663 database {db_oid}");
-            remains.explain(&serde_json::json!({ "kind": "relation maps", "what": what, "detail": detail })).unwrap()
-        };
-        assert!(explains(25_328, "in the directory only"));
-        assert!(!explains(25_329, "in the directory only"));
-        assert!(!explains(25_328, "differs from byte 8 on"));
     }
 
     #[test]

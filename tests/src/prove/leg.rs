@@ -1,6 +1,6 @@
 //! One leg: one version of PostgreSQL, one set of settings, from the empty cluster to the comparison.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng};
 
 use super::Narrator;
 use super::comparison::{CrashRemains, compare};
+use super::database_dirs::DatabaseDirs;
 use super::events::{Event, Times, shuffled};
 use super::history::{self, Sample};
 use super::load::Load;
@@ -193,7 +194,9 @@ impl Course {
         }
         let target = Target::new(&primary);
         let load = Load::start(&target, plan.scale, &mut rng, narrator);
+        let backup = target.begin_backup();
         pageserver.import(TIMELINE, &primary.conninfo_through(proxy.port())).context("import under load")?;
+        drop(backup);
         let first_lsn = last_record_lsn(&pageserver)?;
         narrator.say(format_args!("imported under load, readable from {first_lsn}"));
         let samples = Samples::default();
@@ -206,7 +209,12 @@ impl Course {
             version: leg.version,
             segment_bytes: leg.wal_segment_mb << 20,
         };
-        let remains = CrashRemains { orphans: orphans::Orphans::default(), archive, recoveries: Vec::new() };
+        let remains = CrashRemains {
+            orphans: BTreeSet::new(),
+            database_dirs: DatabaseDirs::default(),
+            archive,
+            recoveries: Vec::new(),
+        };
         Ok(Self {
             leg,
             narrator,
@@ -316,9 +324,11 @@ impl Course {
 
     /// A switch without loss: the primary ends cleanly, which sends all of its WAL to the standby first.
     fn promote(&mut self) -> Result<()> {
-        let mut standby = standby::start_standby(&self.primary)?;
-        self.narrator.say("a standby follows the primary");
         let target = self.target.clone();
+        let backup = target.begin_backup();
+        let mut standby = standby::start_standby(&self.primary)?;
+        drop(backup);
+        self.narrator.say("a standby follows the primary");
         let _quiet = target.quiesce();
         self.primary.stop(Stop::Fast)?;
         standby.promote()?;
@@ -350,7 +360,7 @@ impl Course {
         let (committed, runs) = self.load.take().context("the load is running")?.stop()?;
         self.summary.count("bank transactions committed", committed);
         self.summary.count("workload runs", runs.values().map(|count| u64::from(*count)).sum());
-        self.remains.orphans = orphans::find(&self.primary)?;
+        (self.remains.orphans, self.remains.database_dirs) = orphans::find(&self.primary)?;
         self.remains.recoveries = self.recoveries.lock().clone();
         self.remains.archive.dirs.push(self.primary.data_dir().join("pg_wal"));
         self.leave_a_prepared_transaction()?;

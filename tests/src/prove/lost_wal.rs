@@ -5,12 +5,13 @@
 //! _hash_alloc_buckets). Such a page keeps the LSN of a record that no longer exists, nothing refers to it, and no follower of the WAL
 //! can have it. The proof is in the archive: no record ends at the LSN that the page carries.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use postgres_ffi::wal::WalStreamDecoder;
+use postgres_ffi::wal::{DecodedRecord, RecordHeader, WalStreamDecoder};
 use postgres_ffi::{Lsn, PgVersion};
 
 /// Every WAL segment file that a leg's primaries have written.
@@ -62,6 +63,65 @@ impl WalArchive {
                 Err(_) => return Ok(None), // Here the log of this timeline ends.
             }
         }
+    }
+
+    /// Gives every record of the resource managers `rmids` to `visit`, from the oldest segment on from which files go on without a gap to the record
+    /// that ends at `end_lsn`; of a segment that two timelines have, the newer one's. False: there is no such record, or a gap before it.
+    pub fn for_each_record_up_to(
+        &self,
+        end_lsn: Lsn,
+        rmids: &[u8],
+        mut visit: impl FnMut(&DecodedRecord) -> Result<()>,
+    ) -> Result<bool> {
+        let segment_bytes = u64::from(self.segment_bytes);
+        let mut segments = self.segments()?;
+        let last_segment_no = Lsn::new(end_lsn.as_u64().saturating_sub(1)).segment_no(segment_bytes);
+        segments.retain(|segment_no, _| *segment_no <= last_segment_no);
+        let mut paths = Vec::new();
+        let mut first_segment_no = last_segment_no + 1;
+        while let Some(path) = first_segment_no.checked_sub(1).and_then(|segment_no| segments.remove(&segment_no)) {
+            first_segment_no -= 1;
+            paths.push(path);
+        }
+        let start_lsn = Lsn::new(first_segment_no * segment_bytes);
+        let mut decoder = WalStreamDecoder::new_at_page(self.version, start_lsn, self.segment_bytes);
+        loop {
+            match decoder.next_record() {
+                Ok(Some((record_lsn, record_end_lsn, raw))) => {
+                    if RecordHeader::parse(&raw).is_some_and(|header| rmids.contains(&header.rmid)) {
+                        visit(&DecodedRecord::decode(self.version, record_lsn, record_end_lsn, raw)?)?;
+                    }
+                    if record_end_lsn >= end_lsn {
+                        return Ok(record_end_lsn == end_lsn);
+                    }
+                }
+                Ok(None) => match paths.pop() {
+                    Some(path) => {
+                        decoder.feed(fs::read(&path).with_context(|| format!("read {}", path.display()))?.into())
+                    }
+                    None => return Ok(false),
+                },
+                Err(_) => return Ok(false), // Here the log ends.
+            }
+        }
+    }
+
+    /// The file of each segment, the newest timeline's.
+    fn segments(&self) -> Result<BTreeMap<u64, PathBuf>> {
+        let segments_per_id = (1_u64 << 32) / u64::from(self.segment_bytes);
+        let mut newest = BTreeMap::new();
+        for dir in &self.dirs {
+            for name in segment_names(dir)? {
+                let [timeline_id, high, low] = [0, 8, 16].map(|at| u64::from_str_radix(&name[at..at + 8], 16));
+                let segment_no = high? * segments_per_id + low?;
+                let found = (timeline_id?, dir.join(&name));
+                let file = newest.entry(segment_no).or_insert_with(|| found.clone());
+                if file.0 < found.0 {
+                    *file = found;
+                }
+            }
+        }
+        Ok(newest.into_iter().map(|(segment_no, (_, path))| (segment_no, path)).collect())
     }
 
     fn read_segment(&self, timeline_id: u32, segment_no: u64) -> Result<Option<Bytes>> {

@@ -16,6 +16,8 @@ mod lost_wal;
 
 mod orphans;
 
+mod database_dirs;
+
 mod comparison;
 
 mod events;

@@ -13,40 +13,30 @@ use anyhow::{Context, Result};
 use postgres_ffi::rel::{DEFAULTTABLESPACE_OID, GLOBALTABLESPACE_OID};
 use postgres_ffi::{Oid, RelTag};
 
+use super::database_dirs::DatabaseDirs;
 use crate::Postgres;
 
-/// What no catalog names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Orphans {
-    /// Relations that have files.
-    pub relations: BTreeSet<RelTag>,
-    /// Databases that have a directory: a crash came while they were being created.
-    pub databases: BTreeSet<Oid>,
-}
+/// A database of which DROP DATABASE was interrupted; nobody can connect to it. PG: pg_database.h, DATCONNLIMIT_INVALID_DB.
+const INVALID: &str = "datconnlimit = -2";
 
-/// What stands in the data directory of the running, idle `server` and no catalog of any database names.
+/// Relations that have files in the data directory of the running, idle `server` and that no catalog of any valid database names; and what
+/// these catalogs say of directories.
 /// Requires: no transaction is under way; what it makes would count as left behind.
-pub fn find(server: &Postgres) -> Result<Orphans> {
+pub fn find(server: &Postgres) -> Result<(BTreeSet<RelTag>, DatabaseDirs)> {
     server.execute("CHECKPOINT")?; // Files of dropped relations are kept until then.
     let mut on_disk = BTreeSet::new();
-    let mut databases = BTreeSet::new();
     for (spc_oid, db_oid, dir) in database_dirs(server.data_dir())? {
-        databases.insert(db_oid);
         add_files(&dir, spc_oid, db_oid, &mut on_disk)?;
     }
-    for row in server.connect()?.query("SELECT oid FROM pg_database", &[])? {
-        databases.remove(&row.get(0));
-    }
-    databases.remove(&0); // The shared relations' directory.
     let named = named(server)?;
-    Ok(Orphans { relations: on_disk.difference(&named).copied().collect(), databases })
+    Ok((on_disk.difference(&named).copied().collect(), DatabaseDirs::new(&named)))
 }
 
-/// Every relation that the catalogs name.
+/// Every relation that the catalogs of valid databases name.
 fn named(server: &Postgres) -> Result<BTreeSet<RelTag>> {
     let mut session = server.connect()?;
     let mut named = BTreeSet::new();
-    for row in session.query("SELECT datname, datallowconn FROM pg_database", &[])? {
+    for row in session.query(&format!("SELECT datname, datallowconn FROM pg_database WHERE NOT {INVALID}"), &[])? {
         let (database, allows_connections): (String, bool) = (row.get(0), row.get(1));
         let allow =
             |allow: bool| format!("ALTER DATABASE \"{}\" ALLOW_CONNECTIONS {allow}", database.replace('"', "\"\""));
@@ -121,20 +111,20 @@ mod tests {
         let dir = TestDir::new("orphans").unwrap();
         let mut server = Postgres::builder(PgVersion::V15).start(&dir).unwrap();
         server.execute("CREATE TABLE t AS SELECT 1; CREATE UNLOGGED TABLE u (a int)").unwrap();
-        assert_eq!(find(&server).unwrap(), Orphans::default());
+        assert_eq!(find(&server).unwrap().0, BTreeSet::new());
+        let orphan = |db_oid: Oid| RelTag { spc_oid: DEFAULTTABLESPACE_OID, db_oid, rel_number: 99_999 };
         fs::write(server.data_dir().join("base/1/99999_vm"), [0; 8192]).unwrap();
-        let orphan = RelTag { spc_oid: DEFAULTTABLESPACE_OID, db_oid: 1, rel_number: 99_999 };
-        let mut orphans = Orphans { relations: BTreeSet::from([orphan]), ..Orphans::default() };
-        assert_eq!(find(&server).unwrap(), orphans);
+        assert_eq!(find(&server).unwrap().0, BTreeSet::from([orphan(1)]));
         // What a crash within CREATE DATABASE leaves.
         fs::create_dir(server.data_dir().join("base/88888")).unwrap();
-        fs::copy(
-            server.data_dir().join("base/1/pg_filenode.map"),
-            server.data_dir().join("base/88888/pg_filenode.map"),
-        )
-        .unwrap();
-        orphans.databases.insert(88_888);
-        assert_eq!(find(&server).unwrap(), orphans);
+        fs::write(server.data_dir().join("base/88888/99999"), [0; 8192]).unwrap();
+        assert_eq!(find(&server).unwrap().0, BTreeSet::from([orphan(1), orphan(88_888)]));
+        // What DROP DATABASE that was interrupted leaves.
+        server.connect().unwrap().batch_execute("CREATE DATABASE half_dropped").unwrap();
+        let before = find(&server).unwrap().0;
+        server.execute("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half_dropped'").unwrap();
+        assert!(server.connect_to("half_dropped").is_err());
+        assert!(find(&server).unwrap().0.len() > before.len() + 200, "all relations of a database");
         server.stop(Stop::Fast).unwrap();
     }
 }

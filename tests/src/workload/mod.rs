@@ -124,6 +124,8 @@ pub struct Target {
     version: PgVersion,
     /// Held for reading by whoever is about to change something.
     gate: Arc<RwLock<()>>,
+    /// Held for writing while a base backup is taken, for reading by what none may see half done.
+    backups: Arc<RwLock<()>>,
     stopping: Arc<AtomicBool>,
     /// Names of runs that did not come to their end and may have left prepared transactions.
     interrupted_runs: Arc<Mutex<Vec<String>>>,
@@ -136,6 +138,7 @@ impl Target {
             port: Arc::new(AtomicU16::new(server.port())),
             version: server.version(),
             gate: Arc::default(),
+            backups: Arc::default(),
             stopping: Arc::default(),
             interrupted_runs: Arc::default(),
         }
@@ -160,6 +163,16 @@ impl Target {
     /// Waits for all statements on their way; none begins until the guard is dropped.
     pub fn quiesce(&self) -> RwLockWriteGuard<'_, ()> {
         self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no base backup is being taken, then keeps backups away until the guard is dropped.
+    pub fn keep_backups_away(&self) -> RwLockReadGuard<'_, ()> {
+        self.backups.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for statements that no base backup may see half done; none begins until the guard is dropped. Load goes on.
+    pub fn begin_backup(&self) -> RwLockWriteGuard<'_, ()> {
+        self.backups.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks every workload to end at its next statement.

@@ -5,6 +5,7 @@
 //! - `close NAME`: ends a session.
 //! - `requires extension NAME`: the whole script is skipped where the server does not have it; created otherwise.
 //! - `version N`: the next statement is for PostgreSQL N and newer.
+//! - `no backup`: the next statement waits for base backups to end, and they for it.
 //!
 //! Each statement is sent alone, so that VACUUM and CREATE DATABASE work. `{run}` becomes the name of this run: the
 //! schema that every session of it works in (in other databases: `public`), unique on the server.
@@ -34,27 +35,32 @@ struct Step {
 enum Action {
     Use { session: String, database: Option<String> },
     Close { session: String },
-    Statement { sql: String, version_min: u32 },
+    Statement { sql: String, conditions: Conditions },
+}
+
+/// What directives say of the next statement.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Conditions {
+    version_min: u32,
+    no_backup: bool,
 }
 
 impl Script {
     /// Parses the text of a script; an error names the line.
     pub fn parse(text: &str) -> Result<Self> {
         let mut script = Script { extensions: Vec::new(), steps: Vec::new() };
-        let mut version_min = 0;
+        let mut conditions = Conditions::default();
         let mut statement = Statement::default();
         for (index, line) in text.lines().enumerate() {
             let line_no = index + 1;
             if statement.is_empty() && line.starts_with("--") {
                 if let Some(directive) = line.strip_prefix("--@") {
-                    script
-                        .directive(directive, line_no, &mut version_min)
-                        .with_context(|| format!("line {line_no}"))?;
+                    script.directive(directive, line_no, &mut conditions).with_context(|| format!("line {line_no}"))?;
                 }
                 continue;
             }
             if let Some(sql) = statement.take_line(line, line_no) {
-                let action = Action::Statement { sql, version_min: std::mem::take(&mut version_min) };
+                let action = Action::Statement { sql, conditions: std::mem::take(&mut conditions) };
                 script.steps.push(Step { line_no: statement.first_line_no, action });
             }
         }
@@ -64,7 +70,7 @@ impl Script {
         Ok(script)
     }
 
-    fn directive(&mut self, directive: &str, line_no: usize, version_min: &mut u32) -> Result<()> {
+    fn directive(&mut self, directive: &str, line_no: usize, conditions: &mut Conditions) -> Result<()> {
         let words: Vec<&str> = directive.split_whitespace().collect();
         let action = match words[..] {
             ["requires", "extension", name] => {
@@ -72,7 +78,11 @@ impl Script {
                 return Ok(());
             }
             ["version", version] => {
-                *version_min = version.parse()?;
+                conditions.version_min = version.parse()?;
+                return Ok(());
+            }
+            ["no", "backup"] => {
+                conditions.no_backup = true;
                 return Ok(());
             }
             ["session", session] => Action::Use { session: session.to_owned(), database: None },
@@ -99,6 +109,8 @@ impl Script {
             if run.target().is_stopping() {
                 return Ok(Outcome::Stopped);
             }
+            let no_backup = matches!(&step.action, Action::Statement { conditions, .. } if conditions.no_backup);
+            let _no_backup = no_backup.then(|| run.target.keep_backups_away());
             let _busy = run.target.enter();
             let place = || format!("{}, line {}", run.workload, step.line_no);
             match &step.action {
@@ -113,8 +125,8 @@ impl Script {
                     let client = sessions.remove(session).context("no such session").with_context(place)?;
                     client.close().with_context(place)?;
                 }
-                Action::Statement { sql, version_min } => {
-                    if run.version().major() < *version_min {
+                Action::Statement { sql, conditions } => {
+                    if run.version().major() < conditions.version_min {
                         continue;
                     }
                     let seed = run.rng.random_range(-1.0..1.0f64);
@@ -208,12 +220,12 @@ mod tests {
     }
 
     #[test]
-    fn a_version_counts_for_one_statement() {
-        let script = Script::parse("--@ version 15\nselect 1;\nselect 2;").unwrap();
-        let versions = script.steps.iter().map(|step| match &step.action {
-            Action::Statement { version_min, .. } => *version_min,
+    fn conditions_count_for_one_statement() {
+        let script = Script::parse("--@ version 15\nselect 1;\n--@ no backup\nselect 2;\nselect 3;").unwrap();
+        let conditions = script.steps.iter().map(|step| match &step.action {
+            Action::Statement { conditions, .. } => (conditions.version_min, conditions.no_backup),
             _ => panic!("statements only"),
         });
-        assert_eq!(versions.collect::<Vec<_>>(), [15, 0]);
+        assert_eq!(conditions.collect::<Vec<_>>(), [(15, false), (0, true), (0, false)]);
     }
 }

@@ -17,6 +17,7 @@ use postgres_ffi::rel::RelTagParseError;
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 use self::object::ObjectClass;
+use super::basebackup::BackupRequest;
 use super::lease::LeaseCommand;
 use super::message::Column;
 use super::pagestream::wire::Version;
@@ -236,6 +237,8 @@ pub enum Command {
         /// The timeline.
         timeline: String,
     },
+    /// `BASEBACKUP [tenant] timeline [lsn] [--gzip] [--no-data]`
+    BaseBackup(BackupRequest),
     /// `SHOW` of a parameter that drivers ask for
     ShowParameter {
         /// Its name and value.
@@ -355,6 +358,7 @@ impl Command {
             Command::ShowParameter { .. } => const { &[Column::text("setting")] },
             Command::Select { item } => item.columns(),
             Command::Pagestream { .. }
+            | Command::BaseBackup(_)
             | Command::Ignored { .. }
             | Command::Transaction { .. }
             | Command::Deallocate { .. } => &[],

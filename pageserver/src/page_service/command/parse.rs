@@ -5,10 +5,13 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
+use postgres_ffi::Lsn;
+
 mod branch;
 
 use super::token::{Token, TokenKind, statements};
 use super::{Command, Conninfo, SelectItem};
+use crate::page_service::basebackup::BackupRequest;
 use crate::page_service::connection::PARAMETERS;
 use crate::page_service::error::{PgError, sqlstate};
 use crate::page_service::pagestream::wire::Version;
@@ -31,11 +34,14 @@ pub const FORMS: &[(&str, &str)] = &[
     ("STORE STATS", "figures of the store"),
     ("SHOW REDO", "redo engine and counters of each cluster"),
     ("IMPORT name FROM 'conninfo'", "makes a timeline from a running primary"),
-    ("BRANCH CREATE name FROM timeline [AT lsn]", "makes a branch of a timeline as it was; nothing is copied"),
+    (
+        "BRANCH CREATE name FROM timeline [AT lsn | AT TIME 'time']",
+        "makes a branch of a timeline as it was; nothing is copied",
+    ),
     ("BRANCH DELETE name", "deletes a branch that nothing branches off; also TIMELINE DELETE name for any timeline"),
     ("BRANCH RENAME name TO name", "gives a timeline another name"),
     (
-        "BRANCH RESET name [AT lsn]",
+        "BRANCH RESET name [AT lsn | AT TIME 'time']",
         "throws away what a branch has and begins it anew at its ancestor's last record or an LSN",
     ),
     ("BRANCH DETACH name", "copies what a branch reads from its ancestors, so that it needs them no more"),
@@ -54,6 +60,10 @@ pub const FORMS: &[(&str, &str)] = &[
     ),
     ("PAGE GET name address [AT lsn]", "one page; address: 1663/5/16384/main/0 or pg_xact/0"),
     ("PAGE HISTORY name address [FROM lsn] [TO lsn]", "every stored version of one page, newest first"),
+    (
+        "BASEBACKUP [tenant] name [lsn] [--gzip] [--no-data]",
+        "a tar to start a PostgreSQL from, by COPY OUT; --no-data: without relations",
+    ),
     ("PAGESTREAM_V3 [tenant] name", "starts a page stream; for programs (PAGESTREAM_V2: the older messages)"),
 ];
 
@@ -85,6 +95,7 @@ fn parse_statement(tokens: &[Token<'_>]) -> Result<Command, PgError> {
         Some("page") => parser.page(),
         Some("pagestream_v2") => parser.pagestream(Version::V2),
         Some("pagestream_v3") => parser.pagestream(Version::V3),
+        Some("basebackup") => parser.base_backup(),
         Some("select") => parser.select(),
         Some("deallocate") => parser.deallocate(),
         Some(word) => without_rows(word).map_or_else(|| Err(parser.unknown(word)), Ok),
@@ -106,6 +117,9 @@ fn without_rows(word: &str) -> Option<Command> {
         _ => None,
     }
 }
+
+/// Tenant, timeline and LSN of a base backup.
+const NAMES_OF_BACKUP_MAX: usize = 3;
 
 struct Parser<'a> {
     tokens: &'a [Token<'a>],
@@ -244,6 +258,33 @@ impl Parser<'_> {
         self.finish(Command::Pagestream { version, tenant, timeline })
     }
 
+    fn base_backup(&mut self) -> Result<Command, PgError> {
+        let mut names = vec![self.name("a tenant and a timeline, or a timeline")?];
+        while names.len() < NAMES_OF_BACKUP_MAX && self.next < self.tokens.len() && !self.at_option() {
+            names.push(self.name("a timeline or an LSN")?);
+        }
+        let (mut gzip, mut no_data) = (false, false);
+        while self.at_option() {
+            match self.keyword_text().as_deref() {
+                Some("--gzip") if !gzip => gzip = true,
+                Some("--no-data") if !no_data => no_data = true,
+                _ => return Err(self.unexpected_here("--gzip or --no-data")),
+            }
+        }
+        // The last of several is an LSN if it looks like one, and must be one if it is the third.
+        let last_lsn = names.last().map(|last| last.parse::<Lsn>());
+        let request_lsn = match (names.len(), last_lsn) {
+            (2, Some(Ok(lsn))) => Some(lsn),
+            (3, Some(lsn)) => {
+                Some(lsn.map_err(|error| PgError::new(sqlstate::INVALID_PARAMETER_VALUE, error.to_string()))?)
+            }
+            _ => None,
+        };
+        names.truncate(names.len() - usize::from(request_lsn.is_some()));
+        let timeline = names.pop().unwrap_or_default();
+        self.finish(Command::BaseBackup(BackupRequest { tenant: names.pop(), timeline, request_lsn, gzip, no_data }))
+    }
+
     /// What drivers ask at connect: a constant, or one of a few functions.
     fn select(&mut self) -> Result<Command, PgError> {
         let kinds: Vec<&TokenKind<'_>> = self.tokens[self.next..].iter().map(|token| &token.kind).collect();
@@ -273,6 +314,12 @@ impl Parser<'_> {
         let Some(Token { kind: TokenKind::Word(word), .. }) = self.tokens.get(self.next) else { return None };
         self.next += 1;
         Some(word.to_ascii_lowercase())
+    }
+
+    /// The next token is a word like `--gzip`.
+    fn at_option(&self) -> bool {
+        let kind = self.tokens.get(self.next).map(|token| &token.kind);
+        matches!(kind, Some(TokenKind::Word(word)) if word.starts_with("--"))
     }
 
     fn at_keyword(&self, keyword: &str) -> bool {
@@ -347,7 +394,7 @@ impl Parser<'_> {
     }
 
     fn unknown(&self, word: &str) -> PgError {
-        let known_elsewhere = ["basebackup", "fullbackup", "copy", "explain", "insert", "update", "delete", "create"];
+        let known_elsewhere = ["fullbackup", "copy", "explain", "insert", "update", "delete", "create"];
         if known_elsewhere.contains(&word) {
             return PgError::new(sqlstate::FEATURE_NOT_SUPPORTED, format!("{word} is not supported yet"))
                 .with_hint("HELP lists the commands.");

@@ -59,6 +59,12 @@ fn forms() {
     let (name, timeline) = (|| "b".to_owned(), main);
     let create = |point| change(TimelineChange::CreateBranch { name: name(), timeline: timeline(), point });
     check("branch create b from main", create(BranchPoint::Last));
+    let time = BranchPoint::Time("2026-11-25 13:32:00Z".parse().expect("a time"));
+    check("branch create b from main at time '2026-11-25 13:32'", create(time));
+    check(
+        "branch reset main at time '2026-11-25 13:32'",
+        change(TimelineChange::Reset { timeline: timeline(), point: time }),
+    );
     check("BRANCH CREATE b FROM main AT 0/16B5A50", create(point));
     check("branch delete main", change(TimelineChange::Delete { timeline: timeline() }));
     check("timeline delete main", change(TimelineChange::Delete { timeline: timeline() }));
@@ -86,6 +92,14 @@ fn forms() {
         let command = Command::ObjectList { timeline: main(), class: Some(class), at };
         check(&format!("object list main class {class} at 0/16B5A50"), command);
     }
+    let backup = |tenant: Option<&str>, request_lsn, gzip, no_data| {
+        let tenant = tenant.map(str::to_owned);
+        Command::BaseBackup(BackupRequest { tenant, timeline: main(), request_lsn, gzip, no_data })
+    };
+    check("basebackup main", backup(None, None, false, false));
+    check("BASEBACKUP t main --gzip", backup(Some("t"), None, true, false));
+    check("basebackup main 0/16B5A50", backup(None, at, false, false));
+    check("basebackup t 'main' 0/16B5A50 --no-data --GZIP", backup(Some("t"), at, true, true));
     check("page get main 1663/5/16384/vm/7", Command::PageGet { timeline: main(), address: ADDRESS, at: None });
     let clog = PageAddress::Slru { kind: SlruKind::Clog, page_no: 3 };
     check("page get main pg_xact/3 at '0/16B5A50'", Command::PageGet { timeline: main(), address: clog, at });
@@ -159,10 +173,15 @@ fn errors() {
     check_error("import x", "42601", "FROM");
     check_error("import x from 'password=secret' y", "42601", "at or near \"y\"");
     check_error("select * from pg_class", "0A000", "page server");
-    check_error("basebackup a b", "0A000", "not supported yet");
     check_error("lease lsn a b 0/1", "42601", "AT");
     check_error("lease main at 0/1 for ever", "22023", "invalid digit");
     check_error("lease end x", "22023", "invalid digit");
+    check_error("basebackup", "42601", "a timeline");
+    check_error("basebackup a b 7", "22023", "not an LSN");
+    check_error("basebackup a --zip", "42601", "--gzip or --no-data");
+    check_error("basebackup a --gzip --gzip", "42601", "--gzip or --no-data");
+    check_error("basebackup a b 0/1 c", "42601", "the end of the command");
+    check_error("fullbackup a b", "0A000", "not supported yet");
     check_error("branch", "42601", "CREATE");
     check_error("branch create a main", "42601", "FROM");
     check_error("branch create a from main at 7", "22023", "not an LSN");

@@ -67,6 +67,7 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         Command::Select { item } => rows.row(&[select_value(item)]),
         // They give no rows and are run by the connection.
         Command::Pagestream { .. }
+        | Command::BaseBackup(_)
         | Command::Ignored { .. }
         | Command::Transaction { .. }
         | Command::Deallocate { .. } => Ok(()),

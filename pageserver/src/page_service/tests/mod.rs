@@ -3,6 +3,7 @@
 //! Goal: every byte and every rule of the protocol, with clients that we did not write (`psql`, the `postgres` crate) and with clients
 //! that mean harm. Method: each test starts a server of its own on a free port; [`toy`] knows what every page must read.
 
+mod backups;
 mod commands;
 mod drivers;
 mod hostile;

@@ -15,6 +15,7 @@ use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
+use crate::page_service::basebackup::{BackupBegin, BackupRequest, BackupSink};
 use crate::page_service::lease::{LeaseCommand, LeaseInfo};
 use crate::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use crate::wall_time::WallTime;
@@ -53,6 +54,14 @@ pub fn block_count(lsn: u64) -> u32 {
     if lsn >= GROWN_AT { 1_000 } else { 500 }
 }
 
+/// Length of the backup.
+pub const BACKUP_BYTES: usize = 300_001;
+
+/// The backup.
+pub fn backup_bytes() -> Vec<u8> {
+    (0..BACKUP_BYTES).map(|i| (i % 251) as u8).collect()
+}
+
 /// The timeline.
 pub struct Toy {
     pub last_record_lsn: AtomicU64,
@@ -61,6 +70,8 @@ pub struct Toy {
     pub batches: Mutex<Vec<usize>>,
     pub imports_cancelled: AtomicUsize,
     pub slow_import: AtomicBool,
+    /// Pieces of an endless backup that were taken.
+    pub backup_pieces: AtomicUsize,
     advanced: (Mutex<()>, Condvar),
 }
 
@@ -72,6 +83,7 @@ impl Toy {
             batches: Mutex::default(),
             imports_cancelled: AtomicUsize::new(0),
             slow_import: AtomicBool::new(false),
+            backup_pieces: AtomicUsize::new(0),
             advanced: Default::default(),
         }
     }
@@ -154,6 +166,29 @@ impl RepositoryBackend for ToyRepository {
             }
         }
         Ok(TimelineInfo { name: name.to_owned(), ..self.0.info() })
+    }
+
+    /// Its bytes count up. Of a backup as of [`GROWN_AT`] the middle cannot be read.
+    fn base_backup(&self, request: &BackupRequest, sink: &mut dyn BackupSink) -> Result<(), BackendError> {
+        let branch_lsn = request.request_lsn.expect("the service names an LSN");
+        assert!(branch_lsn <= TimelineBackend::last_record_lsn(&*self.0), "the LSN has arrived");
+        if branch_lsn < Lsn::new(FIRST_READABLE) {
+            return Err(BackendError::new(BackendErrorKind::InvalidRequest, "the LSN is below the first readable one"));
+        }
+        let stopped = |_| BackendError::new(BackendErrorKind::Unavailable, "the receiver takes no more");
+        let begin = BackupBegin { branch_lsn, pg_timeline_id: 4096, bytes_estimated: BACKUP_BYTES as u64 };
+        sink.begin(&begin).map_err(stopped)?;
+        let bytes = backup_bytes();
+        let (first, second) = bytes.split_at(BACKUP_BYTES / 2);
+        sink.write_all(first).map_err(stopped)?;
+        if branch_lsn == Lsn::new(GROWN_AT) {
+            return Err(BackendError::new(BackendErrorKind::Corrupt, "the backup ends here"));
+        }
+        while request.gzip {
+            sink.write_all(second).map_err(stopped)?; // Without end.
+            self.0.backup_pieces.fetch_add(1, Ordering::SeqCst);
+        }
+        sink.write_all(second).map_err(stopped)
     }
 
     /// The answer repeats the command, so that a test sees what came through.

@@ -9,6 +9,8 @@
 //!
 //! PG 14-18: src/backend/access/gin/ginxlog.c (ginRedoRecompress), src/include/access/ginxlog.h.
 
+use std::ops::Range;
+
 use super::page::{self, COMPRESSED, DATA_RANGE};
 use super::posting_list::{self, Encoder, List, TUPLE_ID_LEN};
 use crate::page::Page;
@@ -21,6 +23,8 @@ const DELETE: u8 = 1;
 const INSERT: u8 = 2;
 const REPLACE: u8 = 3;
 const ADD_ITEMS: u8 = 4;
+/// PostgreSQL makes lists of at most 384 bytes (gindatapage.c, GinPostingListSegmentMaxSize); longer ones are from before 9.4.
+const SHORT_LIST_LEN_MAX: usize = 512;
 
 /// Requires: the page is a leaf of a posting tree.
 pub(super) fn recompress(page: &mut Page, actions: &[u8]) -> Result<(), RedoError> {
@@ -33,6 +37,16 @@ pub(super) fn recompress(page: &mut Page, actions: &[u8]) -> Result<(), RedoErro
         // PostgreSQL writes no such record; its redo would take the lists that it has not walked over for deleted.
         return Err(fields.impossible("nactions", 0).into());
     }
+    let first = fields.rest();
+    if let ([list_no, ADD_ITEMS, ..], 1) = (first, action_count) {
+        fields.take(2)?;
+        let ids = take_ids(&mut fields)?;
+        expect_no_more(&fields)?;
+        if add_to_one(page, (*list_no).into(), ids)? {
+            return Ok(());
+        }
+    }
+    let mut fields = Fields::new("ginxlogRecompressDataLeaf", first);
     let before = *page;
     let mut lists = Lists::new(&before, page)?;
     for _ in 0..action_count {
@@ -45,17 +59,66 @@ pub(super) fn recompress(page: &mut Page, actions: &[u8]) -> Result<(), RedoErro
                 lists.skip()?;
                 lists.put(List::take(&mut fields)?)?;
             }
-            ADD_ITEMS => {
-                let count = fields.u16()?;
-                lists.add_to_next(fields.items(count.into(), TUPLE_ID_LEN)?)?;
-            }
+            ADD_ITEMS => lists.add_to_next(take_ids(&mut fields)?)?,
             _ => return Err(fields.impossible("action", action.into()).into()),
         }
     }
-    if !fields.rest().is_empty() {
-        return Err(page_error("more bytes than actions", fields.rest().len()));
-    }
+    expect_no_more(&fields)?;
     lists.finish()
+}
+
+/// The tuple ids of an action that adds them.
+fn take_ids<'a>(fields: &mut Fields<'a>) -> Result<&'a [u8], RedoError> {
+    let count = fields.u16()?;
+    Ok(fields.items(count.into(), TUPLE_ID_LEN)?)
+}
+
+fn expect_no_more(fields: &Fields<'_>) -> Result<(), RedoError> {
+    match fields.rest() {
+        [] => Ok(()),
+        rest => Err(page_error("more bytes than actions", rest.len())),
+    }
+}
+
+/// What nearly every record is: one list gets more items. Saves the copy of the page that takes longer than all the rest of it.
+/// False, and nothing has changed: the list becomes longer than [`SHORT_LIST_LEN_MAX`].
+fn add_to_one(page: &mut Page, list_no: u16, added: &[u8]) -> Result<bool, RedoError> {
+    let end = lists_end(page)?;
+    let mut start = DATA_RANGE.start;
+    for number in 0..list_no {
+        start += list_at(page, start..end, number)?.bytes().len();
+    }
+    let list = list_at(page, start..end, list_no)?;
+    let list_end = start + list.bytes().len();
+    let mut new_list = [0; SHORT_LIST_LEN_MAX];
+    // An added tuple id of six bytes takes seven at most, and what follows it no more than before.
+    if new_list.len() < list.bytes().len() + 2 * added.len() {
+        return Ok(false);
+    }
+    let new_len = posting_list::merge(list, added, &mut new_list)?;
+    let new_end = start + new_len + (end - list_end);
+    if DATA_RANGE.end < new_end {
+        return Err(page_error("posting lists do not fit", new_end));
+    }
+    page.copy_within(list_end..end, start + new_len);
+    page[start..start + new_len].copy_from_slice(&new_list[..new_len]);
+    page::set_data_end(page, new_end);
+    Ok(true)
+}
+
+/// Where the posting lists of a leaf end.
+fn lists_end(page: &Page) -> Result<usize, RedoError> {
+    let end = Header::read(page).lower;
+    if end < DATA_RANGE.start || DATA_RANGE.end < end {
+        return Err(page_error("end of the posting lists makes no sense", end));
+    }
+    Ok(end)
+}
+
+/// The list at the start of `range`; its number is for the error.
+fn list_at(page: &Page, range: Range<usize>, number: u16) -> Result<List<'_>, RedoError> {
+    let list = page.get(range).and_then(List::first_of);
+    list.ok_or_else(|| page_error("there is no posting list with this number", number))
 }
 
 /// Makes one posting list of a plain array.
@@ -96,10 +159,7 @@ struct Lists<'a> {
 
 impl<'a> Lists<'a> {
     fn new(before: &'a Page, page: &'a mut Page) -> Result<Self, RedoError> {
-        let (start, end) = (DATA_RANGE.start, Header::read(before).lower);
-        if end < start || DATA_RANGE.end < end {
-            return Err(page_error("end of the posting lists makes no sense", end));
-        }
+        let (start, end) = (DATA_RANGE.start, lists_end(before)?);
         Ok(Lists { before, next_no: 0, next: start, end, page, written: start })
     }
 
@@ -122,8 +182,7 @@ impl<'a> Lists<'a> {
 
     /// Goes behind the next old list.
     fn skip(&mut self) -> Result<List<'a>, RedoError> {
-        let rest = self.before.get(self.next..self.end).and_then(List::first_of);
-        let list = rest.ok_or_else(|| page_error("there is no posting list with this number", self.next_no))?;
+        let list = list_at(self.before, self.next..self.end, self.next_no)?;
         self.next += list.bytes().len();
         self.next_no += 1; // At most as many as fit on a page.
         Ok(list)
@@ -140,18 +199,10 @@ impl<'a> Lists<'a> {
         Ok(())
     }
 
-    /// Puts the next old list with more items, which ascend and are not in it yet. PG: ginpostinglist.c, ginMergeItemPointers.
+    /// Puts the next old list with more items.
     fn add_to_next(&mut self, added: &[u8]) -> Result<(), RedoError> {
         let list = self.skip()?;
-        let mut encoder = Encoder::new(&mut self.page[self.written..DATA_RANGE.end]);
-        let mut old = list.items()?;
-        for item in posting_list::items(added) {
-            let item = item?;
-            old.pack_below(item, &mut encoder)?;
-            encoder.push(item)?;
-        }
-        old.pack_below(u64::MAX, &mut encoder)?;
-        self.written += encoder.finish()?;
+        self.written += posting_list::merge(list, added, &mut self.page[self.written..DATA_RANGE.end])?;
         Ok(())
     }
 

@@ -4,7 +4,8 @@
 //!   length.
 //! - An item is a tuple id as one number, `block << 11 | offset number`, 43 bits. A distance has seven bits in a byte, lowest first; the high bit
 //!   tells that another byte follows, and the seventh byte is the last.
-//! - **Never:** items that do not ascend, or that are no tuple ids, are packed or unpacked: PostgreSQL has asserts there.
+//! - **Never:** items that do not ascend, or that are longer than a tuple id, are packed or unpacked: PostgreSQL has asserts there. That offset numbers
+//!   within a packed list are not 0 is not looked at: the bytes would be the same.
 //!
 //! Example: (0,1), (0,3), (1,1) is `0000 0000 0100 | 0300 | 02 fe0f | 00`: three bytes, distances 2 and 2046, one byte of padding.
 //!
@@ -12,6 +13,7 @@
 
 use byteorder::{ByteOrder, LittleEndian};
 
+use crate::page::BLCKSZ;
 use crate::records::RecordError;
 use crate::records::fields::Fields;
 use crate::redo::{RedoError, page_error};
@@ -71,20 +73,61 @@ impl Items<'_> {
         let Some(first) = self.next.filter(|item| *item < limit) else { return Ok(()) };
         encoder.push(first)?;
         let distances = self.rest;
-        let (mut last, mut len) = (first, 0);
+        let mut last = first;
         loop {
+            last = checked(self.take_short_distances(last, limit))?;
+            let len = distances.len() - self.rest.len();
             self.next = if self.rest.is_empty() { None } else { Some(checked(last + take_distance(&mut self.rest)?)?) };
             match self.next.filter(|item| *item < limit) {
-                Some(item) => (last, len) = (item, distances.len() - self.rest.len()),
+                Some(item) => last = item,
                 None => return encoder.push_packed(&distances[..len], last),
             }
         }
     }
+
+    /// Goes on from the item `last` as long as eight distances of one byte each follow and lead to an item below `limit`: the item there.
+    fn take_short_distances(&mut self, mut last: u64, limit: u64) -> u64 {
+        while let Some((eight, rest)) = self.rest.split_first_chunk::<8>() {
+            match sum_of_short(u64::from_le_bytes(*eight)) {
+                Some(sum) if last + sum < limit => (last, self.rest) = (last + sum, rest),
+                _ => break,
+            }
+        }
+        last
+    }
+}
+
+/// The sum of eight bytes if all are in `1..=0x7F`: distances of one byte.
+#[inline]
+fn sum_of_short(bytes: u64) -> Option<u64> {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = EACH << 7;
+    // No byte has its high bit, so a borrow into it tells of a zero; one further up, at worst, of a zero below.
+    if bytes & HIGH != 0 || bytes.wrapping_sub(EACH) & HIGH != 0 {
+        return None;
+    }
+    const EVEN: u64 = 0x00FF_00FF_00FF_00FF;
+    let pairs = (bytes & EVEN) + (bytes >> 8 & EVEN);
+    Some(pairs.wrapping_mul(0x0001_0001_0001_0001) >> 48)
 }
 
 /// Tuple ids that are not packed.
 pub(super) fn items(ids: &[u8]) -> impl Iterator<Item = Result<u64, RedoError>> + '_ {
     ids.chunks_exact(TUPLE_ID_LEN).map(item_of)
+}
+
+/// Packs the items of `list` and `added` tuple ids, which ascend and are not in it yet, into one list at the start of `room`. Its length.
+/// PG: ginpostinglist.c, ginMergeItemPointers.
+pub(super) fn merge(list: List<'_>, added: &[u8], room: &mut [u8]) -> Result<usize, RedoError> {
+    let mut encoder = Encoder::new(room);
+    let mut old = list.items()?;
+    for item in items(added) {
+        let item = item?;
+        old.pack_below(item, &mut encoder)?;
+        encoder.push(item)?;
+    }
+    old.pack_below(u64::MAX, &mut encoder)?;
+    encoder.finish()
 }
 
 /// Packs items into one list. PG: ginCompressPostingList.
@@ -195,13 +238,15 @@ fn tuple_id_of(item: u64) -> [u8; TUPLE_ID_LEN] {
     tuple_id
 }
 
+#[inline]
 fn checked(item: u64) -> Result<u64, RedoError> {
-    if item >> ITEM_BITS != 0 || item & OFFSET_NO_MASK == 0 {
+    if item >> ITEM_BITS != 0 {
         return Err(page_error("item of a posting list is no tuple id", item));
     }
     Ok(item)
 }
 
-/// An item and the longest distance make no overflow.
+/// A list's items cannot overflow: of those before the last one checked each is at most 127 further than the one before.
+const _: () = assert!((1 << ITEM_BITS) + 127 * BLCKSZ as u64 <= u64::MAX >> 1);
 const _: () = assert!(ITEM_BITS < 63);
 const _: () = assert!(7 * DISTANCE_LEN_MAX < 63);

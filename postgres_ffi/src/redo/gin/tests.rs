@@ -3,6 +3,7 @@
 use super::posting_list::{Encoder, List, items};
 use super::*;
 use crate::page::{BLCKSZ, PD_LOWER, PD_SPECIAL, ZERO_PAGE};
+use proptest::prelude::*;
 
 /// (0,1), (0,3), (1,1), as in the example of [`posting_list`].
 const EXAMPLE: [u8; 12] = [0, 0, 0, 0, 1, 0, 3, 0, 0x02, 0xFE, 0x0F, 0];
@@ -34,7 +35,7 @@ fn put(page: &mut Page, at: usize, word: u16) {
 }
 
 fn packed(ids: &[[u8; 6]]) -> Vec<u8> {
-    let mut room = [0xAA; 20];
+    let mut room = [0xAA; 2048];
     let mut encoder = Encoder::new(&mut room);
     items(&ids.concat()).for_each(|item| encoder.push(item.unwrap()).unwrap());
     let len = encoder.finish().unwrap();
@@ -56,6 +57,53 @@ fn list_is_packed_and_unpacked_as_in_the_example() {
     unpacked.pack_below(u64::MAX, &mut encoder).unwrap();
     assert_eq!(encoder.finish().unwrap(), 10);
     assert_eq!(room, [0, 0, 0, 0, 3, 0, 2, 0, 0xFE, 0x0F]);
+}
+
+/// Distances of one byte, which are taken eight at a time, and longer ones between them.
+fn sorted_ids() -> impl Strategy<Value = Vec<[u8; 6]>> {
+    let distance = prop_oneof![9 => 1..=3_u64, 3 => 100..=130_u64, 1 => 1..1_u64 << 20];
+    let of = |item: u64| {
+        let [a, b, c, d, ..] = ((item / 200) as u32).to_le_bytes();
+        let [low, high] = ((item % 200 + 1) as u16).to_le_bytes();
+        [c, d, a, b, low, high]
+    };
+    proptest::collection::vec(distance, 1..120).prop_map(move |distances| {
+        let mut item = 0;
+        distances
+            .into_iter()
+            .map(|distance| {
+                item += distance;
+                of(item)
+            })
+            .collect()
+    })
+}
+
+proptest! {
+    /// Whichever ids are added to the others: the list is that of all of them, on the short way (one action) and on the long one.
+    #[test]
+    fn a_merged_list_is_the_list_of_all(ids in sorted_ids(), added in proptest::collection::vec(any::<bool>(), 120)) {
+        let pick = |wanted: bool| -> Vec<[u8; 6]> {
+            ids.iter().zip(&added).enumerate().filter(|(i, (_, added))| (*i > 0 && **added) == wanted).map(|(_, (id, _))| *id).collect()
+        };
+        let (old, new) = (packed(&pick(false)), pick(true));
+        let expected = packed(&ids);
+        let list = List::first_of(&old).unwrap();
+        let mut room = [0; 2048];
+        let len = posting_list::merge(list, &new.concat(), &mut room).unwrap();
+        prop_assert_eq!(&room[..len], &expected[..]);
+
+        let add = [&[0, 4][..], &(new.len() as u16).to_le_bytes(), &new.concat()].concat();
+        for (action_count, record) in [(1, add.clone()), (2, [&add[..], &[1, 2], &EXAMPLE].concat())] {
+            let mut page = leaf();
+            page[page::DATA_RANGE][..old.len()].copy_from_slice(&old);
+            page[page::DATA_RANGE][old.len()..][..EXAMPLE.len()].copy_from_slice(&EXAMPLE);
+            page::set_data_end(&mut page, page::DATA_RANGE.start + old.len() + EXAMPLE.len());
+            posting_leaf::recompress(&mut page, &actions(action_count, &[&record])).unwrap();
+            let inserted: &[u8] = if action_count == 2 { &EXAMPLE } else { &[] };
+            prop_assert_eq!(lists_of(&page), &[&expected[..], inserted, &EXAMPLE].concat()[..]);
+        }
+    }
 }
 
 #[test]

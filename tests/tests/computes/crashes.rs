@@ -1,0 +1,94 @@
+//! Page server and computes are killed while rows are written: what was acknowledged is in the branch.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Result;
+use tests::{Compute, Computes, PageServer, TestDir, wait_until};
+
+use super::life::{LIMIT, rig, servers};
+use super::writers::{TABLE, Writer};
+
+/// Kills come after so many more acknowledged rows.
+const ROWS_BETWEEN: i32 = 40;
+
+fn wait_for_rows(writer: &Writer) -> Result<()> {
+    let enough = writer.count() + ROWS_BETWEEN;
+    wait_until("acknowledged rows", LIMIT, || Ok(writer.count() >= enough))
+}
+
+/// Kills in turn, a few times; at the end the compute is killed and stays so.
+fn kill_around(
+    server: &mut PageServer,
+    computes: &Computes,
+    (name, compute, writer): (&str, &Compute, &Writer),
+) -> Result<()> {
+    for _ in 0..3 {
+        wait_for_rows(writer)?;
+        server.kill()?;
+        // Commits wait now, for as long as it takes.
+        let waiting = writer.count();
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(writer.count() <= waiting + 1, "a commit was acknowledged that the page server cannot have");
+        server.start()?;
+        wait_for_rows(writer)?;
+        compute.kill()?;
+        computes.run(&["start", name])?;
+        wait_for_rows(writer)?;
+    }
+    server.kill()?;
+    compute.kill()?; // Both, in this order: what is acknowledged is on the page server's disk alone.
+    server.start()
+}
+
+#[test]
+fn every_acknowledged_row_is_in_the_branch() -> Result<()> {
+    for version in servers() {
+        let dir = TestDir::new("compute-crashes")?;
+        let (mut server, computes) = rig(&dir, version)?;
+        let first = computes.create("first", "main", &[])?;
+        first.execute(TABLE)?;
+        let second = computes.create("second", "main", &[])?;
+        let writers = ["first", "second"].map(Writer::new);
+        let killed = std::thread::scope(|scope| {
+            scope.spawn(|| writers[0].run(&first));
+            scope.spawn(|| writers[1].run(&second));
+            let killed = kill_around(&mut server, &computes, ("second", &second, &writers[1]));
+            writers.iter().for_each(|writer| writer.stop.store(true, Ordering::SeqCst));
+            killed
+        });
+        killed?;
+        first.kill()?;
+        for (name, branch, writer) in [("second", "second", &writers[1]), ("first", "main", &writers[0])] {
+            assert_eq!(computes.listed(name)?["state"], "crashed");
+            computes.destroy(name)?;
+            let again = computes.create(&format!("{name}-again"), branch, &["--no-sync"])?;
+            writer.check(&again)?;
+            again.execute("INSERT INTO written VALUES ('afterwards', 1)")?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_not_handed_over_is_not_thrown_away() -> Result<()> {
+    let dir = TestDir::new("compute-not-handed-over")?;
+    let (mut server, computes) = rig(&dir, servers()[0])?;
+    let compute = computes.create("dev", "main", &["--asynchronous"])?;
+    compute.execute("CREATE TABLE t (n int)")?;
+    server.kill()?;
+    compute.execute("INSERT INTO t VALUES (1)")?; // Acknowledged by the compute alone.
+    let refused = computes.outcome(&["destroy", "dev", "--confirm"])?;
+    assert!(refused.exit_code == 2 && refused.stderr.contains("connect to the page server"), "{refused:?}");
+    assert_eq!(computes.listed("dev")?["state"], "running", "not stopped for nothing");
+    compute.kill()?;
+    server.start()?;
+    let refused = computes.outcome(&["destroy", "dev", "--confirm"])?;
+    assert!(refused.exit_code == 2 && refused.stderr.contains("--force"), "{refused:?}");
+    // As it says: started, it hands over the rest.
+    computes.run(&["start", "dev"])?;
+    computes.destroy("dev")?;
+    let again = computes.create("again", "main", &["--no-sync"])?;
+    assert_eq!(again.query_text("SELECT n FROM t")?, "1");
+    Ok(())
+}

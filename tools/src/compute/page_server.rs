@@ -1,0 +1,192 @@
+//! What a compute needs from the page server: facts of a branch, branches made and deleted, base backups, following.
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use pageserver::client::{Client, ClientError, ResultSet, quote};
+use postgres_ffi::{Lsn, PgVersion};
+
+use super::create::StartAt;
+use super::place::Place;
+use super::record::Record;
+use super::settings::{APPLICATION_NAME, conninfo_value};
+use crate::connect::ServerArgs;
+
+/// How often a wait looks again: short against a start, long against a look.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// SQLSTATE of a timeline that is not there.
+const UNDEFINED_OBJECT: &str = "42704";
+/// What `receiver` says when WAL flows.
+const STREAMING: &str = "streaming";
+
+/// What is known of a branch.
+#[derive(Debug, Clone)]
+pub struct Branch {
+    /// Its name.
+    pub name: String,
+    /// Its id, which no renaming changes.
+    pub id: String,
+    /// Major version of its cluster.
+    pub pg_version: PgVersion,
+    /// Where it left its ancestor.
+    pub branch_lsn: Option<Lsn>,
+    /// The lowest LSN that can be read.
+    pub first_readable_lsn: Lsn,
+    /// End of the last record that can be read.
+    pub last_record_lsn: Lsn,
+    /// End of the WAL that was received, which may not all be readable yet. None when nothing follows.
+    pub received_lsn: Option<Lsn>,
+    /// What the receiver does; none when the branch follows nobody.
+    pub receiver: Option<String>,
+    /// Why no WAL comes.
+    pub last_error: Option<String>,
+}
+
+/// A session with the page server.
+pub struct PageServer {
+    client: Client,
+}
+
+impl PageServer {
+    /// Connects.
+    pub fn connect(server: &ServerArgs) -> Result<Self> {
+        Ok(PageServer { client: server.connect()? })
+    }
+
+    /// The branch called `name`, or with this id. Errors: there is none.
+    pub fn branch(&mut self, name: &str) -> Result<Branch> {
+        self.branch_if_there(name)?.with_context(|| format!("the page server has no branch `{name}`"))
+    }
+
+    /// The branch called `name`, or with this id; `None` when there is none.
+    pub fn branch_if_there(&mut self, name: &str) -> Result<Option<Branch>> {
+        match self.client.query_one(&format!("SHOW TIMELINE {}", quote(name))) {
+            Err(ClientError::Server(error)) if error.sqlstate == UNDEFINED_OBJECT => Ok(None),
+            rows => Branch::from_rows(&rows?).map(Some),
+        }
+    }
+
+    /// Makes branch `name` off `from`. Errors: the name is taken, the LSN or time cannot be read.
+    pub fn create_branch(&mut self, name: &str, from: &Branch, at: &StartAt) -> Result<Branch> {
+        let at = match at {
+            StartAt::End => String::new(),
+            StartAt::Lsn(lsn) => format!(" AT {}", quote(&lsn.to_string())),
+            StartAt::Time(time) => format!(" AT TIME {}", quote(time)),
+        };
+        self.run(&format!("BRANCH CREATE {} FROM {}{at}", quote(name), quote(&from.id)))?;
+        self.branch(name)
+    }
+
+    /// Deletes the branch with this name or id. Errors: there are branches off it, or it follows somebody.
+    pub fn delete_branch(&mut self, name: &str) -> Result<()> {
+        self.run(&format!("BRANCH DELETE {}", quote(name)))
+    }
+
+    /// Has the branch follow the compute.
+    pub fn follow(&mut self, branch_id: &str, conninfo: &str) -> Result<()> {
+        self.run(&format!("TIMELINE FOLLOW {} FROM {}", quote(branch_id), quote(conninfo)))
+    }
+
+    /// Has the branch follow nobody.
+    pub fn unfollow(&mut self, branch_id: &str) -> Result<()> {
+        self.run(&format!("TIMELINE UNFOLLOW {}", quote(branch_id)))
+    }
+
+    /// A base backup of the branch at its last record, as a tar.
+    pub fn base_backup(&mut self, branch_id: &str) -> Result<impl Read + '_> {
+        let command = format!("BASEBACKUP {}", quote(branch_id));
+        Ok(self.client.copy_out(&command)?)
+    }
+
+    /// Returns once WAL flows into the branch and has come behind `lsn`. A receiver that still streams the PostgreSQL timeline that the
+    /// compute has left is not there yet. Errors: it does not get there within `timeout`, with the last reason that the page server has.
+    pub fn wait_until_streaming(&mut self, branch_id: &str, lsn: Lsn, timeout: Duration) -> Result<()> {
+        let waited = self.wait_for(branch_id, timeout, |branch| branch.streams() && lsn < branch.last_record_lsn)?;
+        match waited {
+            Ok(_) => Ok(()),
+            Err(branch) => bail!(
+                "the page server does not follow the compute after {} s. receiver=`{}`, last_error=`{}`, last_record_lsn=`{}`, wanted_lsn=`{lsn}`",
+                timeout.as_secs(),
+                branch.receiver.as_deref().unwrap_or("none"),
+                branch.last_error.as_deref().unwrap_or("none"),
+                branch.last_record_lsn
+            ),
+        }
+    }
+
+    /// Looks until `is_there`, at most for `timeout`; how the branch then is, as an error when it is not there.
+    pub fn wait_for(
+        &mut self,
+        branch_id: &str,
+        timeout: Duration,
+        is_there: impl Fn(&Branch) -> bool,
+    ) -> Result<Result<Branch, Branch>> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let branch = self.branch(branch_id)?;
+            if is_there(&branch) {
+                return Ok(Ok(branch));
+            }
+            if Instant::now() >= deadline {
+                return Ok(Err(branch));
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+    }
+
+    fn run(&mut self, command: &str) -> Result<()> {
+        match self.client.query_one(command) {
+            Ok(_) => Ok(()),
+            Err(ClientError::Server(error)) => match error.hint {
+                Some(hint) => bail!("{} ({hint})", error.message),
+                None => bail!("{}", error.message),
+            },
+            Err(error) => Err(error).with_context(|| command.to_owned()),
+        }
+    }
+}
+
+impl Branch {
+    /// From the rows (name, value) of `SHOW TIMELINE`.
+    fn from_rows(rows: &ResultSet) -> Result<Self> {
+        let value = |name: &str| {
+            rows.rows.iter().find(|row| row.get(0) == Some(name)).and_then(|row| row.get(1)).map(str::to_owned)
+        };
+        let needed = |name: &str| value(name).with_context(|| format!("the page server does not tell {name}"));
+        let lsn = |name: &str| -> Result<Option<Lsn>> { Ok(value(name).map(|text| text.parse()).transpose()?) };
+        let needed_lsn = |name: &str| -> Result<Lsn> { Ok(needed(name)?.parse()?) };
+        Ok(Branch {
+            name: needed("name")?,
+            id: needed("id")?,
+            pg_version: needed("pg_version")?.parse()?,
+            branch_lsn: lsn("ancestor_lsn")?,
+            first_readable_lsn: needed_lsn("first_readable_lsn")?,
+            last_record_lsn: needed_lsn("last_record_lsn")?,
+            received_lsn: lsn("received_lsn")?,
+            receiver: value("receiver"),
+            last_error: value("last_error"),
+        })
+    }
+
+    /// True when WAL of somebody comes in, or would if it could.
+    pub fn follows(&self) -> bool {
+        self.receiver.is_some()
+    }
+
+    /// True when WAL comes in now.
+    pub fn streams(&self) -> bool {
+        self.receiver.as_deref() == Some(STREAMING)
+    }
+}
+
+/// Where the page server finds the compute in `place`.
+pub fn conninfo_for_page_server(place: &Place, record: &Record) -> Result<String> {
+    let role = record.role.as_deref().context("the compute has no role yet")?;
+    Ok(format!(
+        "host={} port={} user={} application_name={APPLICATION_NAME}",
+        conninfo_value(&record.auth.host(place)),
+        record.port,
+        conninfo_value(role)
+    ))
+}
