@@ -28,11 +28,20 @@ pub(super) fn first_version_where<E: From<StoreError>>(
 ) -> Result<Found, E> {
     let mut found = None;
     for layer in layers.newest_first() {
-        for version in layer.read().versions(key, VersionBound::at(through)) {
+        let data = layer.read();
+        let (mut oldest, mut ended) = (None, false);
+        for version in data.versions(key, VersionBound::at(through)) {
             if !holds(version.lsn, version.value)? {
-                return Ok(found);
+                ended = true;
+                break;
             }
-            found = Some((version.lsn, Bytes::copy_from_slice(version.value)));
+            oldest = Some(version);
+        }
+        if let Some(oldest) = oldest {
+            found = Some((oldest.lsn, Bytes::copy_from_slice(oldest.value)));
+        }
+        if ended {
+            return Ok(found);
         }
     }
     let below = match &found {
