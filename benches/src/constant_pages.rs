@@ -12,6 +12,7 @@ use pageserver::page_service::backend::{
 use pageserver::page_service::basebackup::{BackupRequest, BackupSink};
 use pageserver::page_service::lease::{LeaseCommand, LeaseInfo};
 use pageserver::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
+use pageserver::wall_time::WallTime;
 use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 /// The one relation there is.
@@ -140,6 +141,14 @@ impl TimelineBackend for ConstantPages {
 
     fn objects(&self, _: Object, _: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError> {
         Ok(Vec::new())
+    }
+
+    fn commit_time_at(&self, _: Lsn) -> Result<Option<WallTime>, BackendError> {
+        Ok(None)
+    }
+
+    fn lsn_at_time(&self, _: WallTime) -> Result<(Lsn, WallTime), BackendError> {
+        Err(BackendError::not_found("nothing was ever committed here"))
     }
 
     fn history(&self, _: Key, _: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {

@@ -16,8 +16,9 @@ use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, Slru
 
 use super::ImportError;
 use super::layout::{FileKind, RELSEG_BLOCKS, classify};
-use crate::ingest::OriginProgress;
+use crate::ingest::{CommitTime, OriginProgress};
 use crate::store::{Batch, TimelineStore};
+use crate::wall_time::WallTime;
 
 /// A batch is put when it holds this many bytes.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -117,6 +118,7 @@ impl ImportSink {
                 super::check_control_file(&control_file)?;
                 self.put(Object::ControlFile, &bytes)?;
                 self.put(Object::Checkpoint, &control_file.checkpoint_copy)?;
+                self.commit_time(&control_file)?;
                 self.control_file = Some(Box::new(control_file));
             }
             FileKind::TwoPhase { xid } => self.two_phase(path, xid, contents)?,
@@ -127,6 +129,13 @@ impl ImportSink {
         }
         self.counts.bytes += length;
         Ok(true)
+    }
+
+    /// What is known of time before the first transaction ends: see `timeline::commit_times`.
+    fn commit_time(&mut self, control_file: &ControlFile) -> Result<(), ImportError> {
+        let written = WallTime::from_unix_seconds(control_file.time);
+        let value = CommitTime { time: written.as_postgres(), before_lsn: None };
+        self.put(Object::CommitTime, &value.encode())
     }
 
     fn database(&mut self, spc_oid: u32, db_oid: u32) -> Result<(), ImportError> {

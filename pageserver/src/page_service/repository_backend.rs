@@ -20,8 +20,9 @@ use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
 use crate::store::StoreError;
 use crate::timeline::{
-    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, Timeline, TimelineState,
+    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline, TimelineState,
 };
+use crate::wall_time::WallTime;
 
 /// How often somebody who waits for an import hears of it.
 const CATCH_UP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,10 +54,22 @@ impl From<ReadError> for BackendError {
     }
 }
 
+impl From<TimeError> for BackendError {
+    fn from(error: TimeError) -> Self {
+        let kind = match error {
+            TimeError::Read(error) => return error.into(),
+            TimeError::Unknown { .. } => BackendErrorKind::NotFound,
+            TimeError::BeforeFirst { .. } => BackendErrorKind::InvalidRequest,
+        };
+        BackendError::new(kind, error.to_string())
+    }
+}
+
 impl From<RepositoryError> for BackendError {
     fn from(error: RepositoryError) -> Self {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
+            RepositoryError::Time(error) => return error.into(),
             RepositoryError::Branch(ref error) => error.into(),
             RepositoryError::TimelineMissing { .. }
             | RepositoryError::OtherTenant { .. }
@@ -314,6 +327,15 @@ impl TimelineBackend for Timeline {
 
     fn objects(&self, class: Object, lsn: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError> {
         Ok(self.objects_of_class(class, lsn)?)
+    }
+
+    fn commit_time_at(&self, lsn: Lsn) -> Result<Option<WallTime>, BackendError> {
+        Ok(Timeline::commit_time_at(self, lsn)?)
+    }
+
+    fn lsn_at_time(&self, time: WallTime) -> Result<(Lsn, WallTime), BackendError> {
+        let found = Timeline::lsn_at_time(self, time)?;
+        Ok((found.lsn, found.commit_time))
     }
 
     fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {

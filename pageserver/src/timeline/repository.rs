@@ -32,7 +32,7 @@ use super::backlog::Backlog;
 use super::lineage::Lineage;
 use super::metadata::{MetadataError, TimelineMetadata};
 use super::version_cache::{VersionCache, VersionCacheStats};
-use super::{ReadError, TenantId, Timeline, TimelineId, TimelineIngestError};
+use super::{ReadError, TenantId, TimeError, Timeline, TimelineId, TimelineIngestError};
 use crate::config::Config;
 use crate::import::ImportError;
 use crate::redo::{EngineReport, RedoStats, WalRedo};
@@ -101,6 +101,9 @@ pub enum RepositoryError {
         /// The timeline asked for.
         timeline: String,
     },
+    /// No LSN can be told for a time.
+    #[error(transparent)]
+    Time(#[from] TimeError),
     /// A branch cannot be made or changed.
     #[error(transparent)]
     Branch(#[from] BranchError),
@@ -392,3 +395,6 @@ fn create_dir(path: &Path) -> Result<(), RepositoryError> {
         source,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use postgres_ffi::{Lsn, PgVersion};
 use tests::{Computes, PageServer, Postgres, TestDir, wait_until};
 
-use super::life::{EXPECTED, LIMIT, servers};
+use super::life::{EXPECTED, LIMIT, rig, servers};
 use super::writers::{TABLE, Writer};
 
 #[test]
@@ -22,7 +22,8 @@ fn a_clone_shows_its_moment_of_the_primary_and_writes_its_own_branch() -> Result
         server.import("main", &primary.conninfo())?;
         primary.execute("UPDATE t SET v = 2; CREATE TABLE gone AS SELECT 7 AS n")?;
         let before = primary.current_lsn()?;
-        primary.execute("UPDATE t SET v = 3 WHERE i % 2 = 0; DROP TABLE gone; CREATE DATABASE later")?;
+        primary.execute("UPDATE t SET v = 3 WHERE i % 2 = 0; DROP TABLE gone")?;
+        primary.execute("CREATE DATABASE later")?;
         let computes = Computes::new(&server)?;
 
         let sum = "SELECT sum(v) FROM t";
@@ -127,6 +128,22 @@ fn branches_of_branches_take_what_is_written_at_the_same_time() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_clone_at_a_time_has_what_was_committed_until_then() -> Result<()> {
+    let dir = TestDir::new("clone-time")?;
+    let (_server, computes) = rig(&dir, PgVersion::V17)?;
+    let first = computes.create("first", "main", &["--no-sync"])?;
+    first.execute("CREATE TABLE t AS SELECT 1 AS n")?;
+    let time = first.query_text("SELECT clock_timestamp()::text")?;
+    std::thread::sleep(Duration::from_millis(50));
+    first.execute("INSERT INTO t VALUES (2)")?;
+    let then = computes.create("then", "main", &["--time", &time, "--no-sync"])?;
+    assert_eq!((then.report["branch"].as_str(), then.report["made_off"].as_str()), (Some("then"), Some("main")));
+    assert_eq!(then.query_text("SELECT sum(n) FROM t")?, "1");
+    assert_eq!(first.query_text("SELECT sum(n) FROM t")?, "3");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ pub mod object;
 pub mod parse;
 pub mod rows;
 pub mod run;
+mod time;
 pub mod token;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use super::lease::LeaseCommand;
 use super::message::Column;
 use super::pagestream::wire::Version;
 use super::timeline_change::TimelineChange;
+use crate::wall_time::TimeSpec;
 
 /// One page of a timeline, as people write it: `1663/5/16384/main/7`, or `pg_xact/7` (pages are numbered across segments).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,6 +142,20 @@ pub enum Command {
     Sizes {
         /// One timeline, or all.
         timeline: Option<String>,
+        /// As of; the newest without.
+        at: Option<Lsn>,
+    },
+    /// `SHOW LSN name AT TIME 'time'`
+    LsnAtTime {
+        /// The timeline.
+        timeline: String,
+        /// When.
+        time: TimeSpec,
+    },
+    /// `SHOW TIME name [AT lsn]`
+    TimeAtLsn {
+        /// The timeline.
+        timeline: String,
         /// As of; the newest without.
         at: Option<Lsn>,
     },
@@ -311,6 +327,7 @@ impl Command {
                     ]
                 }
             }
+            Command::LsnAtTime { .. } | Command::TimeAtLsn { .. } => time::COLUMNS,
             Command::Sizes { .. } => {
                 const {
                     &[

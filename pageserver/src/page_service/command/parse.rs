@@ -15,6 +15,7 @@ use crate::page_service::basebackup::BackupRequest;
 use crate::page_service::connection::PARAMETERS;
 use crate::page_service::error::{PgError, sqlstate};
 use crate::page_service::pagestream::wire::Version;
+use crate::wall_time::TimeSpec;
 
 /// Every form, as `HELP` shows them.
 pub const FORMS: &[(&str, &str)] = &[
@@ -24,15 +25,23 @@ pub const FORMS: &[(&str, &str)] = &[
     ("SHOW LAST_RECORD_LSN [name]", "end of the last record that can be read"),
     ("SHOW LAG [name]", "how far each timeline is behind its source"),
     ("SHOW SIZES [name] [AT lsn]", "relations, blocks and bytes per database"),
+    (
+        "SHOW LSN name AT TIME 'time'",
+        "how far a timeline was at a time; time: 2026-11-25 14:32:00+01 (UTC without a zone), 5 minutes ago",
+    ),
+    ("SHOW TIME name [AT lsn]", "time of the last commit"),
     ("SHOW STATUS", "the server: version, process id, connections, counters"),
     ("STORE STATS", "figures of the store"),
     ("SHOW REDO", "redo engine and counters of each cluster"),
     ("IMPORT name FROM 'conninfo'", "makes a timeline from a running primary"),
-    ("BRANCH CREATE name FROM timeline [AT lsn]", "makes a branch of a timeline as it was; nothing is copied"),
+    (
+        "BRANCH CREATE name FROM timeline [AT lsn | AT TIME 'time']",
+        "makes a branch of a timeline as it was; nothing is copied",
+    ),
     ("BRANCH DELETE name", "deletes a branch that nothing branches off; also TIMELINE DELETE name for any timeline"),
     ("BRANCH RENAME name TO name", "gives a timeline another name"),
     (
-        "BRANCH RESET name [AT lsn]",
+        "BRANCH RESET name [AT lsn | AT TIME 'time']",
         "throws away what a branch has and begins it anew at its ancestor's last record or an LSN",
     ),
     ("BRANCH DETACH name", "copies what a branch reads from its ancestors, so that it needs them no more"),
@@ -137,6 +146,17 @@ impl Parser<'_> {
                 let timeline = if self.at_keyword("at") { None } else { self.optional_name()? };
                 let at = self.optional("at", "an LSN")?;
                 self.finish(Command::Sizes { timeline, at })
+            }
+            Some("lsn") => {
+                let timeline = self.name("a timeline")?;
+                self.then("at")?;
+                let time = self.at_time()?;
+                self.finish(Command::LsnAtTime { timeline, time })
+            }
+            Some("time") => {
+                let timeline = self.name("a timeline")?;
+                let at = self.optional("at", "an LSN")?;
+                self.finish(Command::TimeAtLsn { timeline, at })
             }
             Some("status") => self.finish(Command::Status),
             Some("redo") => self.finish(Command::RedoStats),
@@ -341,6 +361,12 @@ impl Parser<'_> {
         }
         self.next += 1;
         self.value(what).map(Some)
+    }
+
+    /// What follows `AT`: `TIME 'time'`.
+    fn at_time(&mut self) -> Result<TimeSpec, PgError> {
+        self.then("time")?;
+        self.value("a time like '2026-11-25 14:32:00'")
     }
 
     fn finish(&self, command: Command) -> Result<Command, PgError> {

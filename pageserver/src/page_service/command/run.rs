@@ -11,6 +11,7 @@ use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, SlruKind};
 use super::object::{self, ObjectClass};
 use super::parse::FORMS;
 use super::rows::Rows;
+use super::time;
 use super::{Command, Conninfo, DatabaseAddress, PageAddress, SelectItem};
 use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
@@ -41,6 +42,8 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
             }
             Ok(())
         }
+        Command::LsnAtTime { timeline, time } => time::show_lsn(repository, timeline, *time, rows),
+        Command::TimeAtLsn { timeline, at } => time::show_time(repository, timeline, *at, rows),
         Command::Status => status(shared, rows),
         Command::StoreStats => name_value_rows(repository.store_stats()?, rows),
         Command::RedoStats => name_value_rows(repository.redo_stats()?, rows),
@@ -148,7 +151,7 @@ fn timeline_show(info: &TimelineInfo, rows: &mut Rows<'_>) -> Result<(), Failure
 }
 
 /// The timeline and the LSN to read at, checked to be readable. Commands never wait: a person sees at once that it is not there yet.
-fn timeline_at(
+pub(super) fn timeline_at(
     repository: &dyn RepositoryBackend,
     timeline: &str,
     at: Option<Lsn>,

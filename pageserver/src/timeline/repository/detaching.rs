@@ -40,7 +40,7 @@ pub type OnDetached<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
 pub(super) struct BusyTimelines(Arc<Mutex<HashMap<TimelineId, &'static str>>>);
 
 /// While this lives nobody deletes, resets or detaches the timeline.
-struct BusyGuard {
+pub(super) struct BusyGuard {
     timeline_id: TimelineId,
     busy: BusyTimelines,
 }
@@ -75,7 +75,7 @@ impl Repository {
         }
     }
 
-    fn begin_detach(&self, name: &str) -> Result<(Arc<Timeline>, Lsn, BusyGuard), RepositoryError> {
+    pub(super) fn begin_detach(&self, name: &str) -> Result<(Arc<Timeline>, Lsn, BusyGuard), RepositoryError> {
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
         let metadata = timeline.metadata();
@@ -129,7 +129,7 @@ impl Repository {
 }
 
 /// One detach on its way.
-struct Copy<'a, 'p> {
+pub(super) struct Copy<'a, 'p> {
     timeline: &'a Timeline,
     branch_lsn: Lsn,
     images: ImageSet<'a>,
@@ -141,7 +141,7 @@ struct Copy<'a, 'p> {
 }
 
 impl<'a, 'p> Copy<'a, 'p> {
-    fn new(
+    pub fn new(
         timeline: &'a Timeline,
         branch_lsn: Lsn,
         on_progress: &'a mut OnDetached<'p>,
@@ -152,7 +152,7 @@ impl<'a, 'p> Copy<'a, 'p> {
     }
 
     /// Copies everything. Returns the bytes of pages. Key order is: objects, pages of SLRUs between them, blocks.
-    fn run(mut self) -> Result<u64, RepositoryError> {
+    pub fn run(mut self) -> Result<u64, RepositoryError> {
         let segments = self.slru_segments()?;
         let relations = self.timeline.all_relations(self.branch_lsn)?;
         let blocks: u64 = relations.iter().map(|(.., blocks)| u64::from(*blocks)).sum();

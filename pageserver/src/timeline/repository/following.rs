@@ -92,7 +92,7 @@ impl Repository {
     }
 
     /// Before a timeline's first own record: its watermark, and the history of the PostgreSQL timeline that it begins on.
-    fn begin_own_history(&self, timeline: &Timeline) -> Result<(), RepositoryError> {
+    pub(super) fn begin_own_history(&self, timeline: &Timeline) -> Result<(), RepositoryError> {
         let Some(ancestor) = timeline.metadata().ancestor.clone() else { return Ok(()) };
         if timeline.store.watermark().is_none() {
             timeline.publish_at(ancestor.lsn)?;
