@@ -9,7 +9,7 @@ use postgres_ffi::rel::DEFAULTTABLESPACE_OID;
 use postgres_ffi::start::files;
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
-use super::BackupError;
+use super::{BackupError, tablespaces};
 use crate::ingest::OriginProgress;
 use crate::timeline::{DatabaseTag, Timeline};
 
@@ -20,6 +20,8 @@ pub(super) struct Contents {
     /// Directories of databases, shared relations and other tablespaces included.
     pub(super) databases: Vec<DatabaseTag>,
     pub(super) relation_maps: BTreeMap<DatabaseTag, Bytes>,
+    /// Tablespaces but for the two that every cluster has, empty ones included.
+    pub(super) tablespaces: BTreeSet<Oid>,
     pub(super) slrus: BTreeMap<SlruKind, BTreeMap<u32, u32>>,
     /// Full transaction ids and state files.
     pub(super) two_phase: Vec<(u64, Bytes)>,
@@ -46,11 +48,16 @@ impl Contents {
                 two_phase.push((xid, value));
             }
         }
+        let databases = timeline.databases(branch_lsn)?;
+        let with_files = databases.iter().map(|database| database.spc_oid).filter(|spc_oid| !is_built_in(*spc_oid));
+        let mut tablespaces: BTreeSet<Oid> = with_files.collect();
+        tablespaces.extend(tablespaces::in_catalog(timeline, branch_lsn, control_file.version, &relation_maps)?);
         Ok(Contents {
             version: control_file.version,
             catalog_version_no: control_file.catalog_version_no,
-            databases: timeline.databases(branch_lsn)?,
+            databases,
             relation_maps,
+            tablespaces,
             slrus,
             two_phase,
             origins: origins(timeline, branch_lsn)?,
@@ -73,12 +80,6 @@ impl Contents {
     /// The directory of a database, of shared relations, or of a database in another tablespace.
     pub(super) fn directory_of(&self, database: DatabaseTag) -> String {
         files::database_directory(self.version, self.catalog_version_no, database.spc_oid, database.db_oid)
-    }
-
-    /// Tablespaces that databases have files in, but for the two that every cluster has.
-    pub(super) fn tablespaces(&self) -> BTreeSet<Oid> {
-        let spc_oids = self.databases.iter().map(|database| database.spc_oid);
-        spc_oids.filter(|spc_oid| !is_built_in(*spc_oid)).collect()
     }
 }
 

@@ -18,6 +18,7 @@ use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::basebackup::{BackupError, BackupOptions};
 use crate::import::base_backup;
 use crate::redo::RedoErrorKind;
+use crate::replication::ReplicationError;
 use crate::store::StoreError;
 use crate::timeline::{
     DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline, TimelineState,
@@ -76,7 +77,9 @@ impl From<RepositoryError> for BackendError {
             | RepositoryError::Tenant(TenantError::Missing { .. })
             | RepositoryError::Lease(LeaseError::Missing { .. }) => BackendErrorKind::NotFound,
             RepositoryError::Lease(LeaseError::Duration { .. }) => BackendErrorKind::InvalidRequest,
-            RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
+            RepositoryError::NameTaken { .. }
+            | RepositoryError::Metadata(_)
+            | RepositoryError::Replication(ReplicationError::ConnInfo(_)) => BackendErrorKind::InvalidRequest,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
         };

@@ -9,6 +9,7 @@
 mod clone;
 mod primary;
 
+mod archive;
 mod positions;
 mod starts;
 

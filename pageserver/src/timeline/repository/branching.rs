@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use postgres_ffi::Lsn;
 use tracing::{info, warn};
 
+use super::base_backup::wal_place;
 use super::branch_error::BranchError;
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
@@ -136,11 +137,11 @@ impl Repository {
             Some(RecordAt::Between { end_lsn }) if first_readable_lsn <= end_lsn && begins_at <= Some(end_lsn) => {
                 (end_lsn, Some("the end of the last record before it"))
             }
-            _ if lsn.is_aligned() => (lsn, None),
-            _ => {
-                let aligned_lsn = Lsn::new(lsn.as_u64() & !(postgres_ffi::lsn::MAXALIGN - 1));
-                (aligned_lsn, Some("aligned down, the WAL there is not on disk any more"))
-            }
+            // A server that starts from a branch of this LSN starts where a record can end.
+            _ => match wal_place(&timeline.metadata().cluster).record_end_at_or_before(lsn) {
+                aligned_lsn if aligned_lsn == lsn => (lsn, None),
+                aligned_lsn => (aligned_lsn, Some("aligned down, the WAL there is not on disk any more")),
+            },
         }
     }
 
