@@ -51,7 +51,7 @@ fn measure(arguments: &Arguments, scale: u32) -> Result<()> {
     let primary = Postgres::builder(arguments.pg).start(&dir)?;
     pgbench(&primary, &["--initialize", "--quiet", &format!("--scale={scale}")])?;
     let data_dir = dir.path().join("repository");
-    let repository = Repository::open(&data_dir, Config::default())?;
+    let repository = Repository::open(&data_dir, config())?;
     let (main, _) = repository.import_primary("main", &primary.conninfo(), &mut |_| ControlFlow::Continue(()))?;
     catch_up(&main, &primary)?;
     let load = ["--client=2", "--no-vacuum", "--transactions=5000"];
@@ -121,14 +121,19 @@ fn reopen(
     repository.shutdown()?;
     drop((main, repository));
     let begun = Instant::now();
-    let repository = Repository::open(data_dir, Config::default())?;
+    let repository = Repository::open(data_dir, config())?;
     let took = begun.elapsed();
     repository.follow_primaries()?;
     let main = repository.timeline_named("main")?;
     Ok((repository, main, took))
 }
 
-/// Mean time of a read of a stored image, past the caches.
+/// Next to no page cache: reads go to the store.
+fn config() -> Config {
+    Config { page_cache_mib: 1, ..Config::default() }
+}
+
+/// Mean time of a read of one page.
 fn read_time(timeline: &Arc<Timeline>) -> Result<Duration> {
     let lsn = timeline.last_record_lsn();
     let relations = timeline.all_relations(lsn)?;
