@@ -1,5 +1,6 @@
 //! What a compute shows: its branch as of its LSN, and nothing that came later or elsewhere.
 
+use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -142,6 +143,40 @@ fn a_clone_at_a_time_has_what_was_committed_until_then() -> Result<()> {
     assert_eq!((then.report["branch"].as_str(), then.report["made_off"].as_str()), (Some("then"), Some("main")));
     assert_eq!(then.query_text("SELECT sum(n) FROM t")?, "1");
     assert_eq!(first.query_text("SELECT sum(n) FROM t")?, "3");
+    Ok(())
+}
+
+#[test]
+fn tablespaces_come_along_beside_the_data_directory() -> Result<()> {
+    for version in servers() {
+        let dir = TestDir::new("clone-tablespaces")?;
+        let primary = Postgres::builder(version).wal_level("logical").start(&dir)?;
+        let mut server = PageServer::builder().start(&dir)?;
+        server.import("main", &primary.conninfo())?;
+        let computes = Computes::new(&mut server)?;
+        let outside = dir.create_subdir("outside")?;
+        primary.execute(&format!("CREATE TABLESPACE outside LOCATION '{}'", outside.display()))?;
+        primary.execute("CREATE TABLE t TABLESPACE outside AS SELECT generate_series(1, 10000) AS n")?;
+        primary.execute("CREATE DATABASE app TABLESPACE outside")?;
+        primary.execute("BEGIN; INSERT INTO t VALUES (0); PREPARE TRANSACTION 'waiting'")?;
+        let lsn = primary.current_lsn()?.to_string();
+        let compute = computes.create("dev", "main", &["--lsn", &lsn, "--no-sync"])?;
+        let oid = compute.query_text("SELECT oid FROM pg_tablespace WHERE spcname = 'outside'")?;
+        let beside = compute.root().join("tablespaces").join(&oid);
+        assert_eq!(fs::read_link(compute.root().join("data/pg_tblspc").join(&oid))?, beside);
+        assert_eq!(compute.query_text(&format!("SELECT pg_tablespace_location({oid})"))?, beside.display().to_string());
+        assert_eq!(compute.query_text("SELECT count(*) FROM t")?, "10000");
+        assert_eq!(compute.query_text("SHOW wal_level")?, "logical");
+        compute.execute("COMMIT PREPARED 'waiting'")?;
+        compute.execute("CREATE TABLE more TABLESPACE outside AS SELECT 1 AS n")?;
+        computes.run(&["stop", "dev"])?;
+        computes.run(&["start", "dev"])?;
+        assert_eq!(compute.query_text("SELECT count(*) FROM t")?, "10001");
+        computes.destroy("dev")?;
+        let again = computes.create("again", "dev", &["--no-sync"])?;
+        assert_eq!(again.query_text("SELECT count(*) FROM t, more")?, "10001");
+        assert_eq!(primary.query_text("SELECT count(*) FROM t")?, "10000", "the primary's own files are its own");
+    }
     Ok(())
 }
 
