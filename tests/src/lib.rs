@@ -6,7 +6,7 @@
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
 //! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`], [`computes`],
-//! [`workload`], [`prove`], [`prove_redo`].
+//! [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`].
 
 mod wait;
 pub use wait::{wait_until, wait_until_some};
@@ -33,8 +33,12 @@ pub use pageserver_process::{Outcome, PageServer, PageServerBuilder, Pagectl, bu
 pub mod computes;
 pub use computes::{Compute, Computes};
 
+pub mod backup_server;
+
 pub mod workload;
 
 pub mod prove;
 
 pub mod prove_redo;
+
+pub mod prove_clones;

@@ -313,6 +313,14 @@ impl Postgres {
         self.process.take().context("PostgreSQL is not running")?.kill_all()
     }
 
+    /// Kills it, if it runs, and removes its directory.
+    pub fn remove(mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill_all()?;
+        }
+        fs::remove_dir_all(&self.root).with_context(|| format!("remove {}", self.root.display()))
+    }
+
     /// Makes a standby a primary and returns when it takes writes.
     pub fn promote(&mut self) -> Result<()> {
         // As `pg_ctl promote` does: a query may be cancelled by what is still being replayed.
@@ -351,6 +359,37 @@ impl Postgres {
             dir: self.dir.clone(),
         };
         Ok(sibling)
+    }
+
+    /// The server of `version` on the data directory `data` below `root`, which the servers' user owns, with these parameters besides those of its
+    /// postgresql.conf. Not started.
+    pub(crate) fn on_directory(
+        version: PgVersion,
+        dir: &TestDir,
+        root: PathBuf,
+        port: u16,
+        settings: &[(&str, &str)],
+    ) -> Result<Postgres> {
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let server = Postgres {
+            version,
+            bin: bin_dir(version)?,
+            data_dir: root.join("data"),
+            root,
+            port,
+            auth: Auth::Trust,
+            settings,
+            process: None,
+            dir: dir.clone(),
+        };
+        server.write_settings()?;
+        Ok(server)
+    }
+
+    /// All that it has logged, over all starts.
+    pub fn log(&self) -> Result<String> {
+        let bytes = fs::read(self.root.join("log")).context("read the server's log")?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// The test's directory.
