@@ -232,7 +232,7 @@ impl Course {
                 let checked = checked.with_context(|| format!("end of the clone's log:\n{}\n", tail.join("\n")));
                 cloned.server.remove().and(checked)
             });
-        let outcome = outcome.map_err(|error| format!("{error:?}"));
+        let outcome = outcome.map_err(|error| format!("{error:#}"));
         Row { moment, branch_lsn, outcome, duration: started.elapsed() }
     }
 
