@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use keyenc::{Key, Object};
 use postgres_ffi::control_file::ControlFile;
-use postgres_ffi::rel::DEFAULTTABLESPACE_OID;
 use postgres_ffi::start::files;
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
@@ -17,6 +16,8 @@ use crate::timeline::{DatabaseTag, Timeline};
 pub(super) struct Contents {
     pub(super) version: PgVersion,
     pub(super) catalog_version_no: u32,
+    /// Tablespaces, empty ones too, but for the two that every cluster has.
+    pub(super) tablespaces: BTreeSet<Oid>,
     /// Directories of databases, shared relations and other tablespaces included.
     pub(super) databases: Vec<DatabaseTag>,
     pub(super) relation_maps: BTreeMap<DatabaseTag, Bytes>,
@@ -49,6 +50,7 @@ impl Contents {
         Ok(Contents {
             version: control_file.version,
             catalog_version_no: control_file.catalog_version_no,
+            tablespaces: timeline.tablespaces(branch_lsn)?,
             databases: timeline.databases(branch_lsn)?,
             relation_maps,
             slrus,
@@ -74,16 +76,6 @@ impl Contents {
     pub(super) fn directory_of(&self, database: DatabaseTag) -> String {
         files::database_directory(self.version, self.catalog_version_no, database.spc_oid, database.db_oid)
     }
-
-    /// Tablespaces that databases have files in, but for the two that every cluster has.
-    pub(super) fn tablespaces(&self) -> BTreeSet<Oid> {
-        let spc_oids = self.databases.iter().map(|database| database.spc_oid);
-        spc_oids.filter(|spc_oid| !is_built_in(*spc_oid)).collect()
-    }
-}
-
-fn is_built_in(spc_oid: Oid) -> bool {
-    matches!(spc_oid, DEFAULTTABLESPACE_OID | postgres_ffi::rel::GLOBALTABLESPACE_OID)
 }
 
 fn origins(timeline: &Timeline, branch_lsn: Lsn) -> Result<Vec<(u16, Lsn)>, BackupError> {

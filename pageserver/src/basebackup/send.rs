@@ -58,7 +58,7 @@ impl BaseBackup {
 
     fn send_databases(&self, archive: &mut Archive<impl Write>) -> Result<(), BackupError> {
         let contents = &self.contents;
-        for spc_oid in contents.tablespaces() {
+        for spc_oid in &contents.tablespaces {
             let directory = format!("pg_tblspc/{spc_oid}");
             archive.directory(&directory)?;
             let version = files::tablespace_version_directory(contents.version, contents.catalog_version_no);

@@ -87,7 +87,10 @@ fn import_backup(
     let bytes_total = sizes.map(|sizes| sizes.iter().sum::<u64>() * 1024);
     while let Some(index) = backup.next_archive()? {
         let prefix = match backup.tablespaces().get(index).and_then(|tablespace| tablespace.oid) {
-            Some(oid) => format!("pg_tblspc/{oid}/"),
+            Some(oid) => {
+                sink.tablespace(oid)?;
+                format!("pg_tblspc/{oid}/")
+            }
             None => String::new(),
         };
         import_archive(&mut backup, &prefix, &mut sink, bytes_total, on_progress)?;
@@ -121,11 +124,15 @@ fn import_archive(
     let mut archive = tar::Archive::new(backup.reader());
     for entry in archive.entries().map_err(archive_error)? {
         let mut entry = entry.map_err(archive_error)?;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
+        let entry_type = entry.header().entry_type();
         let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let path = format!("{prefix}{}", path.trim_start_matches("./"));
+        if entry_type.is_dir() {
+            sink.directory(&path)?; // A tablespace in place.
+        }
+        if !entry_type.is_file() {
+            continue;
+        }
         let length = entry.size();
         sink.file(&path, length, &mut entry)?;
         // What was not read of it, the archive skips.

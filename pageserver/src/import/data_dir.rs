@@ -85,6 +85,7 @@ fn import_dir(sink: &mut ImportSink, dir: &Path, prefix: &str) -> Result<(), Imp
         // Follows the links of pg_tblspc.
         let metadata = std::fs::metadata(&path).map_err(io(&path))?;
         if metadata.is_dir() {
+            sink.directory(&inner)?;
             if inner != "pg_wal" {
                 import_dir(sink, &path, &format!("{inner}/"))?;
             }

@@ -15,7 +15,7 @@ use postgres_ffi::relation_map::RelationMap;
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, SlruKind};
 
 use super::ImportError;
-use super::layout::{FileKind, RELSEG_BLOCKS, classify};
+use super::layout::{FileKind, RELSEG_BLOCKS, classify, tablespace_of};
 use crate::ingest::OriginProgress;
 use crate::store::{Batch, TimelineStore};
 
@@ -52,7 +52,7 @@ pub struct ImportSink {
     control_file: Option<Box<ControlFile>>,
     /// Numbers and contents of `pg_twophase`; their full xids are known once the control file is.
     two_phase: Vec<(u64, Vec<u8>)>,
-    /// Directories of databases (tablespace, database) that were put.
+    /// Directories of databases (tablespace, database) that were put; database 0 for tablespaces.
     database_dirs: BTreeSet<(u32, u32)>,
     counts: ImportCounts,
 }
@@ -127,6 +127,19 @@ impl ImportSink {
         }
         self.counts.bytes += length;
         Ok(true)
+    }
+
+    /// A tablespace is there, whether anything is in it or not.
+    pub fn tablespace(&mut self, spc_oid: u32) -> Result<(), ImportError> {
+        self.database_dir(spc_oid, 0)
+    }
+
+    /// Takes the directory at `path` (relative to the data directory), or the link: of a tablespace.
+    pub fn directory(&mut self, path: &str) -> Result<(), ImportError> {
+        match tablespace_of(path) {
+            Some(spc_oid) => self.tablespace(spc_oid),
+            None => Ok(()),
+        }
     }
 
     fn database(&mut self, spc_oid: u32, db_oid: u32) -> Result<(), ImportError> {

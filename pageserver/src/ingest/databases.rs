@@ -35,12 +35,13 @@ impl WalIngest {
         }
     }
 
-    /// A tablespace is a link to a directory that we do not keep; what goes with it are the empty directories of databases.
+    /// A tablespace is a link to a directory whose place we do not keep. That it is there we do: a server cannot make tables in one that has no
+    /// directory. With it go the empty directories of databases.
     pub(super) fn ingest_tablespace(&mut self, step: &mut Step<'_>) -> Result<(), IngestError> {
         let tablespace = dbase::parse_tablespace(step.record.main_data());
         let spc_oid = tablespace.map_err(|source| step.bad_body(source))?;
         match step.record.operation() {
-            dbase::TABLESPACE_CREATE => Ok(()),
+            dbase::TABLESPACE_CREATE => self.ensure_database_dir(step, spc_oid, 0),
             dbase::TABLESPACE_DROP => self.drop_tablespace(step, spc_oid),
             _ => Err(step.unknown_operation()),
         }

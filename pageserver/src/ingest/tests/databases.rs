@@ -116,11 +116,12 @@ fn a_database_by_wal_is_an_empty_directory() {
 fn a_dropped_tablespace_takes_its_directories() {
     let mut rig = Rig::new(PgVersion::V17);
     let rel = RelTag { spc_oid: 20_000, ..REL };
-    rig.ingest(&rec(rmgr::TBLSPC, dbase::TABLESPACE_CREATE, 1000, Body::default().u32(20_000).bytes(b"/somewhere\0")));
+    let create = rec(rmgr::TBLSPC, dbase::TABLESPACE_CREATE, 1000, Body::default().u32(20_000).bytes(b"/somewhere\0"));
+    assert_eq!(rig.shown(&create), ["database 20000/0 Image"], "an empty tablespace is there as well");
     rig.ingest(&image(rel, ForkNumber::Main, 0, 1));
     rig.ingest(&rec(rmgr::XACT, xact::COMMIT | xact::HAS_INFO, 1000, Body::default().u64(1).u32(4).u32(1).rel(rel)));
     let drop = rec(rmgr::TBLSPC, dbase::TABLESPACE_DROP, 1001, Body::default().u32(20_000));
-    assert_eq!(rig.shown(&drop), ["database 20000/5 Tombstone"]);
+    assert_eq!(rig.shown(&drop), ["database 20000/0 Tombstone", "database 20000/5 Tombstone"]);
 }
 
 #[test]
