@@ -25,9 +25,12 @@ use crate::{PageServer, Postgres, Stop, TestDir, backup_server};
 const FATES: usize = 400;
 /// Blocks in a file of a relation. PG: pg_config.h, RELSEG_SIZE.
 const BLOCKS_PER_FILE: u32 = 131_072;
-/// Lines of the log that speak of the test itself: its questions while the server starts.
-const OF_THE_TEST: [&str; 2] =
-    ["FATAL:  the database system is starting up", "FATAL:  the database system is not yet accepting connections"];
+/// Lines of the log that speak of the test itself: its questions while the server starts, its sessions that have not quite ended when it is stopped.
+const OF_THE_TEST: [&str; 3] = [
+    "FATAL:  the database system is starting up",
+    "FATAL:  the database system is not yet accepting connections",
+    "FATAL:  terminating connection due to administrator command",
+];
 
 /// Prepared transactions, all of each.
 const PREPARED: &str =
