@@ -159,7 +159,7 @@ pub fn start_recovery(primary: &Postgres, backup: &Path, settings: &[(&str, &str
     let port = free_port()?;
     let root = primary.test_dir().create_subdir(&format!("pg{}-{port}", primary.version()))?;
     let mut server = primary.sibling(root, port)?;
-    copy_data_dir(backup, server.data_dir())?;
+    copy_data_dir(backup, server.data_dir(), Tablespaces::InPlace)?;
     server.set("restore_command", &format!("cp '{}/pg_wal/%f' '%p'", primary.data_dir().display()))?;
     for (name, value) in settings {
         server.set(name, value)?;
