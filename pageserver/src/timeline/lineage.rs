@@ -2,16 +2,20 @@
 //!
 //! - **Never:** an answer from a timeline that was deleted or reset while it was read. Whoever takes versions away marks the timeline first
 //!   ([`Timeline::mark_gone`]); whoever reads looks at the mark last.
+//! - **Never:** an answer above what the ancestors have. A branch is made at once, without waiting for its ancestor's newest records to be durable in the
+//!   store; they are in its WAL. After a crash they come again, and until then the branch can be read up to where they are.
 //! - A lineage is taken once and kept for a read. It changes when a timeline is detached; then the read is done again with the new one.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use keyenc::Key;
 use postgres_ffi::Lsn;
 
 use super::{ReadError, Timeline, TimelineMetadata};
+use crate::seq_wait::WaitError;
 use crate::store::Gathered;
 
 /// Where the versions stand that a timeline has not itself.
@@ -33,6 +37,16 @@ impl Lineage {
         Lineage { ancestors, floor_lsn }
     }
 
+    /// The ancestors that have not come again to where they were left.
+    fn missing(&self) -> impl Iterator<Item = &(Arc<Timeline>, Lsn)> {
+        self.ancestors.iter().filter(|(ancestor, branch_lsn)| ancestor.last_record.current() < *branch_lsn)
+    }
+
+    /// One that has not come to `lsn`, or to where it was left if that is below.
+    fn missing_below(&self, lsn: Lsn) -> Option<&(Arc<Timeline>, Lsn)> {
+        self.missing().find(|(ancestor, _)| ancestor.last_record.current() < lsn)
+    }
+
     /// The lineage of a branch that leaves `ancestor` at `branch_lsn`.
     pub fn ancestors_of_branch(ancestor: &Arc<Timeline>, branch_lsn: Lsn) -> Vec<(Arc<Timeline>, Lsn)> {
         let lineage = ancestor.lineage();
@@ -48,6 +62,45 @@ impl Timeline {
 
     pub(super) fn set_lineage(&self, lineage: Lineage) {
         *self.lineage.write() = Arc::new(lineage);
+    }
+
+    /// True when every ancestor has come to where this timeline left it; then it stays so.
+    pub(super) fn inherits_all(&self) -> bool {
+        if self.inherits_all.load(Ordering::Acquire) {
+            return true;
+        }
+        let inherits_all = self.lineage().missing().next().is_none();
+        if inherits_all {
+            self.inherits_all.store(true, Ordering::Release);
+        }
+        inherits_all
+    }
+
+    /// Up to here the ancestors have everything; [`Lsn::MAX`] when they have all that is ours.
+    pub(super) fn inherited_lsn(&self) -> Lsn {
+        let lineage = self.lineage();
+        lineage.missing().map(|(ancestor, _)| ancestor.last_record.current()).min().unwrap_or(Lsn::MAX)
+    }
+
+    /// Up to here everything that is ours is durable with the ancestors. `None`: all of it.
+    pub(super) fn inherited_durable_lsn(&self) -> Option<Lsn> {
+        let watermark = |(ancestor, branch_lsn): &(Arc<Timeline>, Lsn)| {
+            // One that nothing was written to has nothing of its own.
+            let watermark_lsn = ancestor.store.watermark()?.last_record_lsn;
+            (watermark_lsn < *branch_lsn).then_some(watermark_lsn)
+        };
+        self.lineage().ancestors.iter().filter_map(watermark).min()
+    }
+
+    /// Returns when the ancestors have everything at or below `lsn` that is ours.
+    pub(super) fn wait_for_ancestors(&self, lsn: Lsn, timeout: impl Fn() -> Duration) -> Result<(), WaitError<Lsn>> {
+        if self.inherits_all() {
+            return Ok(());
+        }
+        let wait = |(ancestor, branch_lsn): &(Arc<Timeline>, Lsn)| {
+            ancestor.last_record.wait_for(lsn.min(*branch_lsn), timeout()).map(drop)
+        };
+        self.lineage().ancestors.iter().try_for_each(wait)
     }
 
     /// To be called before versions of this timeline are taken away. Reads that are under way fail.
@@ -98,6 +151,10 @@ impl Timeline {
             let lineage = self.lineage();
             if request_lsn < lineage.floor_lsn {
                 return Err(ReadError::BelowFirstReadable { request_lsn, first_readable_lsn: lineage.floor_lsn });
+            }
+            if let Some((ancestor, _)) = lineage.missing_below(request_lsn).filter(|_| !self.inherits_all()) {
+                let last_record_lsn = ancestor.last_record.current();
+                return Err(ReadError::NotYet { request_lsn, last_record_lsn });
             }
             let answer = read(&lineage.ancestors);
             self.check_here()?;

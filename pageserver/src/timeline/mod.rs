@@ -22,7 +22,7 @@ mod wal_ingest;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keyenc::TimelineNo;
 use parking_lot::RwLock;
@@ -87,6 +87,8 @@ pub struct Timeline {
     lineage: RwLock<Arc<Lineage>>,
     /// Who needs which LSN of it; `None` for a timeline of no repository.
     leases: Option<Arc<Leases>>,
+    /// True once every ancestor has come to where this timeline left it, as far as is known. After a crash it may take WAL to come there again.
+    inherits_all: AtomicBool,
     /// It was deleted, or reset: what it reads from now on may lack versions.
     gone: AtomicBool,
     redo: Arc<WalRedo>,
@@ -127,6 +129,7 @@ impl Timeline {
             store,
             lineage: RwLock::new(Arc::new(lineage)),
             leases: None,
+            inherits_all: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             redo,
             cache,
@@ -159,6 +162,9 @@ impl Timeline {
     /// What it is doing. A receiver that cannot go on (our disk is full, a WAL file is damaged) has stopped it, too.
     pub fn state(&self) -> TimelineState {
         let state = self.state.read().clone();
+        if state == TimelineState::Active && !self.inherits_all() {
+            return TimelineState::CatchingUp;
+        }
         match (state, self.receiver_status().map(|status| status.state)) {
             (TimelineState::Active | TimelineState::CatchingUp, Some(ReceiverState::Failed { reason })) => {
                 TimelineState::Stopped { at_lsn: self.last_record_lsn(), reason }
@@ -169,14 +175,15 @@ impl Timeline {
 
     /// End of the last record that can be read.
     pub fn last_record_lsn(&self) -> Lsn {
-        self.last_record.current()
+        let own_lsn = self.last_record.current();
+        if self.inherits_all() { own_lsn } else { self.inherited_lsn().min(own_lsn) }
     }
 
-    /// Versions up to here are durable in the store; ingest goes on from here after a crash. A branch that nothing was written to is
-    /// durable up to its branch LSN: its ancestor was made so before it.
+    /// Versions up to here are durable in the store, those of ancestors included; ingest goes on from here after a crash.
     pub fn durable_lsn(&self) -> Option<Lsn> {
         let branch_lsn = || self.metadata().ancestor.as_ref().map(|ancestor| ancestor.lsn);
-        self.store.watermark().map(|watermark| watermark.last_record_lsn).or_else(branch_lsn)
+        let own_lsn = self.store.watermark().map(|watermark| watermark.last_record_lsn).or_else(branch_lsn)?;
+        Some(self.inherited_durable_lsn().map_or(own_lsn, |inherited_lsn| inherited_lsn.min(own_lsn)))
     }
 
     /// The lowest LSN that can be read; `None` while the import is under way.
@@ -196,7 +203,11 @@ impl Timeline {
 
     /// As [`Timeline::wait_lsn`], with a time of the caller's.
     pub fn wait_lsn_for(&self, request_lsn: Lsn, timeout: Duration) -> Result<Lsn, ReadError> {
-        self.last_record.wait_for(request_lsn, timeout).map_err(|error| {
+        let deadline = Instant::now().checked_add(timeout);
+        let left = || deadline.map_or(timeout, |deadline| deadline.saturating_duration_since(Instant::now()));
+        let inherited = self.wait_for_ancestors(request_lsn, left);
+        let arrived = inherited.and_then(|()| self.last_record.wait_for(request_lsn, left()));
+        arrived.map(|_| self.last_record_lsn()).map_err(|error| {
             if let Err(gone) = self.check_here() {
                 return gone;
             }

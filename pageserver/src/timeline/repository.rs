@@ -20,7 +20,8 @@ mod tenants;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use keyenc::{Key, Object};
 use parking_lot::{Mutex, RwLock};
@@ -145,7 +146,7 @@ pub enum RepositoryError {
         version: PgVersion,
     },
     /// A thread of ours cannot be started.
-    #[error("no thread for the backlog")]
+    #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
     /// The server is shutting down.
     #[error("shutdown")]
@@ -154,6 +155,9 @@ pub enum RepositoryError {
 
 /// Everything that one server keeps.
 pub struct Repository {
+    me: Weak<Repository>,
+    /// Nobody begins to follow any more.
+    is_closing: AtomicBool,
     timelines_dir: PathBuf,
     tenants_dir: PathBuf,
     redo_failed_dir: PathBuf,
@@ -186,7 +190,9 @@ impl Repository {
             0 => None,
             _ => Some(Backlog::start(store.long_chains()).map_err(RepositoryError::Thread)?),
         };
-        let repository = Arc::new(Repository {
+        let repository = Arc::new_cyclic(|me| Repository {
+            me: me.clone(),
+            is_closing: AtomicBool::new(false),
             redo_failed_dir: data_dir.join("redo_failed"),
             cache: Arc::new(VersionCache::new(config.page_cache_mib << 20)),
             timelines_dir,
@@ -362,6 +368,10 @@ impl Repository {
 
     /// Ends the backlog and the receivers, wakes who waits, and writes out what is in memory.
     pub fn shutdown(&self) -> Result<(), RepositoryError> {
+        {
+            let _changes = self.changes.lock();
+            self.is_closing.store(true, Ordering::SeqCst);
+        }
         if let Some(backlog) = &self.backlog {
             backlog.stop();
         }

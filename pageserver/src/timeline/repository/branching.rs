@@ -1,6 +1,6 @@
 //! A branch is made: metadata alone, whatever the size of what it shows.
 //!
-//! - The ancestor is durable up to the branch LSN before the branch is: whatever crashes later, what a branch reads is there.
+//! - Nothing is waited for: what the ancestor has in memory only is in its WAL, and comes again after a crash (see [`crate::timeline::lineage`]).
 //! - The directory is made under another name and renamed when it is whole: a crash leaves nothing or a whole branch.
 //! - A branch of an LSN that its timeline shares with an ancestor is a branch of that ancestor: it needs nothing of the timeline between.
 
@@ -52,15 +52,13 @@ pub(super) struct Found {
 }
 
 impl Repository {
-    /// Makes branch `name` of the timeline named `timeline`. Takes the same time whatever the size of the cluster; where the timeline's newest
-    /// records are in memory only, they are written out first.
+    /// Makes branch `name` of the timeline named `timeline`. Takes the same time whatever the size of the cluster, and whatever is being written.
     ///
     /// Errors: [`BranchError`]; the name is taken or none; there is no such timeline; the disk.
     pub fn create_branch(&self, name: &str, timeline: &str, point: BranchPoint) -> Result<Changed, RepositoryError> {
         let name = self.reserve_name(name)?;
         let asked = self.timeline_named(timeline)?;
         let found = self.find_branch_point(&asked, point)?;
-        found.ancestor.make_durable(found.branch_lsn)?;
         let _changes = self.changes.lock();
         self.check_still_there(&found)?;
         let timeline = self.create_branch_at(&name, &found)?;
@@ -205,15 +203,5 @@ impl Repository {
         let mut timeline_no_max = self.timeline_no_max.lock();
         *timeline_no_max += 1;
         *timeline_no_max
-    }
-}
-
-impl Timeline {
-    /// Returns when everything at or below `lsn` survives a crash without WAL.
-    pub(super) fn make_durable(&self, lsn: Lsn) -> Result<(), RepositoryError> {
-        if self.durable_lsn() < Some(lsn) {
-            self.store.flush(true)?;
-        }
-        Ok(())
     }
 }

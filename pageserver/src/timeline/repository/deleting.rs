@@ -59,7 +59,6 @@ impl Repository {
         let (ancestor, _) = timeline.nearest_ancestor().ok_or_else(not_a_branch)?;
         self.check_unused(&timeline)?;
         let found = self.find_branch_point(&ancestor, point)?;
-        found.ancestor.make_durable(found.branch_lsn)?;
         let mut new = (*metadata).clone();
         new.timeline_no = self.next_timeline_no();
         new.ancestor = Some(Ancestor { timeline_id: found.ancestor.metadata().timeline_id, lsn: found.branch_lsn });

@@ -4,6 +4,8 @@
 //! - What a primary was told is durable here is ingested before a timeline stops following it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use postgres_ffi::Lsn;
@@ -27,10 +29,16 @@ impl Repository {
         self.timelines().iter().try_for_each(|timeline| self.follow(timeline))
     }
 
-    /// Starts to follow the timeline's primary, if it has one.
+    /// Starts to follow the timeline's primary, if it has one; a branch whose ancestors have to read WAL again first, as soon as they have.
     pub(super) fn follow(&self, timeline: &Arc<Timeline>) -> Result<(), RepositoryError> {
         let metadata = timeline.metadata();
         let Some(primary) = &metadata.primary else { return Ok(()) };
+        if self.is_closing.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        if !timeline.inherits_all() {
+            return self.follow_later(timeline);
+        }
         let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
         let config = ReceiverConfig {
             conninfo,
@@ -89,6 +97,25 @@ impl Repository {
         self.change_metadata(&timeline, |metadata| metadata.primary = None)?;
         info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
         Ok(Changed { timeline, notices: vec![super::slots::drop_slot(&primary)] })
+    }
+
+    /// Ingest needs all that the ancestors have: waits for it in a thread of its own, which ends with the server at the latest.
+    fn follow_later(&self, timeline: &Arc<Timeline>) -> Result<(), RepositoryError> {
+        info!(timeline = %timeline.metadata().name, "follows once its ancestors have read their WAL again");
+        let (repository, timeline) = (self.me.clone(), Arc::clone(timeline));
+        let wait = move || {
+            let arrived = timeline.wait_for_ancestors(Lsn::MAX, || Duration::MAX);
+            let (Ok(()), Some(repository)) = (arrived, repository.upgrade()) else { return };
+            let _changes = repository.changes.lock();
+            if timeline.is_gone() || timeline.receiver.read().is_some() {
+                return;
+            }
+            if let Err(error) = repository.follow(&timeline) {
+                timeline.stop(&error);
+            }
+        };
+        let thread = std::thread::Builder::new().name("follow-later".to_owned()).spawn(wait);
+        thread.map(drop).map_err(RepositoryError::Thread)
     }
 
     /// Before a timeline's first own record: its watermark, and the history of the PostgreSQL timeline that it begins on.

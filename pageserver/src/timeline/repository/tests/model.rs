@@ -369,21 +369,11 @@ impl Run {
         }
     }
 
-    /// What is in memory only is lost to a kill; a server has it in its WAL. A branch loses nothing below its branch LSN.
+    /// What is in memory only is lost to a kill; then it comes again, as a server has it in its WAL, and until then the branches show no more
+    /// than what is there.
     fn reopen(&mut self, kill: bool) {
         let repository = self.repository.take().unwrap();
-        if kill {
-            for (name, life) in &self.named {
-                let durable_lsn = repository.timeline_named(name).unwrap().durable_lsn().unwrap();
-                let left_at = |other: &Life| other.parent.filter(|(parent, _)| parent == life).map(|(_, lsn)| lsn);
-                let needed_lsn = self.named.values().filter_map(|other| left_at(&self.lives[*other])).max();
-                assert!(needed_lsn <= Some(durable_lsn), "a branch of {name} loses what it shows");
-                let this = &mut self.lives[*life];
-                assert!(this.parent.is_none_or(|(_, branch_lsn)| branch_lsn <= durable_lsn));
-                this.last_record_lsn = durable_lsn;
-                this.writes.retain(|(lsn, _)| *lsn <= durable_lsn);
-            }
-        } else {
+        if !kill {
             repository.shutdown().unwrap();
         }
         drop(repository);
@@ -392,7 +382,71 @@ impl Run {
             repository.timelines().iter().map(|timeline| timeline.metadata().name.clone()).collect();
         assert_eq!(names, self.named.keys().cloned().collect::<Vec<_>>());
         self.repository = Some(repository);
+        if kill {
+            self.named.clone().into_iter().for_each(|(name, life)| self.check_before_replay(&name, life));
+        }
+        // Ancestors first: nobody follows before all that is inherited is there.
+        let mut all: Vec<_> = self.named.clone().into_iter().collect();
+        all.sort_by_key(|(_, life)| self.depth(*life));
+        for (name, life) in all {
+            self.replay(&name, life);
+        }
         self.named.clone().into_iter().for_each(|(name, life)| self.check(&name, life));
+    }
+
+    fn depth(&self, life: usize) -> usize {
+        let parent = self.lives[life].parent.filter(|_| !self.lives[life].is_detached);
+        parent.map_or(0, |(parent, _)| 1 + self.depth(parent))
+    }
+
+    /// Up to where the timeline can be read while nobody has read WAL again.
+    fn there_lsn(&self, name: &str, life: usize) -> Lsn {
+        let timeline = self.repository().timeline_named(name).unwrap();
+        let this = &self.lives[life];
+        let branch_lsn = this.parent.map_or(START_LSN, |(_, branch_lsn)| branch_lsn);
+        let own_lsn = timeline.store.watermark().map_or(branch_lsn, |watermark| watermark.last_record_lsn);
+        let Some((parent, _)) = this.parent.filter(|_| !this.is_detached) else { return own_lsn };
+        let (parent_name, _) = self.named.iter().find(|(_, named)| **named == parent).unwrap();
+        let parent_lsn = self.there_lsn(parent_name, parent);
+        if parent_lsn < branch_lsn { parent_lsn } else { own_lsn }
+    }
+
+    fn check_before_replay(&mut self, name: &str, life: usize) {
+        let timeline = self.repository().timeline_named(name).unwrap();
+        let there_lsn = self.there_lsn(name, life);
+        assert_eq!((timeline.last_record_lsn(), timeline.durable_lsn()), (there_lsn, Some(there_lsn)), "{name}");
+        let first = self.first_readable_lsn(life);
+        for _ in 0..3 {
+            let lsn = Lsn::new(self.rng.random_range(first.as_u64()..=self.lives[life].last_record_lsn.as_u64()));
+            if lsn <= there_lsn {
+                assert_eq!(read(&timeline, lsn), self.expect(life, lsn), "{name} at {lsn}");
+            } else {
+                assert!(matches!(timeline.get_page_at_lsn(clog(), lsn), Err(ReadError::NotYet { .. })));
+                assert!(matches!(timeline.all_relations(lsn), Err(ReadError::NotYet { .. })));
+            }
+        }
+        if there_lsn < self.lives[life].parent.map_or(Lsn::ZERO, |(_, branch_lsn)| branch_lsn) {
+            assert_eq!(timeline.state(), crate::timeline::TimelineState::CatchingUp);
+            let refused = self.repository().create_branch("early", name, BranchPoint::Last).err().unwrap();
+            assert!(matches!(refused, RepositoryError::Branch(BranchError::NotReadableYet { .. })));
+            *self.done.entry("early").or_default() += 1;
+        }
+    }
+
+    fn replay(&self, name: &str, life: usize) {
+        let repository = self.repository();
+        let timeline = repository.timeline_named(name).unwrap();
+        assert_ne!(timeline.state(), crate::timeline::TimelineState::CatchingUp, "{name}");
+        let durable_lsn = timeline.last_record_lsn();
+        let this = &self.lives[life];
+        let lost: Vec<_> = this.writes.iter().filter(|(lsn, _)| *lsn > durable_lsn).collect();
+        for record in lost.chunk_by(|one, other| one.0 == other.0) {
+            let writes: Vec<Write> = record.iter().map(|(_, write)| write.clone()).collect();
+            write(&repository, &timeline, record[0].0, &writes);
+        }
+        if timeline.last_record_lsn() < this.last_record_lsn {
+            write(&repository, &timeline, this.last_record_lsn, &[]);
+        }
     }
 
     /// Whoever held a timeline that is gone is told so, or sees what was in memory.
