@@ -95,6 +95,22 @@ fn any_version() -> impl Strategy<Value = VersionKey> {
 
 proptest! {
     #[test]
+    fn what_is_no_page_lies_in_its_ranges_and_nothing_else_does(object in any_object()) {
+        let key = Key::from(object);
+        let is_in = |(first, last): (Key, Key)| (first..=last).contains(&key);
+        let expect =
+            !matches!(object, Object::Watermark | Object::SlruPage { .. } | Object::RelationBlock { .. });
+        let [before, behind] = Key::objects_that_are_no_pages();
+        prop_assert_eq!(is_in(before) || is_in(behind), expect);
+        // One in front of the pages of SLRUs, one behind.
+        let slru_page = Key::from(Object::SlruPage { kind: SlruKind::Clog, page_no: 0 });
+        prop_assert!(!is_in(before) || key < slru_page);
+        prop_assert!(!is_in(behind) || slru_page < key);
+    }
+}
+
+proptest! {
+    #[test]
     fn comes_back_as_it_went_in(version in any_version(), object in any_object()) {
         prop_assert_eq!(VersionKey::decode(&version.encode()), Ok(version));
         prop_assert_eq!(Key::from(object).object(), Ok(object));

@@ -8,5 +8,7 @@ mod following;
 mod refusals;
 #[path = "branches/rig.rs"]
 mod rig;
+#[path = "branches/tool.rs"]
+mod tool;
 #[path = "branches/trees.rs"]
 mod trees;

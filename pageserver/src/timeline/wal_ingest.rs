@@ -60,8 +60,9 @@ pub struct TimelineIngest {
 }
 
 impl TimelineIngest {
-    /// Ingest that goes on behind the last record of `timeline`.
+    /// Ingest that goes on behind the last record of `timeline`. Requires: its ancestors have all that it inherits.
     pub fn new(timeline: Arc<Timeline>) -> Result<Self, TimelineIngestError> {
+        assert!(timeline.inherits_all(), "ingest goes on behind what is there");
         let cluster = timeline.metadata().cluster.clone();
         let start_lsn = timeline.last_record_lsn();
         let ingest = WalIngest::new(cluster.pg_version, start_lsn, &*timeline)?;

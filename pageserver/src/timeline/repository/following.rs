@@ -11,6 +11,7 @@ use bytes::Bytes;
 use postgres_ffi::Lsn;
 use tracing::{info, warn};
 
+use super::branch_error::BranchError;
 use super::branching::Changed;
 use super::{Repository, RepositoryError, create_dir};
 use crate::replication::{ConnInfo, ReplicationError};
@@ -89,6 +90,10 @@ impl Repository {
         let Some(primary) = timeline.metadata().primary.clone() else {
             return Ok(Changed { timeline, notices: vec!["it followed nobody".to_owned()] });
         };
+        if !timeline.inherits_all() {
+            let (timeline, state) = (timeline.metadata().name.clone(), timeline.state().name());
+            return Err(BranchError::NotReadableYet { timeline, state }.into());
+        }
         timeline.stop_receiver();
         self.ingest_wal_on_disk(&timeline, &mut |_, _| Ok(()))?;
         if timeline.store.watermark().is_some() {
