@@ -63,7 +63,8 @@ fn change_much(client: &mut Client, seed: u32, round: u32) -> Result<(), postgre
         "BEGIN; UPDATE {name} SET filler = 'y' WHERE n % 7 = 0; PREPARE TRANSACTION '{name}'"
     ))?;
     client.batch_execute(&format!("DELETE FROM {name} WHERE n % 7 > 0 AND n > 1000"))?;
-    client.batch_execute(&format!("{} PREPARED '{name}'", if round % 2 == 0 { "COMMIT" } else { "ROLLBACK" }))?;
+    client
+        .batch_execute(&format!("{} PREPARED '{name}'", if round.is_multiple_of(2) { "COMMIT" } else { "ROLLBACK" }))?;
     client.batch_execute(&format!("VACUUM {name}"))?;
     match round % 4 {
         0 => client.batch_execute(&format!("DROP TABLE {name}, u{name}")),
