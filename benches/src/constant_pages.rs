@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
+use pageserver::import::ClusterFiles;
 use pageserver::page_service::backend::{
     BackendError, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use pageserver::page_service::basebackup::{BackupRequest, BackupSink};
 use pageserver::page_service::lease::{LeaseCommand, LeaseInfo};
 use pageserver::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
+use pageserver::wall_time::WallTime;
 use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 /// The one relation there is.
@@ -59,6 +61,15 @@ impl RepositoryBackend for ConstantPages {
 
     fn base_backup(&self, _: &BackupRequest, _: &mut dyn BackupSink) -> Result<(), BackendError> {
         Err(BackendError::not_found("there is no cluster to back up here"))
+    }
+
+    fn import_files(
+        &self,
+        _: &str,
+        _: &ClusterFiles,
+        _: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+    ) -> Result<TimelineInfo, BackendError> {
+        Err(BackendError::not_found("nothing can be imported here"))
     }
 
     fn change_timeline(&self, _: &TimelineChange, _: &mut OnProgress<'_>) -> Result<TimelineChanged, BackendError> {
@@ -140,6 +151,14 @@ impl TimelineBackend for ConstantPages {
 
     fn objects(&self, _: Object, _: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError> {
         Ok(Vec::new())
+    }
+
+    fn commit_time_at(&self, _: Lsn) -> Result<Option<WallTime>, BackendError> {
+        Ok(None)
+    }
+
+    fn lsn_at_time(&self, _: WallTime) -> Result<(Lsn, WallTime), BackendError> {
+        Err(BackendError::not_found("nothing was ever committed here"))
     }
 
     fn history(&self, _: Key, _: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {

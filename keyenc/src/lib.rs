@@ -111,7 +111,7 @@ pub enum Object {
     Database {
         /// Tablespace.
         spc_oid: Oid,
-        /// Database. 0 in `pg_global`: the shared relations; in another tablespace: the tablespace itself exists, whether anything is in it or not.
+        /// Database.
         db_oid: Oid,
     },
     /// `pg_filenode.map` of a database (`global/` when `db_oid` is 0).

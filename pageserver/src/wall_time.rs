@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use jiff::fmt::{friendly, temporal};
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
+use jiff::{SignedDuration, SpanRelativeTo, Timestamp};
 use postgres_ffi::TimestampTz;
 
 /// Seconds from 1970-01-01 to 2000-01-01. PG: src/include/datatype/timestamp.h, POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE.
@@ -93,7 +93,8 @@ impl FromStr for TimeSpec {
         if let Ok(time) = text.parse() {
             return Ok(TimeSpec::At(time));
         }
-        let duration = friendly::SpanParser::new().parse_duration(text.trim()).ok();
+        let span = friendly::SpanParser::new().parse_span(text.trim()).ok();
+        let duration = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok());
         // Without a sign or `ago` it would be a time to come.
         let back = duration.and_then(SignedDuration::checked_neg).filter(|back| !back.is_negative());
         let micros = back.and_then(|back| i64::try_from(back.as_micros()).ok());
@@ -211,6 +212,8 @@ mod tests {
             ("5 minutes ago", 3300),
             ("-5min", 3300),
             ("1h 30s ago", -30),
+            ("1 day ago", 3600 - 86_400),
+            ("-2w", 3600 - 14 * 86_400),
             ("0s ago", 3600),
             ("2000-01-01 00:00:07", 7),
         ] {

@@ -152,3 +152,19 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     give_to_server_user(path)
 }
+
+/// A server that recovers from the base backup in `backup` (see [`base_backup`]) with the WAL of `primary`'s directory, as far as `settings` say;
+/// it takes connections in recovery.
+pub fn start_recovery(primary: &Postgres, backup: &Path, settings: &[(&str, &str)]) -> Result<Postgres> {
+    let port = free_port()?;
+    let root = primary.test_dir().create_subdir(&format!("pg{}-{port}", primary.version()))?;
+    let mut server = primary.sibling(root, port)?;
+    copy_data_dir(backup, server.data_dir(), Tablespaces::InPlace)?;
+    server.set("restore_command", &format!("cp '{}/pg_wal/%f' '%p'", primary.data_dir().display()))?;
+    for (name, value) in settings {
+        server.set(name, value)?;
+    }
+    write(&server.data_dir().join("recovery.signal"), "")?;
+    server.start().context("start the recovery")?;
+    Ok(server)
+}

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use keyenc::{Key, Object};
 use postgres_ffi::control_file::ControlFile;
+use postgres_ffi::rel::DEFAULTTABLESPACE_OID;
 use postgres_ffi::start::files;
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
-use super::BackupError;
+use super::{BackupError, tablespaces};
 use crate::ingest::OriginProgress;
 use crate::timeline::{DatabaseTag, Timeline};
 
@@ -16,11 +17,11 @@ use crate::timeline::{DatabaseTag, Timeline};
 pub(super) struct Contents {
     pub(super) version: PgVersion,
     pub(super) catalog_version_no: u32,
-    /// Tablespaces, empty ones too, but for the two that every cluster has.
-    pub(super) tablespaces: BTreeSet<Oid>,
     /// Directories of databases, shared relations and other tablespaces included.
     pub(super) databases: Vec<DatabaseTag>,
     pub(super) relation_maps: BTreeMap<DatabaseTag, Bytes>,
+    /// Tablespaces but for the two that every cluster has, empty ones included.
+    pub(super) tablespaces: BTreeSet<Oid>,
     pub(super) slrus: BTreeMap<SlruKind, BTreeMap<u32, u32>>,
     /// Full transaction ids and state files.
     pub(super) two_phase: Vec<(u64, Bytes)>,
@@ -47,12 +48,16 @@ impl Contents {
                 two_phase.push((xid, value));
             }
         }
+        let databases = timeline.databases(branch_lsn)?;
+        let with_files = databases.iter().map(|database| database.spc_oid).filter(|spc_oid| !is_built_in(*spc_oid));
+        let mut tablespaces: BTreeSet<Oid> = with_files.collect();
+        tablespaces.extend(tablespaces::in_catalog(timeline, branch_lsn, control_file.version, &relation_maps)?);
         Ok(Contents {
             version: control_file.version,
             catalog_version_no: control_file.catalog_version_no,
-            tablespaces: timeline.tablespaces(branch_lsn)?,
-            databases: timeline.databases(branch_lsn)?,
+            databases,
             relation_maps,
+            tablespaces,
             slrus,
             two_phase,
             origins: origins(timeline, branch_lsn)?,
@@ -76,6 +81,10 @@ impl Contents {
     pub(super) fn directory_of(&self, database: DatabaseTag) -> String {
         files::database_directory(self.version, self.catalog_version_no, database.spc_oid, database.db_oid)
     }
+}
+
+fn is_built_in(spc_oid: Oid) -> bool {
+    matches!(spc_oid, DEFAULTTABLESPACE_OID | postgres_ffi::rel::GLOBALTABLESPACE_OID)
 }
 
 fn origins(timeline: &Timeline, branch_lsn: Lsn) -> Result<Vec<(u16, Lsn)>, BackupError> {

@@ -7,7 +7,7 @@
 //! - `global/pg_control` comes last: what was cut off does not start.
 //! - Memory is bounded: pages are read a few MiB ahead of the receiver, never a whole relation.
 //!
-//! In reading order: where the LSN stands in our WAL ([`old_wal`]), what is checked ([`checks`]), what is sent ([`contents`], [`config_files`]), pages in
+//! In reading order: where the LSN stands in our WAL ([`old_wal`]), what is checked ([`checks`]), what is sent ([`contents`], [`tablespaces`], [`config_files`]), pages in
 //! the order of the archive ([`page_stream`]), the archive ([`archive`], [`send`]).
 
 mod archive;
@@ -18,6 +18,7 @@ mod error;
 mod old_wal;
 mod page_stream;
 mod send;
+mod tablespaces;
 
 pub use error::BackupError;
 pub use old_wal::{OldWal, RecordEnd};

@@ -57,6 +57,9 @@ impl io::Read for SegmentFront {
             let read = self.old_wal.reader.read(self.next_lsn, self.old_wal.end_lsn, READ_BYTES);
             self.piece = read.map_err(|error| io::Error::other(BackupError::from(error)))?;
             self.next_lsn = Lsn::new(self.next_lsn.as_u64() + self.piece.len() as u64);
+            if self.piece.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
         let length = buffer.len().min(self.piece.len());
         buffer[..length].copy_from_slice(&self.piece.split_to(length));

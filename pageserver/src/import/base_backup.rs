@@ -3,28 +3,14 @@
 //! The slot is made before the backup begins, so that the primary keeps all WAL from the backup's redo point on.
 
 use std::io::Read;
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::progress::PROGRESS_INTERVAL;
+pub use super::progress::{ImportProgress, OnProgress};
 use super::{ImportError, ImportSink, ImportSummary};
 use crate::replication::{BackupOptions, BaseBackup, ConnInfo, Connection, Mode};
 use crate::store::TimelineStore;
-
-/// How often progress is reported.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How far an import is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImportProgress {
-    /// Bytes received.
-    pub bytes_done: u64,
-    /// The primary's estimate of all bytes.
-    pub bytes_total: Option<u64>,
-}
-
-/// Called about once a second; asks to stop by breaking.
-pub type OnProgress<'a> = &'a mut dyn FnMut(&ImportProgress) -> ControlFlow<()>;
 
 /// Imports the cluster at `conninfo` into `store` and leaves behind the replication slot `slot`, from which its WAL can be streamed.
 /// Errors: the primary refuses or its cluster cannot be served, the backup breaks off, the store fails, `on_progress` asks to stop. Then the
@@ -87,10 +73,7 @@ fn import_backup(
     let bytes_total = sizes.map(|sizes| sizes.iter().sum::<u64>() * 1024);
     while let Some(index) = backup.next_archive()? {
         let prefix = match backup.tablespaces().get(index).and_then(|tablespace| tablespace.oid) {
-            Some(oid) => {
-                sink.tablespace(oid)?;
-                format!("pg_tblspc/{oid}/")
-            }
+            Some(oid) => format!("pg_tblspc/{oid}/"),
             None => String::new(),
         };
         import_archive(&mut backup, &prefix, &mut sink, bytes_total, on_progress)?;
@@ -124,22 +107,19 @@ fn import_archive(
     let mut archive = tar::Archive::new(backup.reader());
     for entry in archive.entries().map_err(archive_error)? {
         let mut entry = entry.map_err(archive_error)?;
-        let entry_type = entry.header().entry_type();
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let path = format!("{prefix}{}", path.trim_start_matches("./"));
-        if entry_type.is_dir() {
-            sink.directory(&path)?; // A tablespace in place.
-        }
-        if !entry_type.is_file() {
+        if !entry.header().entry_type().is_file() {
             continue;
         }
+        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let path = format!("{prefix}{}", path.trim_start_matches("./"));
         let length = entry.size();
         sink.file(&path, length, &mut entry)?;
         // What was not read of it, the archive skips.
         archive_bytes += length;
         if reported.elapsed() >= PROGRESS_INTERVAL {
             reported = Instant::now();
-            let progress = ImportProgress { bytes_done: bytes_before + archive_bytes, bytes_total };
+            let bytes_done = bytes_before + archive_bytes;
+            let progress = ImportProgress { phase: "base backup", bytes_done, bytes_total };
             if on_progress(&progress).is_break() {
                 return Err(ImportError::Cancelled);
             }

@@ -76,15 +76,6 @@ pub fn classify(path: &str) -> FileKind {
     found.unwrap_or(FileKind::NotKept)
 }
 
-/// The tablespace whose directory, or a link to it, is at `path`, relative to the data directory: `pg_tblspc/OID`.
-pub fn tablespace_of(path: &str) -> Option<Oid> {
-    let parts: Vec<&str> = path.trim_start_matches("./").split('/').filter(|part| !part.is_empty()).collect();
-    match parts[..] {
-        ["pg_tblspc", spc] => number(spc),
-        _ => None,
-    }
-}
-
 fn in_database(spc_oid: Oid, db_oid: Oid, file: &str) -> Option<FileKind> {
     match file {
         "pg_filenode.map" => Some(FileKind::RelationMap { spc_oid, db_oid }),
@@ -162,20 +153,6 @@ mod tests {
             ("pg_twophase/0000000100000001", FileKind::TwoPhase { xid: 0x1_0000_0001 }),
         ] {
             assert_eq!(classify(path), expected, "{path}");
-        }
-    }
-
-    #[test]
-    fn a_tablespace_is_told_by_its_directory() {
-        for (path, expected) in [
-            ("pg_tblspc/16400", Some(16400)),
-            ("./pg_tblspc/16400/", Some(16400)),
-            ("pg_tblspc", None),
-            ("pg_tblspc/16400/PG_15_202209061", None),
-            ("pg_tblspc/016400", None),
-            ("base/16400", None),
-        ] {
-            assert_eq!(tablespace_of(path), expected, "{path}");
         }
     }
 

@@ -15,9 +15,10 @@ use postgres_ffi::relation_map::RelationMap;
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, SlruKind};
 
 use super::ImportError;
-use super::layout::{FileKind, RELSEG_BLOCKS, classify, tablespace_of};
-use crate::ingest::OriginProgress;
+use super::layout::{FileKind, RELSEG_BLOCKS, classify};
+use crate::ingest::{CommitTime, OriginProgress};
 use crate::store::{Batch, TimelineStore};
+use crate::wall_time::WallTime;
 
 /// A batch is put when it holds this many bytes.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -52,7 +53,7 @@ pub struct ImportSink {
     control_file: Option<Box<ControlFile>>,
     /// Numbers and contents of `pg_twophase`; their full xids are known once the control file is.
     two_phase: Vec<(u64, Vec<u8>)>,
-    /// Directories of databases (tablespace, database) that were put; database 0 for tablespaces.
+    /// Directories of databases (tablespace, database) that were put.
     database_dirs: BTreeSet<(u32, u32)>,
     counts: ImportCounts,
 }
@@ -77,6 +78,11 @@ impl ImportSink {
     /// The same for a cluster that is running: what WAL from `lsn` on brings again need not be whole.
     pub fn fuzzy(store: Arc<TimelineStore>, version: PgVersion, lsn: Lsn) -> Self {
         ImportSink { is_fuzzy: true, ..Self::new(store, version, lsn) }
+    }
+
+    /// The cluster's control file, if it has come.
+    pub fn control_file(&self) -> Option<&ControlFile> {
+        self.control_file.as_deref()
     }
 
     /// How much has come so far.
@@ -117,6 +123,7 @@ impl ImportSink {
                 super::check_control_file(&control_file)?;
                 self.put(Object::ControlFile, &bytes)?;
                 self.put(Object::Checkpoint, &control_file.checkpoint_copy)?;
+                self.commit_time(&control_file)?;
                 self.control_file = Some(Box::new(control_file));
             }
             FileKind::TwoPhase { xid } => self.two_phase(path, xid, contents)?,
@@ -129,17 +136,11 @@ impl ImportSink {
         Ok(true)
     }
 
-    /// A tablespace is there, whether anything is in it or not.
-    pub fn tablespace(&mut self, spc_oid: u32) -> Result<(), ImportError> {
-        self.database_dir(spc_oid, 0)
-    }
-
-    /// Takes the directory at `path` (relative to the data directory), or the link: of a tablespace.
-    pub fn directory(&mut self, path: &str) -> Result<(), ImportError> {
-        match tablespace_of(path) {
-            Some(spc_oid) => self.tablespace(spc_oid),
-            None => Ok(()),
-        }
+    /// What is known of time before the first transaction ends: see `timeline::commit_times`.
+    fn commit_time(&mut self, control_file: &ControlFile) -> Result<(), ImportError> {
+        let written = WallTime::from_unix_seconds(control_file.time);
+        let value = CommitTime { time: written.as_postgres(), before_lsn: None };
+        self.put(Object::CommitTime, &value.encode())
     }
 
     fn database(&mut self, spc_oid: u32, db_oid: u32) -> Result<(), ImportError> {

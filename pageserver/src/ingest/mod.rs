@@ -73,7 +73,7 @@ pub struct WalIngest {
     stored_next_xid: u64,
     /// A field of `checkpoint` other than the next transaction id changed since that version.
     checkpoint_changed: bool,
-    /// The time in the last version put of it; `None` while the timeline has none.
+    /// The highest end of a transaction, as stored; `None` before the first.
     commit_time: Option<TimestampTz>,
     /// Commit timestamps are kept.
     track_commit_timestamp: bool,

@@ -100,8 +100,7 @@ impl WalIngest {
         step.commit_if_full()
     }
 
-    /// A database's directory in a tablespace is made when its first file is. PG: tablespace.c, TablespaceCreateDbspace. Database 0: the
-    /// tablespace itself.
+    /// A database's directory in a tablespace is made when its first file is. PG: tablespace.c, TablespaceCreateDbspace.
     pub(super) fn ensure_database_dir(
         &mut self,
         step: &mut Step<'_>,

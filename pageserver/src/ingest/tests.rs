@@ -4,6 +4,7 @@
 
 mod rig;
 
+mod commit_time;
 mod counters;
 mod databases;
 mod heap;

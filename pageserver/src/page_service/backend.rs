@@ -17,6 +17,8 @@ use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
 use super::basebackup::{BackupRequest, BackupSink};
+use crate::import::ClusterFiles;
+use crate::wall_time::WallTime;
 
 /// What a caller does next about a failed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -136,6 +138,15 @@ pub trait RepositoryBackend: Send + Sync + 'static {
     /// Gives, lists or ends leases: those that are concerned, as they are now; an ended one as it was.
     fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError>;
 
+    /// Makes timeline `name` from a cluster's files on this machine, WAL included, and returns once it is readable. `progress` as for
+    /// [`RepositoryBackend::import`].
+    fn import_files(
+        &self,
+        name: &str,
+        files: &ClusterFiles,
+        progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+    ) -> Result<TimelineInfo, BackendError>;
+
     /// Figures of the store for people: (name, value), in a fixed order.
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError>;
 
@@ -192,6 +203,13 @@ pub trait TimelineBackend: Send + Sync + 'static {
     /// The objects of the class that `class` belongs to (its fields do not matter) that exist at `lsn`, with their whole values, in key
     /// order. Requires: a class of which no object is a page.
     fn objects(&self, class: Object, lsn: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError>;
+
+    /// The highest time at which a transaction at or below `lsn` ended; `None` if none is known.
+    fn commit_time_at(&self, lsn: Lsn) -> Result<Option<WallTime>, BackendError>;
+
+    /// The highest LSN at which it was not later than `time`, with the time that is known there. Errors: `InvalidRequest` for a time
+    /// before the first one that is known.
+    fn lsn_at_time(&self, time: WallTime) -> Result<(Lsn, WallTime), BackendError>;
 
     /// Every version of `key` with an LSN in `lsn_range` (start inclusive, end exclusive), newest first, ancestors included.
     fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError>;

@@ -16,12 +16,14 @@ use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
 use super::lease::{self, LeaseCommand, LeaseInfo};
 use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::basebackup::{BackupError, BackupOptions};
-use crate::import::base_backup;
+use crate::import::{self, ClusterFiles, ImportError};
 use crate::redo::RedoErrorKind;
+use crate::replication::ReplicationError;
 use crate::store::StoreError;
 use crate::timeline::{
-    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, Timeline, TimelineState,
+    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline, TimelineState,
 };
+use crate::wall_time::WallTime;
 
 /// How often somebody who waits for an import hears of it.
 const CATCH_UP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,17 +55,55 @@ impl From<ReadError> for BackendError {
     }
 }
 
+impl From<TimeError> for BackendError {
+    fn from(error: TimeError) -> Self {
+        let kind = match error {
+            TimeError::Read(error) => return error.into(),
+            TimeError::Unknown { .. } => BackendErrorKind::NotFound,
+            TimeError::BeforeFirst { .. } => BackendErrorKind::InvalidRequest,
+        };
+        BackendError::new(kind, error.to_string())
+    }
+}
+
+impl From<&import::ImportProgress> for ImportProgress {
+    fn from(progress: &import::ImportProgress) -> Self {
+        let import::ImportProgress { phase, bytes_done, bytes_total } = *progress;
+        ImportProgress { phase: phase.to_owned(), bytes_done, bytes_total }
+    }
+}
+
+impl From<&ImportError> for BackendErrorKind {
+    fn from(error: &ImportError) -> Self {
+        match error {
+            ImportError::Cancelled => BackendErrorKind::Cancelled,
+            ImportError::Replication(_)
+            | ImportError::Store(_)
+            | ImportError::WalFile(_)
+            | ImportError::SlotKeepsNothing { .. }
+            | ImportError::Promoted { .. }
+            | ImportError::Program { .. } => BackendErrorKind::Unavailable,
+            // Another path, or other files there.
+            _ => BackendErrorKind::InvalidRequest,
+        }
+    }
+}
+
 impl From<RepositoryError> for BackendError {
     fn from(error: RepositoryError) -> Self {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
+            RepositoryError::Time(error) => return error.into(),
             RepositoryError::Branch(ref error) => error.into(),
+            RepositoryError::Import(ref error) => error.into(),
             RepositoryError::TimelineMissing { .. }
             | RepositoryError::OtherTenant { .. }
             | RepositoryError::Tenant(TenantError::Missing { .. })
             | RepositoryError::Lease(LeaseError::Missing { .. }) => BackendErrorKind::NotFound,
             RepositoryError::Lease(LeaseError::Duration { .. }) => BackendErrorKind::InvalidRequest,
-            RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
+            RepositoryError::NameTaken { .. }
+            | RepositoryError::Metadata(_)
+            | RepositoryError::Replication(ReplicationError::ConnInfo(_)) => BackendErrorKind::InvalidRequest,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
         };
@@ -123,10 +163,7 @@ impl RepositoryBackend for Repository {
         conninfo: &str,
         progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
     ) -> Result<TimelineInfo, BackendError> {
-        let mut on_progress = |copied: &base_backup::ImportProgress| {
-            let phase = "base backup".to_string();
-            progress(&ImportProgress { phase, bytes_done: copied.bytes_done, bytes_total: copied.bytes_total })
-        };
+        let mut on_progress = |copied: &import::ImportProgress| progress(&copied.into());
         let (timeline, _) = self.import_primary(name, conninfo, &mut on_progress)?;
         wait_until_readable(&timeline, progress)?;
         Ok(timeline.info())
@@ -171,6 +208,17 @@ impl RepositoryBackend for Repository {
 
     fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
         lease::apply(self, command)
+    }
+
+    fn import_files(
+        &self,
+        name: &str,
+        files: &ClusterFiles,
+        progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+    ) -> Result<TimelineInfo, BackendError> {
+        let mut on_progress = |done: &import::ImportProgress| progress(&done.into());
+        let (timeline, _) = Repository::import_files(self, name, files, &mut on_progress)?;
+        Ok(timeline.info())
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
@@ -314,6 +362,15 @@ impl TimelineBackend for Timeline {
 
     fn objects(&self, class: Object, lsn: Lsn) -> Result<Vec<(Object, Bytes)>, BackendError> {
         Ok(self.objects_of_class(class, lsn)?)
+    }
+
+    fn commit_time_at(&self, lsn: Lsn) -> Result<Option<WallTime>, BackendError> {
+        Ok(Timeline::commit_time_at(self, lsn)?)
+    }
+
+    fn lsn_at_time(&self, time: WallTime) -> Result<(Lsn, WallTime), BackendError> {
+        let found = Timeline::lsn_at_time(self, time)?;
+        Ok((found.lsn, found.commit_time))
     }
 
     fn history(&self, key: Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, BackendError> {

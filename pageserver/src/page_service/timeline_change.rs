@@ -9,7 +9,7 @@ use crate::timeline::{BranchError, BranchPoint, Repository};
 /// What is to be done with which timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TimelineChange {
-    /// `BRANCH CREATE name FROM timeline [AT lsn]`
+    /// `BRANCH CREATE name FROM timeline [AT lsn | AT TIME 'time']`
     CreateBranch {
         /// The branch to make.
         name: String,
@@ -42,7 +42,7 @@ pub enum TimelineChange {
         /// Its name from now on.
         new_name: String,
     },
-    /// `BRANCH RESET name [AT lsn]`
+    /// `BRANCH RESET name [AT lsn | AT TIME 'time']`
     Reset {
         /// The branch.
         timeline: String,

@@ -39,6 +39,7 @@ pub use image_set::ImageSet;
 mod flusher;
 mod inner;
 mod scan;
+mod search;
 mod timeline_state;
 mod timeline_store;
 pub use timeline_store::TimelineStore;

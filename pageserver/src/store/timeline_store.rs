@@ -13,6 +13,7 @@ use super::cache_back::page_bytes;
 use super::gather::{self, Gathered};
 use super::layer_map::LayerMap;
 use super::scan;
+use super::search;
 use super::timeline_state::TimelineState;
 use super::version_bound::VersionBound;
 use super::{Batch, Store, StoreError, Watermark};
@@ -160,6 +161,22 @@ impl TimelineStore {
     pub fn history(&self, key: &Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, StoreError> {
         let layers = self.state.layers.current();
         scan::history(&self.store.inner().db, self.state.timeline, &layers, key, lsn_range)
+    }
+
+    /// The oldest version of `key` at or below `through` of which `holds` (given LSN and value) is true; `None` if there is none here.
+    ///
+    /// Requires: of two versions, what holds of the older one holds of the newer one; no version is a delta or a tombstone; `through` is at
+    /// or below what was put before the call. Looks at versions in memory one by one: for objects with few versions a second.
+    ///
+    /// Errors: `Corrupt`, `Read`, and what `holds` gives.
+    pub fn first_version_where<E: From<StoreError>>(
+        &self,
+        key: &Key,
+        through: Lsn,
+        holds: impl FnMut(Lsn, &[u8]) -> Result<bool, E>,
+    ) -> Result<Option<(Lsn, Bytes)>, E> {
+        let layers = self.state.layers.current();
+        search::first_version_where(&self.store.inner().db, self.state.timeline, &layers, key, through, holds)
     }
 
     /// Queues the page that redo made of `key` as of its version at `lsn` for the next flush; drops it when the queue is full.

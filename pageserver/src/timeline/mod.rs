@@ -4,7 +4,7 @@
 //! - No lock is held while waiting for redo, for WAL or for a socket.
 //! - A page beyond the end of its fork reads as zeroes, as the pagestream protocol wants it; a fork that does not exist is an error.
 //!
-//! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`]), pages made before
+//! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`], [`commit_times`]), pages made before
 //! anybody reads them ([`backlog`]), [`repository`].
 
 pub mod id;
@@ -12,6 +12,7 @@ pub mod metadata;
 pub mod version_cache;
 
 mod backlog;
+mod commit_times;
 mod lineage;
 mod objects;
 mod pages;
@@ -27,6 +28,7 @@ use keyenc::TimelineNo;
 use parking_lot::RwLock;
 use postgres_ffi::Lsn;
 
+pub use commit_times::{LsnAtTime, TimeError};
 pub use id::{TenantId, TimelineId};
 pub use metadata::TimelineMetadata;
 pub use objects::DatabaseTag;

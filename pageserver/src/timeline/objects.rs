@@ -1,12 +1,10 @@
 //! Reads of whole objects: relation sizes, databases, SLRU segments, files.
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use byteorder::{BigEndian, ByteOrder};
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
-use postgres_ffi::rel::{DEFAULTTABLESPACE_OID, GLOBALTABLESPACE_OID};
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 use super::{ReadError, Timeline};
@@ -146,26 +144,16 @@ impl Timeline {
             .collect()
     }
 
-    /// Databases that exist at `request_lsn`; the shared relations are one in `pg_global` with number 0.
+    /// Databases that exist at `request_lsn`.
     pub fn databases(&self, request_lsn: Lsn) -> Result<Vec<DatabaseTag>, ReadError> {
-        let mut found = self.directories(request_lsn)?;
-        found.retain(|directory| directory.db_oid != 0 || directory.spc_oid == GLOBALTABLESPACE_OID);
-        Ok(found)
-    }
-
-    /// Tablespaces that exist at `request_lsn`, whether anything is in them or not, but for the two that every cluster has.
-    pub fn tablespaces(&self, request_lsn: Lsn) -> Result<BTreeSet<Oid>, ReadError> {
-        let spc_oids = self.directories(request_lsn)?.into_iter().map(|directory| directory.spc_oid);
-        Ok(spc_oids.filter(|spc_oid| !matches!(*spc_oid, DEFAULTTABLESPACE_OID | GLOBALTABLESPACE_OID)).collect())
-    }
-
-    fn directories(&self, request_lsn: Lsn) -> Result<Vec<DatabaseTag>, ReadError> {
         let found = self.objects_of_class(Object::Database { spc_oid: 0, db_oid: 0 }, request_lsn)?;
-        let directory = |(object, _)| match object {
-            Object::Database { spc_oid, db_oid } => Some(DatabaseTag { spc_oid, db_oid }),
-            _ => None,
-        };
-        Ok(found.into_iter().filter_map(directory).collect())
+        Ok(found
+            .into_iter()
+            .filter_map(|(object, _)| match object {
+                Object::Database { spc_oid, db_oid } => Some(DatabaseTag { spc_oid, db_oid }),
+                _ => None,
+            })
+            .collect())
     }
 
     /// Segments of an SLRU with their number of pages, ordered by number.

@@ -17,7 +17,7 @@ use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use postgres_ffi::records::dbase::{DatabaseDir, DatabaseRecord};
+use postgres_ffi::records::dbase::{self, DatabaseDir, DatabaseRecord};
 use postgres_ffi::wal::rmgr;
 use postgres_ffi::{Lsn, RelTag};
 use serde_json::Value;
@@ -60,8 +60,13 @@ impl DatabaseDirs {
 
 /// Directories whose last record up to `end_lsn` creates them. `None`: there is no WAL without a gap up to `end_lsn`.
 fn created_dirs(archive: &WalArchive, end_lsn: Lsn) -> Result<Option<BTreeSet<DatabaseDir>>> {
-    let mut dirs = BTreeSet::new();
-    let is_whole = archive.for_each_record_up_to(end_lsn, rmgr::DBASE, |record| {
+    let mut dirs: BTreeSet<DatabaseDir> = BTreeSet::new();
+    let is_whole = archive.for_each_record_up_to(end_lsn, &[rmgr::DBASE, rmgr::TBLSPC], |record| {
+        if record.rmid == rmgr::TBLSPC {
+            let spc_oid = dbase::parse_tablespace(record.main_data())?;
+            dirs.retain(|dir| dir.spc_oid != spc_oid || record.operation() != dbase::TABLESPACE_DROP);
+            return Ok(());
+        }
         let parsed = DatabaseRecord::parse(archive.version, record.operation(), record.main_data())?;
         match parsed.with_context(|| format!("an unknown Database record at {}", record.start_lsn))? {
             DatabaseRecord::CreateFileCopy { target, .. } | DatabaseRecord::CreateWalLog { target } => {
@@ -291,6 +296,21 @@ mod tests {
         cluster.primary.start().unwrap();
         cluster.check_only_one_has(cluster.spc_oid, Side::Ours);
         cluster.check_is_forgiven(cluster.spc_oid, Side::Ours);
+    }
+
+    #[test]
+    fn a_dropped_tablespace_takes_along_what_the_wal_has_left_in_it() {
+        let mut cluster = Cluster::start(PgVersion::V15);
+        cluster.primary.connect().unwrap().batch_execute("ALTER DATABASE moved SET TABLESPACE pg_default").unwrap();
+        cluster.primary.kill().unwrap();
+        cluster.primary.start().unwrap();
+        cluster.check_only_one_has(cluster.spc_oid, Side::Ours);
+        cluster.primary.connect().unwrap().batch_execute("DROP TABLESPACE there").unwrap();
+        let (comparison, remains) = cluster.compare();
+        assert_eq!(comparison.unwrap().forgiven, 0);
+        let end_lsn = cluster.pageserver.timeline("main", "last_record_lsn").unwrap().parse().unwrap();
+        let map = Cluster::map_of(cluster.spc_oid, cluster.db_oid, Side::Ours);
+        assert!(!remains.database_dirs.explain(&map, &remains.archive, end_lsn).unwrap());
     }
 
     #[test]

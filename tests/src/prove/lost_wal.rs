@@ -65,12 +65,12 @@ impl WalArchive {
         }
     }
 
-    /// Gives every record of one resource manager to `visit`, from the oldest segment on from which files go on without a gap to the record
+    /// Gives every record of the resource managers `rmids` to `visit`, from the oldest segment on from which files go on without a gap to the record
     /// that ends at `end_lsn`; of a segment that two timelines have, the newer one's. False: there is no such record, or a gap before it.
     pub fn for_each_record_up_to(
         &self,
         end_lsn: Lsn,
-        rmid: u8,
+        rmids: &[u8],
         mut visit: impl FnMut(&DecodedRecord) -> Result<()>,
     ) -> Result<bool> {
         let segment_bytes = u64::from(self.segment_bytes);
@@ -88,7 +88,7 @@ impl WalArchive {
         loop {
             match decoder.next_record() {
                 Ok(Some((record_lsn, record_end_lsn, raw))) => {
-                    if RecordHeader::parse(&raw).is_some_and(|header| header.rmid == rmid) {
+                    if RecordHeader::parse(&raw).is_some_and(|header| rmids.contains(&header.rmid)) {
                         visit(&DecodedRecord::decode(self.version, record_lsn, record_end_lsn, raw)?)?;
                     }
                     if record_end_lsn >= end_lsn {

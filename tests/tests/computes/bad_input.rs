@@ -46,7 +46,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() -> Result<()> {
         (&[&long, "--branch", "main"], "letters, digits"),
         (&["full", "--branch", "main"], "not empty"),
         (&["new", "--branch", "nowhere"], "no branch `nowhere`"),
-        (&["new", "--branch", ""], "no"),
+        (&["new", "--branch", ""], "expected a timeline"),
         (&["new", "--branch", "main", "--port", &busy], "the port cannot be used"),
         (&["new", "--branch", "main", "--port", &taken], "taken by compute there"),
         (&["new", "--branch", "main", "--port", "0"], "--port"),

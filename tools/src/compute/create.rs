@@ -4,9 +4,10 @@
 //! - Commits wait for the page server from the first start on, so nothing here commits: the page server follows before anybody writes.
 
 use std::fs::{self, DirBuilder};
+use std::hash::{Hash, Hasher};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -190,7 +191,7 @@ impl Create {
             place.root().display()
         );
         let others = Others(record::all(&computes)?);
-        let port = self.free_port(&others)?;
+        let port = self.free_port(&computes, &others)?;
         place.check_free(port)?;
         let owner = Owner::find(self.run_as.as_deref())?;
         let source = page_server.branch(&self.branch)?;
@@ -239,7 +240,7 @@ impl Create {
     }
 
     /// The port that was asked for, or the first that is free; those of computes that do not run are taken. Errors: it is taken.
-    fn free_port(&self, others: &Others) -> Result<u16> {
+    fn free_port(&self, computes: &Path, others: &Others) -> Result<u16> {
         if let Some(port) = self.port {
             if let Some(name) = others.of_port(port) {
                 bail!("the port is taken by compute {name}. port=`{port}`");
@@ -247,7 +248,13 @@ impl Create {
             check_port(port)?;
             return Ok(port);
         }
-        let free = PORTS.clone().find(|port| others.of_port(*port).is_none() && check_port(*port).is_ok());
+        // Each directory of computes begins elsewhere, so that two that are used at the same time do not both take what is free just now.
+        let mut hasher = std::hash::DefaultHasher::new();
+        computes.hash(&mut hasher);
+        let begin = PORTS.start + (hasher.finish() % PORTS.len() as u64) as u16;
+        let free = (begin..PORTS.end)
+            .chain(PORTS.start..begin)
+            .find(|port| others.of_port(*port).is_none() && check_port(*port).is_ok());
         free.with_context(|| format!("no port from {} to {} is free: name one with --port", PORTS.start, PORTS.end - 1))
     }
 
@@ -287,7 +294,8 @@ impl Create {
             ensure!(!branch.follows(), "branch {} follows another server since a moment ago", branch.name);
             made.followed_id = Some(branch_id.clone());
             page_server.follow(&branch_id, &conninfo_for_page_server(&plan.place, &plan.record)?)?;
-            page_server.wait_until_streaming(&branch_id, Duration::from_secs(self.timeout.into()))
+            let started_lsn = postmaster::control_file(&plan.place, plan.record.pg_version)?.checkpoint_lsn;
+            page_server.wait_until_streaming(&branch_id, started_lsn, Duration::from_secs(self.timeout.into()))
         })?;
         plan.record.progress = Progress::Ready;
         plan.record.save(&plan.place)?;

@@ -13,7 +13,7 @@ use super::page_server::PageServer;
 use super::place::{ComputeName, ComputesArgs, Place};
 use super::postmaster::{self, Mode, ProcessState};
 use super::record::{Progress, Record};
-use super::stop::handed_over;
+use super::stop::{handed_over, wait_for_receiver};
 use super::undo::remove_directory;
 use crate::connect::ServerArgs;
 use crate::output::{Outcome, Output};
@@ -122,6 +122,11 @@ impl Destroy {
         };
         // Asked before anything ends: what cannot be handed over should not be stopped.
         let mut page_server = self.unless_forced(PageServer::connect(server))?;
+        if let Some(page_server) = &mut page_server
+            && record.progress == Progress::Ready
+        {
+            self.unless_forced(wait_for_receiver(place, record, page_server))?;
+        }
         if postmaster::stop(place, record, Mode::Fast, self.timeout).is_err() {
             postmaster::stop(place, record, Mode::Immediate, self.timeout)?;
         }

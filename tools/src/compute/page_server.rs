@@ -99,16 +99,18 @@ impl PageServer {
         Ok(self.client.copy_out(&command)?)
     }
 
-    /// Returns once WAL flows into the branch. Errors: it does not within `timeout`, with the last reason that the page server has.
-    pub fn wait_until_streaming(&mut self, branch_id: &str, timeout: Duration) -> Result<()> {
-        let waited = self.wait_for(branch_id, timeout, |branch| branch.receiver.as_deref() == Some(STREAMING))?;
+    /// Returns once WAL flows into the branch and has come behind `lsn`. A receiver that still streams the PostgreSQL timeline that the
+    /// compute has left is not there yet. Errors: it does not get there within `timeout`, with the last reason that the page server has.
+    pub fn wait_until_streaming(&mut self, branch_id: &str, lsn: Lsn, timeout: Duration) -> Result<()> {
+        let waited = self.wait_for(branch_id, timeout, |branch| branch.streams() && lsn < branch.last_record_lsn)?;
         match waited {
             Ok(_) => Ok(()),
             Err(branch) => bail!(
-                "the page server does not follow the compute after {} s. receiver=`{}`, last_error=`{}`",
+                "the page server does not follow the compute after {} s. receiver=`{}`, last_error=`{}`, last_record_lsn=`{}`, wanted_lsn=`{lsn}`",
                 timeout.as_secs(),
                 branch.receiver.as_deref().unwrap_or("none"),
-                branch.last_error.as_deref().unwrap_or("none")
+                branch.last_error.as_deref().unwrap_or("none"),
+                branch.last_record_lsn
             ),
         }
     }
@@ -170,6 +172,11 @@ impl Branch {
     /// True when WAL of somebody comes in, or would if it could.
     pub fn follows(&self) -> bool {
         self.receiver.is_some()
+    }
+
+    /// True when WAL comes in now.
+    pub fn streams(&self) -> bool {
+        self.receiver.as_deref() == Some(STREAMING)
     }
 }
 

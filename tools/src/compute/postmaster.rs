@@ -1,9 +1,11 @@
 //! The server process of a compute: starting and ending it with `pg_ctl`, and whether it runs.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -19,6 +21,9 @@ use super::record::Record;
 
 /// How much of the log a failure shows.
 const LOG_TAIL_BYTES: u64 = 4 * 1024;
+/// How long a killed server may stay in the list of processes.
+const REAP_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Whether a compute's server runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -64,17 +69,36 @@ pub fn state(place: &Place) -> (ProcessState, Option<i32>) {
     }
 }
 
+/// Returns when the process that the pid file of a crashed server names is gone altogether: PostgreSQL does not start while a process of that
+/// number can be signalled, and one that was killed can be until its parent has taken note. What holds on for longer is left to `pg_ctl` to refuse.
+fn wait_until_reaped(place: &Place) {
+    let text = fs::read_to_string(place.data().join("postmaster.pid")).unwrap_or_default();
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else { return };
+    let deadline = Instant::now() + REAP_TIMEOUT;
+    while is_zombie(pid) && Instant::now() < deadline {
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// The program's name, in parentheses, may hold anything. Linux: proc(5), /proc/pid/stat.
+fn is_zombie(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+}
+
 /// Whether process `pid` is the server of the data directory `data`, and not one that came later and got the same number: a server works in
 /// its data directory. Where that cannot be seen, that there is a process must do.
 fn is_server_of(pid: i32, data: &Path) -> bool {
     match fs::read_link(format!("/proc/{pid}/cwd")) {
         Ok(cwd) => fs::canonicalize(data).is_ok_and(|data| data == cwd),
+        Err(_) if is_zombie(pid) => false,
         Err(_) => !matches!(kill(Pid::from_raw(pid), None), Err(Errno::ESRCH)),
     }
 }
 
 /// Starts the server and returns its process id once it takes connections. Errors: it does not within `timeout_seconds`, with the end of its log.
 pub fn start(place: &Place, record: &Record, timeout_seconds: u32) -> Result<i32> {
+    wait_until_reaped(place);
     let mut command = pg_ctl(place, record)?;
     command.arg("start").arg("--log").arg(place.log()).arg("--wait").arg(format!("--timeout={timeout_seconds}"));
     run(&mut command).with_context(|| log_tail(place))?;
@@ -128,7 +152,8 @@ fn run(command: &mut Command) -> Result<()> {
 /// The end of the server's log, with a line that says whose.
 fn log_tail(place: &Place) -> String {
     let read = || {
-        let mut file = File::open(place.log())?;
+        // It lies in a directory of the server's user: a link there is not ours to follow.
+        let mut file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(place.log())?;
         let len = file.metadata()?.len();
         file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL_BYTES)))?;
         let mut bytes = Vec::new();

@@ -57,7 +57,8 @@ impl Start {
             }
         };
         page_server.follow(&branch_id, &conninfo_for_page_server(&place, &record)?)?;
-        page_server.wait_until_streaming(&branch_id, Duration::from_secs(self.timeout.into()))?;
+        let started_lsn = postmaster::control_file(&place, record.pg_version)?.checkpoint_lsn;
+        page_server.wait_until_streaming(&branch_id, started_lsn, Duration::from_secs(self.timeout.into()))?;
         output.value(&Report { name: self.name.clone(), branch: record.branch, port: record.port, pid })
     }
 }

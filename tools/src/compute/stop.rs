@@ -79,9 +79,15 @@ impl Stop {
     pub fn run(&self, server: &ServerArgs, output: &mut Output) -> Result<Outcome> {
         let place = self.computes.place(&self.name)?;
         let record = Record::load_ready(&place)?;
-        let mode = if self.immediate { Mode::Immediate } else { Mode::Fast };
-        postmaster::stop(&place, &record, mode, self.timeout)
-            .context("it is still ending; `--immediate` does not wait for sessions and for the page server")?;
+        if self.immediate {
+            postmaster::stop(&place, &record, Mode::Immediate, self.timeout)?;
+        } else {
+            if let Ok(mut page_server) = PageServer::connect(server) {
+                wait_for_receiver(&place, &record, &mut page_server)?;
+            }
+            postmaster::stop(&place, &record, Mode::Fast, self.timeout)
+                .context("it is still ending; `--immediate` does not wait for sessions and for the page server")?;
+        }
         let handed_over = PageServer::connect(server)
             .and_then(|mut page_server| handed_over(&place, &record, &mut page_server))
             .context("the compute is stopped, but the page server cannot be asked what it has")?;
@@ -90,6 +96,15 @@ impl Stop {
         output.value(&Report { name: self.name.clone(), branch: record.branch, state, handed_over })?;
         Ok(if complete { Outcome::Good } else { Outcome::Bad })
     }
+}
+
+/// Gives a receiver that has lost its connection to a running compute a moment to come back: who is not connected when the server ends gets
+/// nothing more.
+pub fn wait_for_receiver(place: &Place, record: &Record, page_server: &mut PageServer) -> Result<()> {
+    if let (ProcessState::Running, Some(branch_id)) = (postmaster::state(place).0, &record.branch_id) {
+        _ = page_server.wait_for(branch_id, ARRIVAL_TIMEOUT, |branch| branch.streams() || !branch.follows())?;
+    }
+    Ok(())
 }
 
 /// How far the page server is with the WAL of a compute that does not run. What it has received is waited for.

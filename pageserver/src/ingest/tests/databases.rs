@@ -116,12 +116,29 @@ fn a_database_by_wal_is_an_empty_directory() {
 fn a_dropped_tablespace_takes_its_directories() {
     let mut rig = Rig::new(PgVersion::V17);
     let rel = RelTag { spc_oid: 20_000, ..REL };
-    let create = rec(rmgr::TBLSPC, dbase::TABLESPACE_CREATE, 1000, Body::default().u32(20_000).bytes(b"/somewhere\0"));
-    assert_eq!(rig.shown(&create), ["database 20000/0 Image"], "an empty tablespace is there as well");
+    rig.ingest(&rec(rmgr::TBLSPC, dbase::TABLESPACE_CREATE, 1000, Body::default().u32(20_000).bytes(b"/somewhere\0")));
     rig.ingest(&image(rel, ForkNumber::Main, 0, 1));
     rig.ingest(&rec(rmgr::XACT, xact::COMMIT | xact::HAS_INFO, 1000, Body::default().u64(1).u32(4).u32(1).rel(rel)));
     let drop = rec(rmgr::TBLSPC, dbase::TABLESPACE_DROP, 1001, Body::default().u32(20_000));
-    assert_eq!(rig.shown(&drop), ["database 20000/0 Tombstone", "database 20000/5 Tombstone"]);
+    assert_eq!(rig.shown(&drop), ["database 20000/5 Tombstone"]);
+}
+
+/// PostgreSQL removes a database's directory before it logs that; a crash in between takes the record back.
+#[test]
+fn a_dropped_tablespace_takes_what_was_removed_without_a_record() {
+    let mut rig = Rig::new(PgVersion::V17);
+    let [rel, other] = [20_000, 20_001].map(|spc_oid| RelTag { spc_oid, ..REL });
+    rig.ingest(&image(rel, ForkNumber::Main, 0, 1));
+    rig.ingest(&image(other, ForkNumber::Main, 0, 1));
+    let map = Body::default().u32(5).u32(20_000).u32(524).bytes(&[5; 524]);
+    rig.ingest(&rec(rmgr::RELMAP, relmap::UPDATE, 0, map));
+    let drop = rec(rmgr::TBLSPC, dbase::TABLESPACE_DROP, 1001, Body::default().u32(20_000));
+    let expect = [
+        "database 20000/5 Tombstone",
+        "RelationMap { spc_oid: 20000, db_oid: 5 } Tombstone",
+        "size 20000/5/16384 main Tombstone",
+    ];
+    assert_eq!(rig.shown(&drop), expect);
 }
 
 #[test]

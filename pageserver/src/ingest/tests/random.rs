@@ -35,11 +35,12 @@ fn random_record(rng: &mut SmallRng, multi: &mut u32) -> Rec {
             rec(rmgr::SMGR, smgr::TRUNCATE, xid, body)
         }
         8 => {
-            let body = Body::default().u64(1).u32(4).u32(1).rel(rel);
+            let body = Body::default().u64(rng.random_range(0..9_000)).u32(4).u32(1).rel(rel);
             rec(rmgr::XACT, xact::COMMIT | xact::HAS_INFO, xid, body)
         }
         9 | 10 => {
-            let body = Body::default().u64(1).u32(2).u32(2).u32(xid + 1).u32(xid + 32_768);
+            let time = rng.random_range(0..9_000);
+            let body = Body::default().u64(time).u32(2).u32(2).u32(xid + 1).u32(xid + 32_768);
             rec(rmgr::XACT, [xact::COMMIT, xact::ABORT][rng.random_range(0..2)] | xact::HAS_INFO, xid, body)
         }
         11 => {

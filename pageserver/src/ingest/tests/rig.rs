@@ -303,10 +303,10 @@ impl Rig {
         self.timeline.commit(&mut self.batch, last_record_lsn).unwrap();
     }
 
-    /// Ingests, commits, and gives what the record put, in key order, the checkpoint data left out.
+    /// Ingests, commits, and gives what the record put, in key order, checkpoint data and commit times left out.
     pub fn ingest(&mut self, rec: &Rec) -> Vec<Put> {
         let mut puts = self.ingest_all(rec);
-        puts.retain(|(object, _, _)| *object != Object::Checkpoint);
+        puts.retain(|(object, _, _)| !matches!(object, Object::Checkpoint | Object::CommitTime));
         puts
     }
 

@@ -2,10 +2,12 @@
 //!
 //! `docs/protocol.md` lists every command with its columns.
 
+pub mod import;
 pub mod object;
 pub mod parse;
 pub mod rows;
 pub mod run;
+mod time;
 pub mod token;
 
 use std::fmt;
@@ -15,12 +17,14 @@ use keyenc::{Key, Object};
 use postgres_ffi::rel::RelTagParseError;
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
+use self::import::ImportFrom;
 use self::object::ObjectClass;
 use super::basebackup::BackupRequest;
 use super::lease::LeaseCommand;
 use super::message::Column;
 use super::pagestream::wire::Version;
 use super::timeline_change::TimelineChange;
+use crate::wall_time::TimeSpec;
 
 /// One page of a timeline, as people write it: `1663/5/16384/main/7`, or `pg_xact/7` (pages are numbered across segments).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -143,18 +147,32 @@ pub enum Command {
         /// As of; the newest without.
         at: Option<Lsn>,
     },
+    /// `SHOW LSN name AT TIME 'time'`
+    LsnAtTime {
+        /// The timeline.
+        timeline: String,
+        /// When.
+        time: TimeSpec,
+    },
+    /// `SHOW TIME name [AT lsn]`
+    TimeAtLsn {
+        /// The timeline.
+        timeline: String,
+        /// As of; the newest without.
+        at: Option<Lsn>,
+    },
     /// `SHOW STATUS`
     Status,
     /// `STORE STATS`
     StoreStats,
     /// `SHOW REDO`
     RedoStats,
-    /// `IMPORT name FROM 'conninfo'`
+    /// `IMPORT name FROM 'conninfo'`, `... FROM DIRECTORY 'path'`, `... FROM TAR 'path'`
     Import {
         /// The timeline to make.
         name: String,
-        /// The running primary. May hold a password: never logged.
-        conninfo: Conninfo,
+        /// The cluster.
+        from: ImportFrom,
     },
     /// `BRANCH ...`, `TIMELINE FOLLOW`, `TIMELINE UNFOLLOW`, `TIMELINE DELETE`
     TimelineChange(TimelineChange),
@@ -311,6 +329,7 @@ impl Command {
                     ]
                 }
             }
+            Command::LsnAtTime { .. } | Command::TimeAtLsn { .. } => time::COLUMNS,
             Command::Sizes { .. } => {
                 const {
                     &[

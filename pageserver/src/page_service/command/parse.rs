@@ -3,18 +3,22 @@
 //! Keywords in any case; names as they are, in double or single quotes where they hold spaces or quotes. Everything that a command needs is checked here.
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use postgres_ffi::Lsn;
 
 mod branch;
 
+use super::import::ImportFrom;
 use super::token::{Token, TokenKind, statements};
 use super::{Command, Conninfo, SelectItem};
+use crate::import::ClusterFiles;
 use crate::page_service::basebackup::BackupRequest;
 use crate::page_service::connection::PARAMETERS;
 use crate::page_service::error::{PgError, sqlstate};
 use crate::page_service::pagestream::wire::Version;
+use crate::wall_time::TimeSpec;
 
 /// Every form, as `HELP` shows them.
 pub const FORMS: &[(&str, &str)] = &[
@@ -24,15 +28,28 @@ pub const FORMS: &[(&str, &str)] = &[
     ("SHOW LAST_RECORD_LSN [name]", "end of the last record that can be read"),
     ("SHOW LAG [name]", "how far each timeline is behind its source"),
     ("SHOW SIZES [name] [AT lsn]", "relations, blocks and bytes per database"),
+    (
+        "SHOW LSN name AT TIME 'time'",
+        "how far a timeline was at a time; time: 2026-11-25 14:32:00+01 (UTC without a zone), 5 minutes ago",
+    ),
+    ("SHOW TIME name [AT lsn]", "time of the last commit"),
     ("SHOW STATUS", "the server: version, process id, connections, counters"),
     ("STORE STATS", "figures of the store"),
     ("SHOW REDO", "redo engine and counters of each cluster"),
     ("IMPORT name FROM 'conninfo'", "makes a timeline from a running primary"),
-    ("BRANCH CREATE name FROM timeline [AT lsn]", "makes a branch of a timeline as it was; nothing is copied"),
+    (
+        "IMPORT name FROM DIRECTORY 'path'",
+        "makes a timeline from a stopped or crashed data directory, or an unpacked base backup, on the server's machine",
+    ),
+    ("IMPORT name FROM TAR 'path'", "makes a timeline from a base backup in tar files (pg_basebackup --format=tar)"),
+    (
+        "BRANCH CREATE name FROM timeline [AT lsn | AT TIME 'time']",
+        "makes a branch of a timeline as it was; nothing is copied",
+    ),
     ("BRANCH DELETE name", "deletes a branch that nothing branches off; also TIMELINE DELETE name for any timeline"),
     ("BRANCH RENAME name TO name", "gives a timeline another name"),
     (
-        "BRANCH RESET name [AT lsn]",
+        "BRANCH RESET name [AT lsn | AT TIME 'time']",
         "throws away what a branch has and begins it anew at its ancestor's last record or an LSN",
     ),
     ("BRANCH DETACH name", "copies what a branch reads from its ancestors, so that it needs them no more"),
@@ -138,6 +155,17 @@ impl Parser<'_> {
                 let at = self.optional("at", "an LSN")?;
                 self.finish(Command::Sizes { timeline, at })
             }
+            Some("lsn") => {
+                let timeline = self.name("a timeline")?;
+                self.then("at")?;
+                let time = self.at_time()?;
+                self.finish(Command::LsnAtTime { timeline, time })
+            }
+            Some("time") => {
+                let timeline = self.name("a timeline")?;
+                let at = self.optional("at", "an LSN")?;
+                self.finish(Command::TimeAtLsn { timeline, at })
+            }
             Some("status") => self.finish(Command::Status),
             Some("redo") => self.finish(Command::RedoStats),
             Some(name) => match self.parameter(name) {
@@ -179,8 +207,16 @@ impl Parser<'_> {
     fn import(&mut self) -> Result<Command, PgError> {
         let name = self.name("a name for the timeline")?;
         self.then("from")?;
-        let conninfo = Conninfo(self.name("a connection string in single quotes")?);
-        self.finish(Command::Import { name, conninfo })
+        // A connection string is never one of these words: it has an equals sign.
+        let from = if self.at_keyword("directory") || self.at_keyword("tar") {
+            let is_tar = self.at_keyword("tar");
+            self.next += 1;
+            let path = PathBuf::from(self.name("a path in single quotes")?);
+            ImportFrom::Files(if is_tar { ClusterFiles::Tar(path) } else { ClusterFiles::Directory(path) })
+        } else {
+            ImportFrom::Primary(Conninfo(self.name("a connection string in single quotes, DIRECTORY or TAR")?))
+        };
+        self.finish(Command::Import { name, from })
     }
 
     fn database_list(&mut self) -> Result<Command, PgError> {
@@ -341,6 +377,12 @@ impl Parser<'_> {
         }
         self.next += 1;
         self.value(what).map(Some)
+    }
+
+    /// What follows `AT`: `TIME 'time'`.
+    fn at_time(&mut self) -> Result<TimeSpec, PgError> {
+        self.then("time")?;
+        self.value("a time like '2026-11-25 14:32:00'")
     }
 
     fn finish(&self, command: Command) -> Result<Command, PgError> {

@@ -43,16 +43,33 @@ fn forms() {
     check("show sizes at 0/16B5A50", Command::Sizes { timeline: None, at });
     check("show sizes main at 0/16b5a50", Command::Sizes { timeline: Some(main()), at });
     check("show sizes \"at\"", Command::Sizes { timeline: Some("at".into()), at: None });
+    let time = "2026-11-25 13:32:00Z".parse().expect("a time");
+    check("show lsn main at time '2026-11-25 14:32:00+01'", Command::LsnAtTime { timeline: main(), time });
+    let time = "5 minutes ago".parse().expect("a time");
+    check("SHOW LSN 'main' AT TIME '-5min'", Command::LsnAtTime { timeline: main(), time });
+    check("show time main", Command::TimeAtLsn { timeline: main(), at: None });
+    check("show time main at 0/16B5A50", Command::TimeAtLsn { timeline: main(), at });
     check("show status", Command::Status);
     check("store stats", Command::StoreStats);
     check("show redo", Command::RedoStats);
     let conninfo = Conninfo("host=/tmp user='x'".into());
-    check("import main from 'host=/tmp user=''x'''", Command::Import { name: main(), conninfo });
+    let import = |from| Command::Import { name: main(), from };
+    check("import main from 'host=/tmp user=''x'''", import(ImportFrom::Primary(conninfo)));
+    let files = |files| import(ImportFrom::Files(files));
+    check("import main from directory '/srv/pg data'", files(ClusterFiles::Directory("/srv/pg data".into())));
+    check("IMPORT main FROM TAR '/backup/base.tar.gz'", files(ClusterFiles::Tar("/backup/base.tar.gz".into())));
+    check("import main from 'tar'", import(ImportFrom::Primary(Conninfo("tar".into()))));
     let change = |change| Command::TimelineChange(change);
     let point = BranchPoint::Lsn(Lsn::new(0x16B5A50));
     let (name, timeline) = (|| "b".to_owned(), main);
     let create = |point| change(TimelineChange::CreateBranch { name: name(), timeline: timeline(), point });
     check("branch create b from main", create(BranchPoint::Last));
+    let time = BranchPoint::Time("2026-11-25 13:32:00Z".parse().expect("a time"));
+    check("branch create b from main at time '2026-11-25 13:32'", create(time));
+    check(
+        "branch reset main at time '2026-11-25 13:32'",
+        change(TimelineChange::Reset { timeline: timeline(), point: time }),
+    );
     check("BRANCH CREATE b FROM main AT 0/16B5A50", create(point));
     check("branch delete main", change(TimelineChange::Delete { timeline: timeline() }));
     check("timeline delete main", change(TimelineChange::Delete { timeline: timeline() }));
@@ -150,10 +167,17 @@ fn errors() {
     check_error("page get main 1663/5/1/main/0 at 7", "22023", "not an LSN");
     check_error("page get main 1663/5/1/main/0 at", "42601", "an LSN");
     check_error("relation list main in 5", "22023", "1663/5");
+    check_error("show lsn main", "42601", "AT");
+    check_error("show lsn main at 0/1", "42601", "TIME");
+    check_error("show lsn main at time", "42601", "a time like");
+    check_error("show lsn main at time yesterday", "22023", "not a time");
+    check_error("show time main at 2026-11-25", "22023", "not an LSN");
     check_error("object get main", "42601", "LIST");
     check_error("object list main class", "42601", "a class of objects");
     check_error("object list main class relation_block", "22023", "not a class of objects");
     check_error("import x", "42601", "FROM");
+    check_error("import x from tar", "42601", "a path");
+    check_error("import x from directory /a b", "42601", "at or near");
     check_error("import x from 'password=secret' y", "42601", "at or near \"y\"");
     check_error("select * from pg_class", "0A000", "page server");
     check_error("lease lsn a b 0/1", "42601", "AT");

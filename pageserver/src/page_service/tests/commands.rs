@@ -7,7 +7,8 @@ use postgres_ffi::{BLCKSZ, Lsn};
 
 use super::Fixture;
 use super::toy::{self, ID, page_of};
-use crate::client::{ClientError, ResultSet};
+use crate::client::{ClientError, ImportProgress, ResultSet};
+use crate::import::ClusterFiles;
 
 /// Rows as text, columns separated by `|`, NULL as nothing.
 fn rows(result: &ResultSet) -> Vec<String> {
@@ -39,6 +40,10 @@ fn rows_of_commands() {
     let columns = "timeline|lsn|tablespace|database|relations|blocks|bytes";
     check("show sizes", columns, &["main|0/3000|1663|5|1|1001|8200192", "main|0/3000|1664|0|0|0|0"]);
     check("show sizes main at 0/1000", columns, &["main|0/1000|1663|5|1|501|4104192", "main|0/1000|1664|0|0|0|0"]);
+    let columns = "timeline|lsn|commit_time";
+    check("show lsn main at time '2000-01-01 00:00:02'", columns, &["main|0/2000|2000-01-01T00:00:02.000000Z"]);
+    check("show lsn main at time '2000-01-01T01:00:01+01'", columns, &["main|0/1000|2000-01-01T00:00:01.000000Z"]);
+    check("show time main at 0/2FFF", columns, &["main|0/2FFF|2000-01-01T00:00:02.000000Z"]);
     check("store stats", "name|value", &["files|3", "bytes|4711"]);
     check("show redo", "name|value", &["engine|native"]);
     check("database list main", "tablespace|database", &["1663|5"]);
@@ -126,6 +131,10 @@ fn errors_leave_the_connection_usable() {
         ("page get main 1663/5/16384/main/0 at 0/3001", "55000"),
         ("page get main 1663/5/16384/main/0 at 0/FFF", "22023"),
         ("page get main 1663/5/16384/main/666", "XX001"),
+        ("show time main", "42704"),
+        ("show time main at 0/3001", "55000"),
+        ("show lsn main at time '1999-12-31'", "22023"),
+        ("show lsn nowhere at time '2026-11-25'", "42704"),
         ("object list nowhere", "42704"),
         ("object list main at 0/3001", "55000"),
         ("object list main class checkpoint at 0/FFF", "22023"),
@@ -186,6 +195,16 @@ fn import_tells_its_progress() {
         .expect("imported");
     assert_eq!(seen, [(5, Some(10)), (10, Some(10))]);
     assert_eq!(result.rows[0].get(0), Some("it's new"));
+}
+
+#[test]
+fn files_are_imported_by_their_path() {
+    let mut seen = Vec::new();
+    let files = ClusterFiles::Directory("/srv/o'neill".into());
+    let mut on_progress = |progress: &ImportProgress| seen.push((progress.phase.clone(), progress.bytes_done));
+    let result = Fixture::new().client().import_files("new", &files, &mut on_progress).expect("imported");
+    assert_eq!(seen, [("files".to_owned(), 7)]);
+    assert_eq!(result.rows[0].get(0), Some("new"));
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod faults;
 mod kill;
 mod model;
 mod rules;
+mod search;
 
 use std::path::Path;
 use std::sync::Arc;

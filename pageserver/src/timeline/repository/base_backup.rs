@@ -8,6 +8,7 @@ use postgres_ffi::start::WalPlace;
 use super::Repository;
 use crate::basebackup::{BackupError, BackupOptions, BaseBackup, PgTimelines, RecordEnd};
 use crate::timeline::Timeline;
+use crate::timeline::metadata::ClusterFacts;
 use crate::wal::WalLayout;
 
 impl Repository {
@@ -20,12 +21,7 @@ impl Repository {
         options: BackupOptions,
     ) -> Result<BaseBackup, BackupError> {
         timeline.check_readable(request_lsn)?;
-        let cluster = timeline.metadata().cluster.clone();
-        let place = WalPlace {
-            version: cluster.pg_version,
-            system_id: cluster.system_identifier,
-            segment_bytes: cluster.wal_segment_bytes,
-        };
+        let place = wal_place(&timeline.metadata().cluster);
         let mut end = RecordEnd::find(&self.wal_layouts(&timeline, request_lsn), place, request_lsn)?;
         if end.lsn < timeline.first_readable_lsn().unwrap_or(Lsn::MAX) {
             // Aligned down from a first readable LSN that is no record's end.
@@ -53,5 +49,14 @@ impl Repository {
         let left = self.pg_history_at(timeline, branch_lsn)?;
         let begun = self.next_pg_timeline_id(timeline.metadata().tenant_id)?;
         Ok(PgTimelines { left: left.timeline_id, left_history: left.content.to_vec(), begun })
+    }
+}
+
+/// Where WAL of a cluster stands.
+pub(super) fn wal_place(cluster: &ClusterFacts) -> WalPlace {
+    WalPlace {
+        version: cluster.pg_version,
+        system_id: cluster.system_identifier,
+        segment_bytes: cluster.wal_segment_bytes,
     }
 }

@@ -7,16 +7,19 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use postgres_ffi::Lsn;
 use tracing::{info, warn};
 
+use super::base_backup::wal_place;
 use super::branch_error::BranchError;
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
 use crate::timeline::metadata::{Ancestor, ClusterFacts, TimelineMetadata};
-use crate::timeline::{Timeline, TimelineId, TimelineState};
+use crate::timeline::{LsnAtTime, Timeline, TimelineId, TimelineState};
 use crate::wal::RecordAt;
+use crate::wall_time::TimeSpec;
 
 /// Directories of branches that are being made begin with this; no timeline id does. What a crash leaves of them is removed at the start.
 pub(super) const NEW_DIR_PREFIX: &str = "new-";
@@ -28,6 +31,8 @@ pub enum BranchPoint {
     Last,
     /// At this LSN, which need not be the end of a record.
     Lsn(Lsn),
+    /// Where it was at this time: see [`Timeline::lsn_at_time`].
+    Time(TimeSpec),
 }
 
 /// A timeline that was made or changed, with what a person should hear about it.
@@ -74,9 +79,16 @@ impl Repository {
             return Err(BranchError::NotReadableYet { timeline: timeline(), state: state.name() }.into());
         }
         let last_record_lsn = asked.last_record_lsn();
+        let mut notices = Vec::new();
         let asked_lsn = match point {
             BranchPoint::Last => last_record_lsn,
             BranchPoint::Lsn(lsn) => lsn,
+            BranchPoint::Time(time) => {
+                let time = time.resolve(SystemTime::now());
+                let LsnAtTime { lsn, commit_time } = asked.lsn_at_time(time)?;
+                notices.push(format!("at {time} `{}` was at {lsn}, its last commit at {commit_time}", timeline()));
+                lsn
+            }
         };
         if last_record_lsn < asked_lsn {
             let timeline = timeline();
@@ -93,7 +105,6 @@ impl Repository {
         {
             ancestor = older;
         }
-        let mut notices = Vec::new();
         if !Arc::ptr_eq(&ancestor, asked) {
             notices.push(format!(
                 "at {asked_lsn} `{}` still is `{}`: the new branch is one of `{}`",
@@ -126,11 +137,11 @@ impl Repository {
             Some(RecordAt::Between { end_lsn }) if first_readable_lsn <= end_lsn && begins_at <= Some(end_lsn) => {
                 (end_lsn, Some("the end of the last record before it"))
             }
-            _ if lsn.is_aligned() => (lsn, None),
-            _ => {
-                let aligned_lsn = Lsn::new(lsn.as_u64() & !(postgres_ffi::lsn::MAXALIGN - 1));
-                (aligned_lsn, Some("aligned down, the WAL there is not on disk any more"))
-            }
+            // A server that starts from a branch of this LSN starts where a record can end.
+            _ => match wal_place(&timeline.metadata().cluster).record_end_at_or_before(lsn) {
+                aligned_lsn if aligned_lsn == lsn => (lsn, None),
+                aligned_lsn => (aligned_lsn, Some("aligned down, the WAL there is not on disk any more")),
+            },
         }
     }
 

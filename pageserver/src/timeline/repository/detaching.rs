@@ -40,7 +40,7 @@ pub type OnDetached<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
 pub(super) struct BusyTimelines(Arc<Mutex<HashMap<TimelineId, &'static str>>>);
 
 /// While this lives nobody deletes, resets or detaches the timeline.
-struct BusyGuard {
+pub(super) struct BusyGuard {
     timeline_id: TimelineId,
     busy: BusyTimelines,
 }
@@ -59,6 +59,9 @@ impl Repository {
     pub fn detach_branch(&self, name: &str, on_progress: &mut OnDetached<'_>) -> Result<Changed, RepositoryError> {
         let begun = Instant::now();
         let (timeline, branch_lsn, _busy) = self.begin_detach(name)?;
+        if timeline.store.watermark().is_none() {
+            timeline.publish_at(branch_lsn)?; // Before its first version, so that whoever deletes it knows of them.
+        }
         let bytes = Copy::new(&timeline, branch_lsn, on_progress)?.run()?;
         self.end_detach(&timeline, branch_lsn)?;
         let seconds = begun.elapsed().as_secs_f64();
@@ -75,7 +78,7 @@ impl Repository {
         }
     }
 
-    fn begin_detach(&self, name: &str) -> Result<(Arc<Timeline>, Lsn, BusyGuard), RepositoryError> {
+    pub(super) fn begin_detach(&self, name: &str) -> Result<(Arc<Timeline>, Lsn, BusyGuard), RepositoryError> {
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
         let metadata = timeline.metadata();
@@ -91,9 +94,6 @@ impl Repository {
     fn end_detach(&self, timeline: &Arc<Timeline>, branch_lsn: Lsn) -> Result<(), RepositoryError> {
         let _changes = self.changes.lock();
         self.check_no_lease_below(timeline, branch_lsn)?;
-        if timeline.store.watermark().is_none() {
-            timeline.publish_at(branch_lsn)?;
-        }
         self.write_history_before(timeline, branch_lsn)?;
         self.change_metadata(timeline, |metadata| {
             metadata.ancestor = None;
@@ -129,7 +129,7 @@ impl Repository {
 }
 
 /// One detach on its way.
-struct Copy<'a, 'p> {
+pub(super) struct Copy<'a, 'p> {
     timeline: &'a Timeline,
     branch_lsn: Lsn,
     images: ImageSet<'a>,
@@ -141,7 +141,7 @@ struct Copy<'a, 'p> {
 }
 
 impl<'a, 'p> Copy<'a, 'p> {
-    fn new(
+    pub fn new(
         timeline: &'a Timeline,
         branch_lsn: Lsn,
         on_progress: &'a mut OnDetached<'p>,
@@ -152,7 +152,7 @@ impl<'a, 'p> Copy<'a, 'p> {
     }
 
     /// Copies everything. Returns the bytes of pages. Key order is: objects, pages of SLRUs between them, blocks.
-    fn run(mut self) -> Result<u64, RepositoryError> {
+    pub fn run(mut self) -> Result<u64, RepositoryError> {
         let segments = self.slru_segments()?;
         let relations = self.timeline.all_relations(self.branch_lsn)?;
         let blocks: u64 = relations.iter().map(|(.., blocks)| u64::from(*blocks)).sum();

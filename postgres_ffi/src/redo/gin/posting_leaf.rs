@@ -109,7 +109,7 @@ fn add_to_one(page: &mut Page, list_no: u16, added: &[u8]) -> Result<bool, RedoE
 /// Where the posting lists of a leaf end.
 fn lists_end(page: &Page) -> Result<usize, RedoError> {
     let end = Header::read(page).lower;
-    if end < DATA_RANGE.start || DATA_RANGE.end < end {
+    if !(DATA_RANGE.start..=DATA_RANGE.end).contains(&end) {
         return Err(page_error("end of the posting lists makes no sense", end));
     }
     Ok(end)

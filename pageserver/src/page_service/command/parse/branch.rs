@@ -33,9 +33,16 @@ impl Parser<'_> {
         self.finish(Command::TimelineChange(change))
     }
 
-    /// `[AT lsn]`
+    /// `[AT lsn | AT TIME 'time']`
     fn branch_point(&mut self) -> Result<BranchPoint, PgError> {
-        Ok(self.optional("at", "an LSN")?.map_or(BranchPoint::Last, BranchPoint::Lsn))
+        if !self.at_keyword("at") {
+            return Ok(BranchPoint::Last);
+        }
+        self.next += 1;
+        if self.at_keyword("time") {
+            return self.at_time().map(BranchPoint::Time);
+        }
+        self.value("an LSN, or TIME and a time").map(BranchPoint::Lsn)
     }
 
     /// Behind `TIMELINE FOLLOW`.

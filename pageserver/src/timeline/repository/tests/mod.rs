@@ -1,0 +1,8 @@
+//! Branches in a real repository on disk, without a server: what is written is made up, and goes through the store as ingest puts it.
+
+mod crashes;
+mod leases;
+mod model;
+mod readers;
+mod rig;
+mod tenants;

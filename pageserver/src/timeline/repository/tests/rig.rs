@@ -1,0 +1,144 @@
+//! A repository in a temporary directory, with a timeline that looks imported, and writes of a few kinds of objects.
+
+use std::sync::Arc;
+
+use byteorder::{ByteOrder, LittleEndian};
+use bytes::Bytes;
+use keyenc::{Key, Kind, Object};
+use postgres_ffi::checkpoint::Checkpoint;
+use postgres_ffi::control_file::{ControlFile, catalog_version, control_version};
+use postgres_ffi::slru::XidStatus;
+use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, PgVersion, RelTag, SlruKind};
+
+use crate::config::Config;
+use crate::delta::{Delta, Index};
+use crate::import::{ImportCounts, ImportSummary};
+use crate::store::Batch;
+use crate::timeline::{Repository, Timeline};
+
+pub const VERSION: PgVersion = PgVersion::V17;
+pub const START_LSN: Lsn = Lsn::new(0x100_0028);
+/// Transactions of one made-up CLOG page.
+pub const XACT_COUNT: u16 = 200;
+
+/// What a test writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// A fork has so many blocks; `None`: it is gone.
+    Size(u32, Option<u32>),
+    /// A block's whole page, known by its tag.
+    Block(u32, u32, u64),
+    /// A transaction of the CLOG page is committed.
+    Commit(u16),
+    /// A prepared transaction is there, or gone.
+    TwoPhase(u64, bool),
+}
+
+pub fn rel(n: u32) -> RelTag {
+    RelTag { spc_oid: 1663, db_oid: 5, rel_number: 16384 + n }
+}
+
+pub fn block(n: u32, block_no: u32) -> Key {
+    Key::block(rel(n), ForkNumber::Main, block_no)
+}
+
+pub fn clog() -> Key {
+    Object::SlruPage { kind: SlruKind::Clog, page_no: 3 }.into()
+}
+
+pub fn page(tag: u64) -> Bytes {
+    Bytes::from(tag.to_be_bytes().repeat(BLCKSZ / 8))
+}
+
+pub fn open(dir: &tempfile::TempDir) -> Arc<Repository> {
+    let mut config = Config { page_cache_mib: 1, ..Config::default() };
+    config.store.layer_mib = 8;
+    config.store.block_cache_mib = 1;
+    config.redo.backlog_records_min = 4;
+    config.redo.cache_back_records_min = 2;
+    config.wait_lsn_timeout_seconds = 1;
+    Repository::open(dir.path(), config).unwrap()
+}
+
+/// A control file that decodes, of a cluster that nobody runs.
+pub fn control_file() -> ControlFile {
+    let mut bytes = vec![0; 8192];
+    LittleEndian::write_u64(&mut bytes, 7);
+    LittleEndian::write_u64(&mut bytes[32..], START_LSN.as_u64());
+    for (offset, value) in [
+        (8, control_version(VERSION)),
+        (12, catalog_version(VERSION)),
+        (204, 8),
+        (216, 8192),
+        (220, 131_072),
+        (224, 8192),
+        (228, 1 << 20),
+    ] {
+        LittleEndian::write_u32(&mut bytes[offset..], value);
+    }
+    LittleEndian::write_f64(&mut bytes[208..], 1_234_567.0);
+    // PG 17: pg_control.h, ControlFileData: the CRC is behind the nonce.
+    let crc = crc32c::crc32c(&bytes[..288]);
+    LittleEndian::write_u32(&mut bytes[288..], crc);
+    ControlFile::decode(&bytes).unwrap()
+}
+
+/// A timeline of a tenant of its own, readable from [`START_LSN`] on, with a CLOG page and nothing else.
+pub fn import(repository: &Repository, name: &str) -> Arc<Timeline> {
+    let new = repository.begin_import(name).unwrap();
+    let store = repository.store.timeline(new.no).unwrap();
+    let control_file = control_file();
+    let mut batch = Batch::new();
+    let mut put = |object: Object, value: &[u8]| batch.put(object.into(), START_LSN, Kind::Image, value);
+    put(Object::ControlFile, &control_file.encode());
+    put(Object::Checkpoint, &Checkpoint::default().encode(VERSION));
+    put(Object::Database { spc_oid: 1663, db_oid: 5 }, b"");
+    put(Object::SlruSegment { kind: SlruKind::Clog, segment_no: 0 }, &4_u32.to_be_bytes());
+    for page_no in 0..4 {
+        put(Object::SlruPage { kind: SlruKind::Clog, page_no }, b"");
+    }
+    store.put(&batch, START_LSN).unwrap();
+    store.flush(true).unwrap();
+    let summary = ImportSummary {
+        control_file: Box::new(control_file),
+        pg_timeline_id: 1,
+        start_lsn: START_LSN,
+        first_readable_lsn: START_LSN,
+        counts: ImportCounts::default(),
+    };
+    repository.end_import(new, Ok(summary), None, None).unwrap().0
+}
+
+/// Puts `writes` as one record that ends at `lsn`, as the receiver of a followed timeline does.
+pub fn write(repository: &Repository, timeline: &Timeline, lsn: Lsn, writes: &[Write]) {
+    repository.begin_own_history(timeline).unwrap();
+    let mut batch = Batch::new();
+    for write in writes {
+        let (key, kind, value) = version(write);
+        batch.put(key, lsn, kind, &value);
+    }
+    timeline.store.put(&batch, lsn).unwrap();
+    timeline.last_record.advance(lsn);
+}
+
+fn version(write: &Write) -> (Key, Kind, Vec<u8>) {
+    match write {
+        Write::Size(n, size) => {
+            let key = Object::RelationSize { rel: rel(*n), fork: ForkNumber::Main }.into();
+            match size {
+                Some(size) => (key, Kind::Image, size.to_be_bytes().to_vec()),
+                None => (key, Kind::Tombstone, Vec::new()),
+            }
+        }
+        Write::Block(n, block_no, tag) => (block(*n, *block_no), Kind::Image, page(*tag).to_vec()),
+        Write::Commit(index) => {
+            let mut value = Vec::new();
+            Delta::ClogStatus { status: XidStatus::Committed, indexes: &[Index::new(*index)] }.encode(&mut value);
+            (clog(), Kind::Delta, value)
+        }
+        Write::TwoPhase(xid, is_there) => {
+            let key = Object::TwoPhase { xid: *xid }.into();
+            if *is_there { (key, Kind::Image, b"prepared".to_vec()) } else { (key, Kind::Tombstone, Vec::new()) }
+        }
+    }
+}
