@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
+use pageserver::import::ClusterFiles;
 use pageserver::page_service::backend::{
     BackendError, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
@@ -60,6 +61,15 @@ impl RepositoryBackend for ConstantPages {
 
     fn base_backup(&self, _: &BackupRequest, _: &mut dyn BackupSink) -> Result<(), BackendError> {
         Err(BackendError::not_found("there is no cluster to back up here"))
+    }
+
+    fn import_files(
+        &self,
+        _: &str,
+        _: &ClusterFiles,
+        _: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+    ) -> Result<TimelineInfo, BackendError> {
+        Err(BackendError::not_found("nothing can be imported here"))
     }
 
     fn change_timeline(&self, _: &TimelineChange, _: &mut OnProgress<'_>) -> Result<TimelineChanged, BackendError> {

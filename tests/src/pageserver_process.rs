@@ -47,6 +47,12 @@ impl PageServerBuilder {
         self
     }
 
+    /// Its data directory begins with the cluster in `data_dir` as timeline `main`, which follows nobody.
+    pub fn import_directory(mut self, data_dir: &Path) -> Self {
+        self.init_arguments = vec!["--import-directory".to_owned(), data_dir.to_string_lossy().into_owned()];
+        self
+    }
+
     /// Adds an argument of `pageserver serve`.
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());

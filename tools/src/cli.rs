@@ -13,6 +13,7 @@ use crate::branch::{self, BranchCommand, Delete, Follow, LeaseCommand};
 use crate::compare::Compare;
 use crate::compute::ComputeCommand;
 use crate::connect::ServerArgs;
+use crate::import::Import;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
 use crate::redo::RedoCommand;
@@ -58,6 +59,7 @@ enum Command {
     /// Looks at the store
     #[command(subcommand)]
     Store(StoreCommand),
+    Import(Import),
     Lsn(LsnAtTime),
     Time(TimeAtLsn),
     Compare(Compare),
@@ -147,6 +149,7 @@ impl Cli {
             Command::Page(command) => return command.run(server, output),
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
+            Command::Import(import) => import.run(server, output)?,
             Command::Lsn(lsn) => lsn.run(server, output)?,
             Command::Time(time) => time.run(server, output)?,
             Command::Compare(compare) => return compare.run(server, output),

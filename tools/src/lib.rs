@@ -12,6 +12,7 @@ pub mod compare;
 pub mod compute;
 pub mod connect;
 pub mod datadir;
+pub mod import;
 pub mod output;
 pub mod page;
 pub mod page_dump;

@@ -58,7 +58,7 @@ fn measure(scale: u32, arguments: &Arguments) -> Result<String> {
         .setting("shared_buffers", "256MB")
         .start(&dir)?;
     pgbench(&primary, &["--initialize", "--quiet", &format!("--scale={scale}")])?;
-    let server = PageServer::builder().start(&dir)?;
+    let mut server = PageServer::builder().start(&dir)?;
     server.import("main", &primary.conninfo())?;
     let past_lsn = primary.current_lsn()?;
     primary.execute("CREATE TABLE after_that (n int)")?;
@@ -69,7 +69,7 @@ fn measure(scale: u32, arguments: &Arguments) -> Result<String> {
         Ok(end_lsn <= server.timeline("main", "last_record_lsn")?.parse::<Lsn>()?)
     })?;
     primary.execute("CHECKPOINT")?;
-    let computes = Computes::new(&server)?;
+    let computes = Computes::new(&mut server)?;
     let past = past_lsn.to_string();
     let (mut now, mut unsynced, mut then, mut stock) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut bytes = 0;

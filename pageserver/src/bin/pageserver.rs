@@ -3,6 +3,7 @@
 //! Data goes to stdout, logs to stderr. Exit status: 0 done, 1 failed, 2 wrong use.
 
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{Signal, kill};
 use pageserver::config::{CONFIG_FILE_NAME, Config};
+use pageserver::import::ClusterFiles;
 use pageserver::page_service::{PageService, PageServiceConfig};
 use pageserver::pid_file::PidFile;
 use pageserver::timeline::Repository;
@@ -58,6 +60,12 @@ struct Init {
     /// Runs initdb and imports the new cluster as timeline `main`.
     #[arg(long)]
     initdb: bool,
+    /// Imports a data directory (stopped, crashed, or an unpacked base backup) as timeline `main`.
+    #[arg(long, value_name = "DIR", conflicts_with = "initdb")]
+    import_directory: Option<PathBuf>,
+    /// Imports a base backup in tar files (base.tar, or the directory that holds it) as timeline `main`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["initdb", "import_directory"])]
+    import_tar: Option<PathBuf>,
     /// Major version of the new cluster, 14 to 18.
     #[arg(long, default_value = "15", requires = "initdb", value_name = "VERSION")]
     pg_version: PgVersion,
@@ -76,6 +84,17 @@ struct Serve {
     /// Logs as one JSON object per line.
     #[arg(long)]
     log_json: bool,
+}
+
+impl Init {
+    fn files(&self) -> anyhow::Result<Option<ClusterFiles>> {
+        let absolute = |path: &PathBuf| std::path::absolute(path).context("find the current directory");
+        Ok(match (&self.import_directory, &self.import_tar) {
+            (Some(path), _) => Some(ClusterFiles::Directory(absolute(path)?)),
+            (None, Some(path)) => Some(ClusterFiles::Tar(absolute(path)?)),
+            (None, None) => None,
+        })
+    }
 }
 
 fn main() -> ExitCode {
@@ -117,6 +136,10 @@ fn init(args: &Init) -> anyhow::Result<()> {
     let repository = Repository::open(dir, config)?;
     if args.initdb {
         let summary = repository.import_initdb("main", args.pg_version, &args.initdb_option)?;
+        println!("{summary}");
+    }
+    if let Some(files) = args.files()? {
+        let (_, summary) = repository.import_files("main", &files, &mut |_| ControlFlow::Continue(()))?;
         println!("{summary}");
     }
     repository.shutdown()?;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use postgres_ffi::Lsn;
 
 use super::error::{ClientError, ServerError};
+use crate::import::ClusterFiles;
 use crate::page_service::frame::{Frame, FrameReader};
 use crate::page_service::message;
 
@@ -264,13 +265,35 @@ impl Client {
         conninfo: &str,
         on_progress: &mut dyn FnMut(&ImportProgress),
     ) -> Result<ResultSet, ClientError> {
-        let command = format!("IMPORT {} FROM {}", quote(name), quote(conninfo));
+        self.run_import(&format!("IMPORT {} FROM {}", quote(name), quote(conninfo)), on_progress)
+    }
+
+    /// Makes timeline `name` from files on the server's machine. `on_progress` is called as it goes on.
+    pub fn import_files(
+        &mut self,
+        name: &str,
+        files: &ClusterFiles,
+        on_progress: &mut dyn FnMut(&ImportProgress),
+    ) -> Result<ResultSet, ClientError> {
+        let kind = match files {
+            ClusterFiles::Directory(_) => "DIRECTORY",
+            ClusterFiles::Tar(_) => "TAR",
+        };
+        let path = quote(&files.path().to_string_lossy());
+        self.run_import(&format!("IMPORT {} FROM {kind} {path}", quote(name)), on_progress)
+    }
+
+    fn run_import(
+        &mut self,
+        command: &str,
+        on_progress: &mut dyn FnMut(&ImportProgress),
+    ) -> Result<ResultSet, ClientError> {
         let mut on_notice = |notice: &str| {
             if let Some(progress) = ImportProgress::parse(notice) {
                 on_progress(&progress);
             }
         };
-        self.query_with_notices(&command, &mut on_notice)?.pop().ok_or(ClientError::Result { command: "IMPORT" })
+        self.query_with_notices(command, &mut on_notice)?.pop().ok_or(ClientError::Result { command: "IMPORT" })
     }
 
     /// For cancelling from another thread what this connection does.

@@ -3,28 +3,14 @@
 //! The slot is made before the backup begins, so that the primary keeps all WAL from the backup's redo point on.
 
 use std::io::Read;
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::progress::PROGRESS_INTERVAL;
+pub use super::progress::{ImportProgress, OnProgress};
 use super::{ImportError, ImportSink, ImportSummary};
 use crate::replication::{BackupOptions, BaseBackup, ConnInfo, Connection, Mode};
 use crate::store::TimelineStore;
-
-/// How often progress is reported.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How far an import is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImportProgress {
-    /// Bytes received.
-    pub bytes_done: u64,
-    /// The primary's estimate of all bytes.
-    pub bytes_total: Option<u64>,
-}
-
-/// Called about once a second; asks to stop by breaking.
-pub type OnProgress<'a> = &'a mut dyn FnMut(&ImportProgress) -> ControlFlow<()>;
 
 /// Imports the cluster at `conninfo` into `store` and leaves behind the replication slot `slot`, from which its WAL can be streamed.
 /// Errors: the primary refuses or its cluster cannot be served, the backup breaks off, the store fails, `on_progress` asks to stop. Then the
@@ -132,7 +118,8 @@ fn import_archive(
         archive_bytes += length;
         if reported.elapsed() >= PROGRESS_INTERVAL {
             reported = Instant::now();
-            let progress = ImportProgress { bytes_done: bytes_before + archive_bytes, bytes_total };
+            let bytes_done = bytes_before + archive_bytes;
+            let progress = ImportProgress { phase: "base backup", bytes_done, bytes_total };
             if on_progress(&progress).is_break() {
                 return Err(ImportError::Cancelled);
             }

@@ -1,44 +1,146 @@
-//! Import of a data directory on disk whose server was cleanly stopped, and of a new one that `initdb` makes.
+//! Import of a data directory on disk: of a server that was cleanly stopped, of one that crashed, of a base backup, and of a new cluster that
+//! `initdb` makes.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use nix::unistd::{Uid, User};
-use postgres_ffi::control_file::{ControlFile, DbState};
+use postgres_ffi::control_file::ControlFile;
 use postgres_ffi::wal::WalStreamDecoder;
 use postgres_ffi::{Lsn, PgVersion};
 
+use super::backup_label::{BACKUP_LABEL, BackupLabel, TABLESPACE_MAP, parse_tablespace_map};
+use super::progress::{ImportProgress, OnProgress, PROGRESS_INTERVAL};
+use super::recovery::{Recovery, recovery_of};
+use super::running::running_server;
+use super::wal_files::{take_segments, take_wal};
 use super::{ImportError, ImportSink, ImportSummary};
 use crate::store::TimelineStore;
+use crate::wal::names::segment_file_name;
 
 /// Bytes read from a WAL segment to find the end of one checkpoint record.
 const CHECKPOINT_READ_BYTES: u64 = 64 << 10;
+const CONTROL_FILE: &str = "global/pg_control";
 
-/// Imports `data_dir`. Requires: no server runs on it. Errors: it was not cleanly stopped, it is damaged, or the store fails.
+/// Imports `data_dir` and takes the WAL that goes with it into `wal_dir`, which is there and empty. Where the files are not of one moment
+/// (a crash, a base backup), that WAL is still to be ingested: the summary's first readable LSN lies above its start LSN then.
+/// Errors: no data directory, a server runs on it, it is damaged, WAL is missing, the store fails, `on_progress` asks to stop.
 pub fn import_data_dir(
     store: Arc<TimelineStore>,
-    version: PgVersion,
     data_dir: &Path,
+    wal_dir: &Path,
+    on_progress: OnProgress<'_>,
 ) -> Result<ImportSummary, ImportError> {
-    let path = data_dir.join("global/pg_control");
-    let bytes = std::fs::read(&path).map_err(|source| ImportError::Io { path, source })?;
-    let control_file = ControlFile::decode_as(version, &bytes)?;
-    super::check_control_file(&control_file)?;
-    if !matches!(control_file.state, DbState::ShutDown | DbState::ShutDownInRecovery) {
-        return Err(ImportError::NotShutDown { state: format!("{:?}", control_file.state) });
+    let found = DataDir::open(data_dir)?;
+    let summary = match &found.recovery {
+        None => found.import_stopped(store, wal_dir, on_progress)?,
+        Some(recovery) => found.import_fuzzy(recovery, store, wal_dir, on_progress)?,
+    };
+    found.check_unchanged()?;
+    Ok(summary)
+}
+
+/// A data directory that nobody writes to.
+struct DataDir<'a> {
+    path: &'a Path,
+    version: PgVersion,
+    control_file: ControlFile,
+    control_bytes: Vec<u8>,
+    recovery: Option<Recovery>,
+}
+
+impl<'a> DataDir<'a> {
+    fn open(path: &'a Path) -> Result<Self, ImportError> {
+        let not_there = |what| ImportError::NotThere { what, path: path.to_owned() };
+        if !path.is_dir() {
+            return Err(not_there("this is no directory"));
+        }
+        let Some(version) = read_if_there(&path.join("PG_VERSION"))? else {
+            return Err(not_there("this is no data directory: it has no file PG_VERSION"));
+        };
+        let version: PgVersion = String::from_utf8_lossy(&version).parse()?;
+        if let Some(pid) = running_server(path) {
+            return Err(ImportError::ServerRuns { pid, path: path.to_owned() });
+        }
+        let Some(control_bytes) = read_if_there(&path.join(CONTROL_FILE))? else {
+            return Err(not_there("this is no data directory: it has no file global/pg_control"));
+        };
+        let control_file = ControlFile::decode_as(version, &control_bytes)?;
+        super::check_control_file(&control_file)?;
+        let label = read_if_there(&path.join(BACKUP_LABEL))?.map(|content| BackupLabel::parse(&content)).transpose()?;
+        check_tablespaces(path)?;
+        let recovery = recovery_of(&control_file, label.as_ref())?;
+        Ok(DataDir { path, version, control_file, control_bytes, recovery })
     }
-    let pg_timeline_id = super::timeline_id_of_checkpoint(&control_file)?;
-    let start_lsn = checkpoint_end(data_dir, version, &control_file, pg_timeline_id)?;
-    let mut sink = ImportSink::new(store, version, start_lsn);
-    import_dir(&mut sink, data_dir, "")?;
-    let (control_file, counts) = sink.finish()?;
-    Ok(ImportSummary { control_file, pg_timeline_id, start_lsn, first_readable_lsn: start_lsn, counts })
+
+    fn import_stopped(
+        &self,
+        store: Arc<TimelineStore>,
+        wal_dir: &Path,
+        on_progress: OnProgress<'_>,
+    ) -> Result<ImportSummary, ImportError> {
+        let pg_timeline_id = super::timeline_id_of_checkpoint(&self.control_file)?;
+        let start_lsn = checkpoint_end(self.path, self.version, &self.control_file, pg_timeline_id)?;
+        let layout = super::wal_layout(wal_dir, &self.control_file);
+        take_segments(&self.path.join("pg_wal"), pg_timeline_id, self.control_file.checkpoint_lsn, start_lsn, &layout)?;
+        let mut sink = ImportSink::new(store, self.version, start_lsn);
+        Walk::new(self.path, on_progress)?.import(&mut sink)?;
+        let (control_file, counts) = sink.finish()?;
+        Ok(ImportSummary { control_file, pg_timeline_id, start_lsn, first_readable_lsn: start_lsn, counts })
+    }
+
+    fn import_fuzzy(
+        &self,
+        recovery: &Recovery,
+        store: Arc<TimelineStore>,
+        wal_dir: &Path,
+        on_progress: OnProgress<'_>,
+    ) -> Result<ImportSummary, ImportError> {
+        // First, since what is missing shows here.
+        let wal = take_wal(&self.path.join("pg_wal"), recovery, &super::wal_layout(wal_dir, &self.control_file))?;
+        let start_lsn = recovery.start_lsn;
+        let mut sink = ImportSink::fuzzy(store, self.version, start_lsn);
+        Walk::new(self.path, on_progress)?.import(&mut sink)?;
+        let (control_file, counts) = sink.finish()?;
+        let (pg_timeline_id, first_readable_lsn) = (wal.timeline_id, wal.whole_lsn);
+        Ok(ImportSummary { control_file, pg_timeline_id, start_lsn, first_readable_lsn, counts })
+    }
+
+    /// A server that was started meanwhile has written its control file.
+    fn check_unchanged(&self) -> Result<(), ImportError> {
+        let now = read_if_there(&self.path.join(CONTROL_FILE))?;
+        if now.as_ref() == Some(&self.control_bytes) && running_server(self.path).is_none() {
+            return Ok(());
+        }
+        Err(ImportError::Changed { path: self.path.to_owned() })
+    }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, ImportError> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(|source| ImportError::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// A backup that was unpacked without its tablespaces must not pass for a whole one.
+fn check_tablespaces(data_dir: &Path) -> Result<(), ImportError> {
+    let Some(map) = read_if_there(&data_dir.join(TABLESPACE_MAP))? else { return Ok(()) };
+    for oid in parse_tablespace_map(&map)? {
+        let missing = format!("pg_tblspc/{oid}");
+        if !data_dir.join(&missing).is_dir() {
+            return Err(ImportError::TablespaceMissing { missing });
+        }
+    }
+    Ok(())
 }
 
 /// Where WAL goes on: behind the shutdown checkpoint that the control file names.
@@ -51,9 +153,7 @@ fn checkpoint_end(
     let checkpoint_lsn = control_file.checkpoint_lsn;
     let refused = |reason: String| ImportError::NoCheckpoint { checkpoint_lsn, reason };
     let segment_bytes = control_file.xlog_seg_size;
-    let segment_no = checkpoint_lsn.segment_no(segment_bytes.into());
-    let segments_per_id = 0x1_0000_0000 / u64::from(segment_bytes);
-    let name = format!("{pg_timeline_id:08X}{:08X}{:08X}", segment_no / segments_per_id, segment_no % segments_per_id);
+    let name = segment_file_name(pg_timeline_id, checkpoint_lsn.segment_no(segment_bytes.into()), segment_bytes);
     let path = data_dir.join("pg_wal").join(name);
     let read = || {
         let mut file = File::open(&path)?;
@@ -71,8 +171,49 @@ fn checkpoint_end(
     }
 }
 
-/// Takes every file below `dir`; `prefix` is its path within the data directory, empty or ending with `/`.
-fn import_dir(sink: &mut ImportSink, dir: &Path, prefix: &str) -> Result<(), ImportError> {
+/// All files of a data directory, one after the other.
+struct Walk<'a, 'p> {
+    data_dir: &'a Path,
+    progress: ImportProgress,
+    reported: Instant,
+    on_progress: OnProgress<'p>,
+}
+
+impl<'a, 'p> Walk<'a, 'p> {
+    fn new(data_dir: &'a Path, on_progress: OnProgress<'p>) -> Result<Self, ImportError> {
+        let mut bytes_total = 0;
+        each_file(data_dir, "", &mut |_, _, length| {
+            bytes_total += length;
+            Ok(())
+        })?;
+        let progress = ImportProgress { phase: "files", bytes_done: 0, bytes_total: Some(bytes_total) };
+        Ok(Walk { data_dir, progress, reported: Instant::now(), on_progress })
+    }
+
+    fn import(mut self, sink: &mut ImportSink) -> Result<(), ImportError> {
+        each_file(self.data_dir, "", &mut |path, inner, length| {
+            let io = |source| ImportError::Io { path: path.to_owned(), source };
+            let file = File::open(path).map_err(io)?;
+            sink.file(inner, length, &mut BufReader::with_capacity(1 << 20, file))?;
+            self.progress.bytes_done += length;
+            if self.reported.elapsed() >= PROGRESS_INTERVAL {
+                self.reported = Instant::now();
+                if let ControlFlow::Break(()) = (self.on_progress)(&self.progress) {
+                    return Err(ImportError::Cancelled);
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Calls `each` with path, path within the data directory, and length of every file below `dir` but WAL and main forks of unlogged
+/// relations, in order; `prefix` is the path of `dir` within the data directory, empty or ending with `/`.
+fn each_file(
+    dir: &Path,
+    prefix: &str,
+    each: &mut dyn FnMut(&Path, &str, u64) -> Result<(), ImportError>,
+) -> Result<(), ImportError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| ImportError::Io { path, source }
@@ -86,11 +227,10 @@ fn import_dir(sink: &mut ImportSink, dir: &Path, prefix: &str) -> Result<(), Imp
         let metadata = std::fs::metadata(&path).map_err(io(&path))?;
         if metadata.is_dir() {
             if inner != "pg_wal" {
-                import_dir(sink, &path, &format!("{inner}/"))?;
+                each_file(&path, &format!("{inner}/"), each)?;
             }
-        } else if !is_unlogged_main_fork(dir, &name) {
-            let file = File::open(&path).map_err(io(&path))?;
-            sink.file(&inner, metadata.len(), &mut BufReader::with_capacity(1 << 20, file))?;
+        } else if metadata.is_file() && !is_unlogged_main_fork(dir, &name) {
+            each(&path, &inner, metadata.len())?;
         }
     }
     Ok(())

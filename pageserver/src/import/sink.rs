@@ -80,6 +80,11 @@ impl ImportSink {
         ImportSink { is_fuzzy: true, ..Self::new(store, version, lsn) }
     }
 
+    /// The cluster's control file, if it has come.
+    pub fn control_file(&self) -> Option<&ControlFile> {
+        self.control_file.as_deref()
+    }
+
     /// How much has come so far.
     pub fn counts(&self) -> ImportCounts {
         self.counts

@@ -17,6 +17,7 @@ use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
 use super::basebackup::{BackupRequest, BackupSink};
+use crate::import::ClusterFiles;
 use crate::wall_time::WallTime;
 
 /// What a caller does next about a failed call.
@@ -136,6 +137,15 @@ pub trait RepositoryBackend: Send + Sync + 'static {
 
     /// Gives, lists or ends leases: those that are concerned, as they are now; an ended one as it was.
     fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError>;
+
+    /// Makes timeline `name` from a cluster's files on this machine, WAL included, and returns once it is readable. `progress` as for
+    /// [`RepositoryBackend::import`].
+    fn import_files(
+        &self,
+        name: &str,
+        files: &ClusterFiles,
+        progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+    ) -> Result<TimelineInfo, BackendError>;
 
     /// Figures of the store for people: (name, value), in a fixed order.
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError>;

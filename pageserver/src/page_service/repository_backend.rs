@@ -16,8 +16,9 @@ use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
 use super::lease::{self, LeaseCommand, LeaseInfo};
 use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::basebackup::{BackupError, BackupOptions};
-use crate::import::base_backup;
+use crate::import::{self, ClusterFiles, ImportError};
 use crate::redo::RedoErrorKind;
+use crate::replication::ReplicationError;
 use crate::store::StoreError;
 use crate::timeline::{
     DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline, TimelineState,
@@ -65,18 +66,44 @@ impl From<TimeError> for BackendError {
     }
 }
 
+impl From<&import::ImportProgress> for ImportProgress {
+    fn from(progress: &import::ImportProgress) -> Self {
+        let import::ImportProgress { phase, bytes_done, bytes_total } = *progress;
+        ImportProgress { phase: phase.to_owned(), bytes_done, bytes_total }
+    }
+}
+
+impl From<&ImportError> for BackendErrorKind {
+    fn from(error: &ImportError) -> Self {
+        match error {
+            ImportError::Cancelled => BackendErrorKind::Cancelled,
+            ImportError::Replication(_)
+            | ImportError::Store(_)
+            | ImportError::WalFile(_)
+            | ImportError::SlotKeepsNothing { .. }
+            | ImportError::Promoted { .. }
+            | ImportError::Program { .. } => BackendErrorKind::Unavailable,
+            // Another path, or other files there.
+            _ => BackendErrorKind::InvalidRequest,
+        }
+    }
+}
+
 impl From<RepositoryError> for BackendError {
     fn from(error: RepositoryError) -> Self {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
             RepositoryError::Time(error) => return error.into(),
             RepositoryError::Branch(ref error) => error.into(),
+            RepositoryError::Import(ref error) => error.into(),
             RepositoryError::TimelineMissing { .. }
             | RepositoryError::OtherTenant { .. }
             | RepositoryError::Tenant(TenantError::Missing { .. })
             | RepositoryError::Lease(LeaseError::Missing { .. }) => BackendErrorKind::NotFound,
             RepositoryError::Lease(LeaseError::Duration { .. }) => BackendErrorKind::InvalidRequest,
-            RepositoryError::NameTaken { .. } | RepositoryError::Metadata(_) => BackendErrorKind::InvalidRequest,
+            RepositoryError::NameTaken { .. }
+            | RepositoryError::Metadata(_)
+            | RepositoryError::Replication(ReplicationError::ConnInfo(_)) => BackendErrorKind::InvalidRequest,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
         };
@@ -137,10 +164,7 @@ impl RepositoryBackend for Repository {
         conninfo: &str,
         progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
     ) -> Result<TimelineInfo, BackendError> {
-        let mut on_progress = |copied: &base_backup::ImportProgress| {
-            let phase = "base backup".to_string();
-            progress(&ImportProgress { phase, bytes_done: copied.bytes_done, bytes_total: copied.bytes_total })
-        };
+        let mut on_progress = |copied: &import::ImportProgress| progress(&copied.into());
         let (timeline, _) = self.import_primary(name, conninfo, &mut on_progress)?;
         wait_until_readable(&timeline, progress)?;
         Ok(timeline.info())
@@ -185,6 +209,17 @@ impl RepositoryBackend for Repository {
 
     fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
         lease::apply(self, command)
+    }
+
+    fn import_files(
+        &self,
+        name: &str,
+        files: &ClusterFiles,
+        progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
+    ) -> Result<TimelineInfo, BackendError> {
+        let mut on_progress = |done: &import::ImportProgress| progress(&done.into());
+        let (timeline, _) = Repository::import_files(self, name, files, &mut on_progress)?;
+        Ok(timeline.info())
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {

@@ -258,23 +258,29 @@ impl Repository {
     }
 
     fn open_timeline(&self, metadata: TimelineMetadata) -> Result<Arc<Timeline>, RepositoryError> {
+        let timeline = self.make_timeline(metadata)?;
+        self.show_timeline(&timeline);
+        Ok(timeline)
+    }
+
+    /// A timeline that nobody else knows of yet.
+    fn make_timeline(&self, metadata: TimelineMetadata) -> Result<Arc<Timeline>, RepositoryError> {
         let ancestors = match &metadata.ancestor {
             Some(ancestor) => Lineage::ancestors_of_branch(&self.timeline(ancestor.timeline_id)?, ancestor.lsn),
             None => Vec::new(),
         };
-        let timeline_id = metadata.timeline_id;
         let store = self.store.timeline(metadata.timeline_no())?;
         let control_file = self.control_file(&metadata, &store, &ancestors)?;
         let redo = self.redo_of(&metadata, &control_file);
-        let timeline = Arc::new(
-            Timeline::new(metadata, store, ancestors, redo, Arc::clone(&self.cache), &self.config)
-                .leased_in(&self.leases),
-        );
-        self.timelines.write().insert(timeline_id, Arc::clone(&timeline));
+        let timeline = Timeline::new(metadata, store, ancestors, redo, Arc::clone(&self.cache), &self.config);
+        Ok(Arc::new(timeline.leased_in(&self.leases)))
+    }
+
+    fn show_timeline(&self, timeline: &Arc<Timeline>) {
+        self.timelines.write().insert(timeline.metadata().timeline_id, Arc::clone(timeline));
         if let Some(backlog) = &self.backlog {
-            backlog.add_timeline(&timeline);
+            backlog.add_timeline(timeline);
         }
-        Ok(timeline)
     }
 
     /// The newest control file of the timeline, which the redo engine needs.

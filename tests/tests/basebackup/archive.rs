@@ -12,8 +12,11 @@ use tests::{Stop, backup_server};
 use super::clone;
 use super::primary::{Followed, backup};
 
+/// Of each file, by path.
+type Contents = BTreeMap<String, Vec<u8>>;
+
 /// Paths in the order of the archive; the files among them with their bytes.
-fn entries(archive: impl Read) -> Result<(Vec<String>, BTreeMap<String, Vec<u8>>)> {
+fn entries(archive: impl Read) -> Result<(Vec<String>, Contents)> {
     let mut archive = tar::Archive::new(archive);
     let (mut paths, mut files) = (Vec::new(), BTreeMap::new());
     for entry in archive.entries()? {

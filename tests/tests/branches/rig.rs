@@ -25,7 +25,7 @@ pub fn versions() -> Vec<PgVersion> {
 pub struct Rig {
     pub server: PageServer,
     pub primary: Postgres,
-    _dir: TestDir,
+    pub dir: TestDir,
 }
 
 impl Rig {
@@ -37,7 +37,7 @@ impl Rig {
         let mut server = PageServer::builder().config("store.layer_mib = 8\nwal.keep_mib = 64")?.start(&dir)?;
         EXPECTED.iter().for_each(|text| server.expect_in_log(text));
         server.import("main", &primary.conninfo())?;
-        Ok(Rig { server, primary, _dir: dir })
+        Ok(Rig { server, primary, dir })
     }
 
     pub fn lsn_of(&self, timeline: &str, property: &str) -> Result<Lsn> {

@@ -2,6 +2,7 @@
 //!
 //! `docs/protocol.md` lists every command with its columns.
 
+pub mod import;
 pub mod object;
 pub mod parse;
 pub mod rows;
@@ -16,6 +17,7 @@ use keyenc::{Key, Object};
 use postgres_ffi::rel::RelTagParseError;
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
+use self::import::ImportFrom;
 use self::object::ObjectClass;
 use super::basebackup::BackupRequest;
 use super::lease::LeaseCommand;
@@ -165,12 +167,12 @@ pub enum Command {
     StoreStats,
     /// `SHOW REDO`
     RedoStats,
-    /// `IMPORT name FROM 'conninfo'`
+    /// `IMPORT name FROM 'conninfo'`, `... FROM DIRECTORY 'path'`, `... FROM TAR 'path'`
     Import {
         /// The timeline to make.
         name: String,
-        /// The running primary. May hold a password: never logged.
-        conninfo: Conninfo,
+        /// The cluster.
+        from: ImportFrom,
     },
     /// `BRANCH ...`, `TIMELINE FOLLOW`, `TIMELINE UNFOLLOW`, `TIMELINE DELETE`
     TimelineChange(TimelineChange),

@@ -3,14 +3,17 @@
 //! Keywords in any case; names as they are, in double or single quotes where they hold spaces or quotes. Everything that a command needs is checked here.
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use postgres_ffi::Lsn;
 
 mod branch;
 
+use super::import::ImportFrom;
 use super::token::{Token, TokenKind, statements};
 use super::{Command, Conninfo, SelectItem};
+use crate::import::ClusterFiles;
 use crate::page_service::basebackup::BackupRequest;
 use crate::page_service::connection::PARAMETERS;
 use crate::page_service::error::{PgError, sqlstate};
@@ -34,6 +37,11 @@ pub const FORMS: &[(&str, &str)] = &[
     ("STORE STATS", "figures of the store"),
     ("SHOW REDO", "redo engine and counters of each cluster"),
     ("IMPORT name FROM 'conninfo'", "makes a timeline from a running primary"),
+    (
+        "IMPORT name FROM DIRECTORY 'path'",
+        "makes a timeline from a stopped or crashed data directory, or an unpacked base backup, on the server's machine",
+    ),
+    ("IMPORT name FROM TAR 'path'", "makes a timeline from a base backup in tar files (pg_basebackup --format=tar)"),
     (
         "BRANCH CREATE name FROM timeline [AT lsn | AT TIME 'time']",
         "makes a branch of a timeline as it was; nothing is copied",
@@ -199,8 +207,16 @@ impl Parser<'_> {
     fn import(&mut self) -> Result<Command, PgError> {
         let name = self.name("a name for the timeline")?;
         self.then("from")?;
-        let conninfo = Conninfo(self.name("a connection string in single quotes")?);
-        self.finish(Command::Import { name, conninfo })
+        // A connection string is never one of these words: it has an equals sign.
+        let from = if self.at_keyword("directory") || self.at_keyword("tar") {
+            let is_tar = self.at_keyword("tar");
+            self.next += 1;
+            let path = PathBuf::from(self.name("a path in single quotes")?);
+            ImportFrom::Files(if is_tar { ClusterFiles::Tar(path) } else { ClusterFiles::Directory(path) })
+        } else {
+            ImportFrom::Primary(Conninfo(self.name("a connection string in single quotes, DIRECTORY or TAR")?))
+        };
+        self.finish(Command::Import { name, from })
     }
 
     fn database_list(&mut self) -> Result<Command, PgError> {

@@ -53,7 +53,12 @@ fn forms() {
     check("store stats", Command::StoreStats);
     check("show redo", Command::RedoStats);
     let conninfo = Conninfo("host=/tmp user='x'".into());
-    check("import main from 'host=/tmp user=''x'''", Command::Import { name: main(), conninfo });
+    let import = |from| Command::Import { name: main(), from };
+    check("import main from 'host=/tmp user=''x'''", import(ImportFrom::Primary(conninfo)));
+    let files = |files| import(ImportFrom::Files(files));
+    check("import main from directory '/srv/pg data'", files(ClusterFiles::Directory("/srv/pg data".into())));
+    check("IMPORT main FROM TAR '/backup/base.tar.gz'", files(ClusterFiles::Tar("/backup/base.tar.gz".into())));
+    check("import main from 'tar'", import(ImportFrom::Primary(Conninfo("tar".into()))));
     let change = |change| Command::TimelineChange(change);
     let point = BranchPoint::Lsn(Lsn::new(0x16B5A50));
     let (name, timeline) = (|| "b".to_owned(), main);
@@ -175,6 +180,8 @@ fn errors() {
     check_error("object list main class", "42601", "a class of objects");
     check_error("object list main class relation_block", "22023", "not a class of objects");
     check_error("import x", "42601", "FROM");
+    check_error("import x from tar", "42601", "a path");
+    check_error("import x from directory /a b", "42601", "at or near");
     check_error("import x from 'password=secret' y", "42601", "at or near \"y\"");
     check_error("select * from pg_class", "0A000", "page server");
     check_error("lease lsn a b 0/1", "42601", "AT");

@@ -1,6 +1,5 @@
 //! Runs a command that gives rows. Streams and session commands are run by `connection`.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,14 +7,13 @@ use keyenc::Kind;
 use postgres_ffi::rel::GLOBALTABLESPACE_OID;
 use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, SlruKind};
 
+use super::import::{import, with_progress};
 use super::object::{self, ObjectClass};
 use super::parse::FORMS;
 use super::rows::Rows;
 use super::time;
-use super::{Command, Conninfo, DatabaseAddress, PageAddress, SelectItem};
-use crate::page_service::backend::{
-    BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
-};
+use super::{Command, DatabaseAddress, PageAddress, SelectItem};
+use crate::page_service::backend::{BackendError, BackendErrorKind, RepositoryBackend, TimelineBackend, TimelineInfo};
 use crate::page_service::connection::SERVER_VERSION;
 use crate::page_service::error::{Failure, PgError, sqlstate};
 use crate::page_service::message::Value;
@@ -47,7 +45,10 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         Command::Status => status(shared, rows),
         Command::StoreStats => name_value_rows(repository.store_stats()?, rows),
         Command::RedoStats => name_value_rows(repository.redo_stats()?, rows),
-        Command::Import { name, conninfo } => import(repository, name, conninfo, rows),
+        Command::Import { name, from } => {
+            let info = import(repository, name, from, rows)?;
+            rows.row(&timeline_row(&info))
+        }
         Command::TimelineChange(change) => change_timeline(repository, change, rows),
         Command::Lease(command) => repository.lease(command)?.iter().try_for_each(|lease| rows.row(&lease.row())),
         Command::DatabaseList { timeline, at } => {
@@ -227,65 +228,14 @@ fn status(shared: &Shared, rows: &mut Rows<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn import(
-    repository: &dyn RepositoryBackend,
-    name: &str,
-    conninfo: &Conninfo,
-    rows: &mut Rows<'_>,
-) -> Result<(), Failure> {
-    let mut stopped_by = None;
-    let mut progress = |progress: &ImportProgress| match rows
-        .check_interrupts()
-        .and_then(|()| rows.notice(&progress_text(progress)))
-    {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(failure) => {
-            stopped_by = Some(failure);
-            ControlFlow::Break(())
-        }
-    };
-    let result = repository.import(name, &conninfo.0, &mut progress);
-    match (result, stopped_by) {
-        (Ok(info), _) => rows.row(&timeline_row(&info)),
-        (Err(error), Some(failure)) if error.kind == BackendErrorKind::Cancelled => Err(failure),
-        (Err(error), _) => Err(error.into()),
-    }
-}
-
 fn change_timeline(
     repository: &dyn RepositoryBackend,
     change: &TimelineChange,
     rows: &mut Rows<'_>,
 ) -> Result<(), Failure> {
-    let mut stopped_by = None;
-    let mut progress = |progress: &ImportProgress| match rows
-        .check_interrupts()
-        .and_then(|()| rows.notice(&progress_text(progress)))
-    {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(failure) => {
-            stopped_by = Some(failure);
-            ControlFlow::Break(())
-        }
-    };
-    let result = repository.change_timeline(change, &mut progress);
-    match (result, stopped_by) {
-        (Ok(changed), _) => {
-            changed.notices.iter().try_for_each(|notice| rows.notice(notice))?;
-            rows.row(&timeline_row(&changed.info))
-        }
-        (Err(error), Some(failure)) if error.kind == BackendErrorKind::Cancelled => Err(failure),
-        (Err(error), _) => Err(error.into()),
-    }
-}
-
-/// `PHASE: DONE of TOTAL bytes`; `client::ImportProgress` reads it back.
-fn progress_text(progress: &ImportProgress) -> String {
-    let ImportProgress { phase, bytes_done, bytes_total } = progress;
-    match bytes_total {
-        Some(bytes_total) => format!("{phase}: {bytes_done} of {bytes_total} bytes"),
-        None => format!("{phase}: {bytes_done} bytes"),
-    }
+    let changed = with_progress(rows, |progress| repository.change_timeline(change, progress))?;
+    changed.notices.iter().try_for_each(|notice| rows.notice(notice))?;
+    rows.row(&timeline_row(&changed.info))
 }
 
 fn relation_list(

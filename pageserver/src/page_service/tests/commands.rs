@@ -7,7 +7,8 @@ use postgres_ffi::{BLCKSZ, Lsn};
 
 use super::Fixture;
 use super::toy::{self, ID, page_of};
-use crate::client::{ClientError, ResultSet};
+use crate::client::{ClientError, ImportProgress, ResultSet};
+use crate::import::ClusterFiles;
 
 /// Rows as text, columns separated by `|`, NULL as nothing.
 fn rows(result: &ResultSet) -> Vec<String> {
@@ -194,6 +195,16 @@ fn import_tells_its_progress() {
         .expect("imported");
     assert_eq!(seen, [(5, Some(10)), (10, Some(10))]);
     assert_eq!(result.rows[0].get(0), Some("it's new"));
+}
+
+#[test]
+fn files_are_imported_by_their_path() {
+    let mut seen = Vec::new();
+    let files = ClusterFiles::Directory("/srv/o'neill".into());
+    let mut on_progress = |progress: &ImportProgress| seen.push((progress.phase.clone(), progress.bytes_done));
+    let result = Fixture::new().client().import_files("new", &files, &mut on_progress).expect("imported");
+    assert_eq!(seen, [("files".to_owned(), 7)]);
+    assert_eq!(result.rows[0].get(0), Some("new"));
 }
 
 #[test]

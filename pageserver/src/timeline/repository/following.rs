@@ -82,7 +82,7 @@ impl Repository {
             return Ok(Changed { timeline, notices: vec!["it followed nobody".to_owned()] });
         };
         timeline.stop_receiver();
-        self.ingest_wal_on_disk(&timeline)?;
+        self.ingest_wal_on_disk(&timeline, &mut |_, _| Ok(()))?;
         if timeline.store.watermark().is_some() {
             timeline.store.flush(true)?;
         }
@@ -111,8 +111,13 @@ impl Repository {
         Ok(())
     }
 
-    /// Ingests what is durable in the timeline's WAL files and not in the store, as the receiver would do at its next start.
-    fn ingest_wal_on_disk(&self, timeline: &Arc<Timeline>) -> Result<(), RepositoryError> {
+    /// Ingests what is durable in the timeline's WAL files and not in the store, as the receiver would do at its next start. `on_piece` is
+    /// told how far it is and how far it goes, and stops it with an error.
+    pub(super) fn ingest_wal_on_disk(
+        &self,
+        timeline: &Arc<Timeline>,
+        on_piece: &mut dyn FnMut(Lsn, Lsn) -> Result<(), RepositoryError>,
+    ) -> Result<(), RepositoryError> {
         if matches!(timeline.state(), TimelineState::Stopped { .. }) {
             return Ok(()); // It would stop there again.
         }
@@ -124,6 +129,7 @@ impl Repository {
         let mut reader = WalReader::new(layout);
         while ingest.fed_until() < end_lsn {
             ingest.feed(reader.read(ingest.fed_until(), end_lsn, READ_BYTES)?)?;
+            on_piece(ingest.fed_until(), end_lsn)?;
         }
         Ok(())
     }

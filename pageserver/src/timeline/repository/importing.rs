@@ -1,5 +1,6 @@
 //! A cluster becomes a new timeline of a new tenant.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,11 +12,14 @@ use tracing::info;
 use super::marks::{IMPORTING, clear_mark, set_mark};
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
-use crate::import::base_backup::{OnProgress, import_primary};
-use crate::import::{ImportError, ImportSummary, data_dir};
+use crate::import::base_backup::import_primary;
+use crate::import::{ClusterFiles, ImportError, ImportProgress, ImportSummary, OnProgress, data_dir};
 use crate::replication::{ConnInfo, ReplicationError};
 use crate::timeline::metadata::{ClusterFacts, Imported, Primary, TimelineMetadata};
 use crate::timeline::{TenantId, Timeline, TimelineId};
+
+/// How often somebody hears of how far ingest is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What an import brought, for people.
 #[derive(Clone, Debug)]
@@ -52,6 +56,12 @@ pub(super) struct NewTimeline {
     _reserved_name: ReservedName,
 }
 
+impl NewTimeline {
+    fn wal_dir(&self) -> PathBuf {
+        self.dir.join("wal")
+    }
+}
+
 impl Repository {
     /// Runs `initdb` of the installed PostgreSQL `version` with `options` and imports the new cluster as timeline `name`.
     pub fn import_initdb(
@@ -64,10 +74,26 @@ impl Repository {
         let new = self.begin_import(name)?;
         let imported = data_dir::run_initdb(&bin_dir, &self.config.redo.run_as, options).and_then(|dir| {
             let store = self.store.timeline(new.no)?;
-            data_dir::import_data_dir(store, version, &dir.path().join("data"))
+            data_dir::import_data_dir(store, &dir.path().join("data"), &new.wal_dir(), &mut |_| {
+                ControlFlow::Continue(())
+            })
         });
-        let (_, report) = self.end_import(new, imported.map_err(RepositoryError::from), None)?;
+        let (_, report) = self.end_import(new, imported.map_err(RepositoryError::from), None, None)?;
         Ok(report)
+    }
+
+    /// Imports a cluster's files on this machine as timeline `name`. WAL that lies beside them is ingested to its last whole record; the
+    /// timeline can be read then. Errors: see [`ClusterFiles::import`]; a record cannot be ingested; then nothing of it stays.
+    pub fn import_files(
+        &self,
+        name: &str,
+        files: &ClusterFiles,
+        on_progress: OnProgress<'_>,
+    ) -> Result<(Arc<Timeline>, ImportReport), RepositoryError> {
+        let new = self.begin_import(name)?;
+        let imported = self.store.timeline(new.no).map_err(ImportError::from);
+        let imported = imported.and_then(|store| files.import(store, &new.wal_dir(), on_progress));
+        self.end_import(new, imported.map_err(RepositoryError::from), Some(on_progress), None)
     }
 
     /// Imports the running primary at `conninfo` as timeline `name`. The timeline can be read once WAL up to the end of the backup has come.
@@ -83,7 +109,7 @@ impl Repository {
         let imported = self.store.timeline(new.no).map_err(ImportError::from);
         let imported = imported.and_then(|store| import_primary(&parsed, &slot, store, on_progress));
         let primary = Primary { conninfo: conninfo.to_string(), slot };
-        let (timeline, report) = self.end_import(new, imported.map_err(RepositoryError::from), Some(primary))?;
+        let (timeline, report) = self.end_import(new, imported.map_err(RepositoryError::from), None, Some(primary))?;
         self.follow(&timeline)?;
         Ok((timeline, report))
     }
@@ -112,11 +138,14 @@ impl Repository {
         &self,
         new: NewTimeline,
         imported: Result<ImportSummary, RepositoryError>,
+        ingest_progress: Option<OnProgress<'_>>,
         primary: Option<Primary>,
     ) -> Result<(Arc<Timeline>, ImportReport), RepositoryError> {
-        match imported
-            .and_then(|summary| self.finish_import(&new, &summary, primary).map(|timeline| (timeline, summary)))
-        {
+        let finished = imported.and_then(|summary| {
+            let timeline = self.finish_import(&new, &summary, ingest_progress, primary)?;
+            Ok((timeline, summary))
+        });
+        match finished {
             Ok((timeline, summary)) => {
                 let report = ImportReport { name: new.name.clone(), summary, duration: new.begun.elapsed() };
                 info!("{report}");
@@ -125,6 +154,7 @@ impl Repository {
             Err(error) => {
                 // If this fails too, the mark makes the next start do it.
                 let _ = self.take_away(&new.dir, IMPORTING);
+                self.redo.lock().remove(&new.tenant_id);
                 Err(error)
             }
         }
@@ -134,6 +164,7 @@ impl Repository {
         &self,
         new: &NewTimeline,
         summary: &ImportSummary,
+        ingest_progress: Option<OnProgress<'_>>,
         primary: Option<Primary>,
     ) -> Result<Arc<Timeline>, RepositoryError> {
         let control_file = &summary.control_file;
@@ -155,7 +186,36 @@ impl Repository {
             primary,
         };
         metadata.save(&new.dir)?;
+        let timeline = self.make_timeline(metadata)?;
+        if let Some(on_progress) = ingest_progress {
+            self.ingest_imported_wal(&timeline, on_progress)?;
+            assert!(summary.first_readable_lsn <= timeline.last_record_lsn(), "WAL was proven to lead there");
+        }
         clear_mark(&new.dir, IMPORTING)?;
-        self.open_timeline(metadata)
+        self.show_timeline(&timeline);
+        Ok(timeline)
+    }
+
+    /// Ingests the WAL that came with the files, durably: without a primary nobody would do it again.
+    fn ingest_imported_wal(
+        &self,
+        timeline: &Arc<Timeline>,
+        on_progress: OnProgress<'_>,
+    ) -> Result<(), RepositoryError> {
+        let mut reported = Instant::now();
+        let start_lsn = timeline.last_record_lsn();
+        self.ingest_wal_on_disk(timeline, &mut |fed_lsn, end_lsn| {
+            if reported.elapsed() < PROGRESS_INTERVAL {
+                return Ok(());
+            }
+            reported = Instant::now();
+            let (bytes_done, bytes_total) =
+                (fed_lsn.saturating_sub(start_lsn), Some(end_lsn.saturating_sub(start_lsn)));
+            match on_progress(&ImportProgress { phase: "WAL", bytes_done, bytes_total }) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(ImportError::Cancelled.into()),
+            }
+        })?;
+        Ok(timeline.store.flush(true)?)
     }
 }

@@ -106,7 +106,7 @@ pub fn import(repository: &Repository, name: &str) -> Arc<Timeline> {
         first_readable_lsn: START_LSN,
         counts: ImportCounts::default(),
     };
-    repository.end_import(new, Ok(summary), None).unwrap().0
+    repository.end_import(new, Ok(summary), None, None).unwrap().0
 }
 
 /// Puts `writes` as one record that ends at `lsn`, as the receiver of a followed timeline does.

@@ -1,0 +1,184 @@
+//! Archives in files: plain, gzip or zstd; read to their very end, so that one that was cut off is known.
+//!
+//! - A tar archive ends with 1,024 bytes of zeroes. A file that was cut between two members reads like a whole one, but for those.
+//!   PG 14-18: src/backend/backup/basebackup.c (14: replication/basebackup.c), src/bin/pg_basebackup: both end archives so.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::ImportError;
+
+/// What an archive ends with, at least.
+const END_BYTES: u64 = 1024;
+/// Members start at multiples of this.
+const BLOCK_BYTES: u64 = 512;
+/// Read from the file at once.
+const BUFFER_BYTES: usize = 1 << 20;
+const GZIP_MAGIC: [u8; 2] = [0x1F, 0x8B];
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+/// Endings of the names that `pg_basebackup` gives, plain first.
+const SUFFIXES: [&str; 3] = ["tar", "tar.gz", "tar.zst"];
+
+/// The archive `name` beside others in `dir`, whatever it is compressed with.
+pub(super) fn find_archive(dir: &Path, name: &str) -> Option<PathBuf> {
+    SUFFIXES.iter().map(|suffix| dir.join(format!("{name}.{suffix}"))).find(|path| path.is_file())
+}
+
+/// Told of a file: its path, length and contents.
+pub(super) type EachFile<'a> = &'a mut dyn FnMut(&str, u64, &mut dyn Read) -> Result<ControlFlow<()>, ImportError>;
+
+/// Calls `each` with path, length and contents of each file in the archive, until it breaks. `read_bytes` counts what is read of the file on disk.
+/// Errors: not an archive, cut off, unreadable; and those of `each`.
+pub(super) fn each_file(path: &Path, read_bytes: &Arc<AtomicU64>, each: EachFile<'_>) -> Result<(), ImportError> {
+    let failed = |source| ImportError::Archive { archive: path.display().to_string(), source };
+    let input = Counted { inner: open(path, read_bytes).map_err(failed)?, count: 0 };
+    let mut archive = tar::Archive::new(input);
+    let mut members_end = 0;
+    for entry in archive.entries().map_err(failed)? {
+        let mut entry = entry.map_err(failed)?;
+        let length = entry.size();
+        members_end = entry.raw_file_position().saturating_add(length.next_multiple_of(BLOCK_BYTES));
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if each(name.trim_start_matches("./"), length, &mut entry)?.is_break() {
+            return Ok(());
+        }
+    }
+    let mut input = archive.into_inner();
+    io::copy(&mut input, &mut io::sink()).map_err(failed)?;
+    if input.count < members_end.saturating_add(END_BYTES) {
+        return Err(ImportError::ArchiveCut { archive: path.display().to_string(), length: input.count });
+    }
+    Ok(())
+}
+
+fn open(path: &Path, read_bytes: &Arc<AtomicU64>) -> io::Result<Box<dyn Read>> {
+    let mut magic = Vec::new();
+    File::open(path)?.take(ZSTD_MAGIC.len() as u64).read_to_end(&mut magic)?;
+    let file = CountedFile { file: File::open(path)?, read_bytes: Arc::clone(read_bytes) };
+    let file = BufReader::with_capacity(BUFFER_BYTES, file);
+    Ok(match magic {
+        magic if magic.starts_with(&GZIP_MAGIC) => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+        magic if magic.starts_with(&ZSTD_MAGIC) => Box::new(zstd::Decoder::with_buffer(file)?),
+        _ => Box::new(file),
+    })
+}
+
+/// Counts for somebody who wants to know how far it is.
+struct CountedFile {
+    file: File,
+    read_bytes: Arc<AtomicU64>,
+}
+
+impl Read for CountedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.read_bytes.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+/// Counts the archive's own bytes.
+struct Counted {
+    inner: Box<dyn Read>,
+    count: u64,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: what is in a whole archive comes, whatever it is compressed with; one that is cut anywhere is an error, at the latest at its end.
+    //! Method: a small archive, cut at every byte.
+
+    use std::io::Write;
+
+    use super::*;
+
+    /// The last file ends with zeroes, as the archive does.
+    fn archive() -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut add = |name: &str, content: &[u8]| {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(content.len() as u64);
+            header.set_cksum();
+            builder.append_data(&mut header, name, content).unwrap();
+        };
+        add("./backup_label", b"label");
+        add("base/1/2", &[7; 600]);
+        add("global/pg_control", &[0; 4096]);
+        builder.into_inner().unwrap()
+    }
+
+    fn read(path: &Path) -> Result<Vec<(String, u64)>, ImportError> {
+        let mut files = Vec::new();
+        let count = Arc::new(AtomicU64::new(0));
+        each_file(path, &count, &mut |name, length, contents| {
+            let read = io::copy(contents, &mut io::sink())
+                .map_err(|source| ImportError::Archive { archive: name.to_owned(), source })?;
+            // What the sink does: a file has the length that it was announced with.
+            if read != length {
+                return Err(ImportError::FileCut { file: name.to_owned(), length: read });
+            }
+            files.push((name.to_owned(), length));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        assert_eq!(count.load(Ordering::Relaxed), std::fs::metadata(path).unwrap().len());
+        Ok(files)
+    }
+
+    fn expected() -> Vec<(String, u64)> {
+        [("backup_label", 5), ("base/1/2", 600), ("global/pg_control", 4096)]
+            .map(|(name, length)| (name.to_owned(), length))
+            .into()
+    }
+
+    fn compressed(archive: &[u8]) -> [Vec<u8>; 3] {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(archive).unwrap();
+        [archive.to_vec(), gzip.finish().unwrap(), zstd::encode_all(archive, 1).unwrap()]
+    }
+
+    #[test]
+    fn whole_archives_are_read_and_cut_ones_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("base.tar");
+        for bytes in compressed(&archive()) {
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(read(&path).unwrap(), expected());
+            for length in (0..bytes.len()).step_by(if bytes.len() > 2000 { 17 } else { 1 }).chain([bytes.len() - 1]) {
+                std::fs::write(&path, &bytes[..length]).unwrap();
+                let error = read(&path).err().unwrap_or_else(|| panic!("cut at {length} of {}", bytes.len()));
+                assert!(matches!(
+                    error,
+                    ImportError::Archive { .. } | ImportError::ArchiveCut { .. } | ImportError::FileCut { .. }
+                ));
+            }
+        }
+        std::fs::write(&path, b"no archive at all, but longer than a block".repeat(30)).unwrap();
+        assert!(matches!(read(&path), Err(ImportError::Archive { .. })));
+    }
+
+    #[test]
+    fn archives_are_found_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(find_archive(dir.path(), "base"), None);
+        for suffix in SUFFIXES.iter().rev() {
+            let path = dir.path().join(format!("base.{suffix}"));
+            std::fs::write(&path, b"").unwrap();
+            assert_eq!(find_archive(dir.path(), "base"), Some(path));
+        }
+    }
+}
