@@ -107,7 +107,7 @@ pub fn run_tree(version: PgVersion, seed: u64, kills: usize, narrator: Narrator)
     let mut page_server = PageServer::builder().initdb(version).start(&dir)?;
     EXPECTED.iter().for_each(|text| page_server.expect_in_log(text));
     let mut tree =
-        Tree { narrator, computes: Computes::new(&page_server)?, branches: Vec::new(), stop: Arc::default() };
+        Tree { narrator, computes: Computes::new(&mut page_server)?, branches: Vec::new(), stop: Arc::default() };
     let mut rng = SmallRng::seed_from_u64(seed);
     let grown = tree.grow(&mut page_server, &mut rng, kills).and_then(|()| tree.end());
     let rows = grown.and_then(|()| {
