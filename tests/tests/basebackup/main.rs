@@ -11,6 +11,7 @@ mod primary;
 
 mod archive;
 mod positions;
+mod standby;
 mod starts;
 
 use postgres_ffi::PgVersion;
