@@ -20,6 +20,9 @@ use crate::{Outcome, PageServer, Pagectl, wait_until};
 /// Until a killed server is gone.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 
+/// In the log of every page server whose computes go away: the connection ends, and slots stay on servers that are no more.
+pub const EXPECTED_IN_LOG: [&str; 2] = ["connection to the primary", "a replication slot stays"];
+
 /// A directory of computes, and `pagectl` that works in it. Dropped: every server in it is killed.
 pub struct Computes {
     root: PathBuf,
@@ -29,7 +32,8 @@ pub struct Computes {
 
 impl Computes {
     /// No computes yet, below the directory of `server`'s test; they start from its branches.
-    pub fn new(server: &PageServer) -> Result<Self> {
+    pub fn new(server: &mut PageServer) -> Result<Self> {
+        EXPECTED_IN_LOG.iter().for_each(|text| server.expect_in_log(text));
         let root = server.test_dir().path().join("computes");
         let pagectl = server.pagectl()?.environment("PAGECTL_COMPUTES", &root);
         Ok(Computes { root, pagectl, watchers: Mutex::default() })

@@ -5,8 +5,8 @@
 //! - Started as root, servers run as user `postgres`: PostgreSQL refuses root.
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
-//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`], [`backup_server`], [`computes`],
-//! [`workload`], [`prove`], [`prove_redo`].
+//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`], [`computes`],
+//! [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`].
 
 mod wait;
 pub use wait::{wait_until, wait_until_some};
@@ -40,3 +40,5 @@ pub mod workload;
 pub mod prove;
 
 pub mod prove_redo;
+
+pub mod prove_clones;

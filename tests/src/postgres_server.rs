@@ -313,6 +313,14 @@ impl Postgres {
         self.process.take().context("PostgreSQL is not running")?.kill_all()
     }
 
+    /// Ends it, if it runs, and removes its directory.
+    pub fn remove(mut self) -> Result<()> {
+        if self.process.is_some() {
+            self.stop(Stop::Immediate)?; // Killed, it would leave its piece of shared memory behind.
+        }
+        fs::remove_dir_all(&self.root).with_context(|| format!("remove {}", self.root.display()))
+    }
+
     /// Makes a standby a primary and returns when it takes writes.
     pub fn promote(&mut self) -> Result<()> {
         // As `pg_ctl promote` does: a query may be cancelled by what is still being replayed.

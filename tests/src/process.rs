@@ -126,13 +126,19 @@ impl Process {
             .collect()
     }
 
-    /// SIGKILL for it and all that descends from it; returns when all of them are gone.
+    /// SIGKILL for it and all that descends from it, as at one moment: none of them has time to react to the end of another (a backend that sees
+    /// its postmaster gone cleans up). Returns when all of them are gone.
     pub fn kill_all(&mut self) -> Result<()> {
+        let send = |pids: &[i32], signal: Signal| {
+            for pid in pids {
+                let _ = kill(Pid::from_raw(*pid), signal);
+            }
+        };
+        let _ = self.signal(Signal::SIGSTOP); // It starts no more children.
         let family = self.descendants(None);
+        send(&family, Signal::SIGSTOP);
+        send(&family, Signal::SIGKILL);
         let _ = self.child.kill();
-        for pid in &family {
-            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-        }
         self.child.wait().with_context(|| format!("wait for {}", self.name))?;
         // A zombie holds neither files nor memory: gone enough, and init reaps it.
         wait_until("killed processes to be gone", Duration::from_secs(30), || {

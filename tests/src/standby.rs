@@ -3,14 +3,14 @@
 //!
 //! - The files are copied while the server writes them, between PostgreSQL's own start and end of a backup; recovery
 //!   from the label that the end gives makes them right.
-//! - Tablespaces must be in place (`allow_in_place_tablespaces`): both servers run on one machine.
+//! - Both servers run on one machine, so tablespaces are in place (`allow_in_place_tablespaces`), or their copies lie elsewhere ([`Tablespaces::Beside`]).
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use postgres_ffi::PgVersion;
 
 use crate::Postgres;
@@ -24,12 +24,21 @@ const CONTENT_LEFT_OUT: &[&str] =
 /// Files that belong to the running server alone.
 const FILES_LEFT_OUT: &[&str] = &["postmaster.pid", "postmaster.opts", "pg_internal.init", "backup_label"];
 
+/// What becomes of a tablespace outside of the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tablespaces {
+    /// An error.
+    InPlace,
+    /// A copy in the directory `tablespaces` beside the data directory, and a link to it.
+    Beside,
+}
+
 /// A running hot standby of `primary` that streams from it; it has its own directory and port.
 pub fn start_standby(primary: &Postgres) -> Result<Postgres> {
     let port = free_port()?;
     let root = primary.test_dir().create_subdir(&format!("pg{}-{port}", primary.version()))?;
     let mut standby = primary.sibling(root, port)?;
-    base_backup(primary, standby.data_dir())?;
+    base_backup(primary, standby.data_dir(), Tablespaces::InPlace)?;
     standby.set("primary_conninfo", &format!("{} application_name=standby", primary.conninfo()))?;
     standby.set("recovery_target_timeline", "latest")?;
     write(&standby.data_dir().join("standby.signal"), "")?;
@@ -38,7 +47,7 @@ pub fn start_standby(primary: &Postgres) -> Result<Postgres> {
 }
 
 /// A base backup of the running `server` in `target`, which must not exist; the label included, WAL not.
-pub fn base_backup(server: &Postgres, target: &Path) -> Result<()> {
+pub fn base_backup(server: &Postgres, target: &Path, tablespaces: Tablespaces) -> Result<()> {
     let mut session = server.connect()?;
     let (start, stop) = if server.version() >= PgVersion::V15 {
         ("SELECT pg_backup_start('harness', true)", "SELECT labelfile FROM pg_backup_stop(false)")
@@ -46,20 +55,20 @@ pub fn base_backup(server: &Postgres, target: &Path) -> Result<()> {
         ("SELECT pg_start_backup('harness', true, false)", "SELECT labelfile FROM pg_stop_backup(false, false)")
     };
     session.batch_execute(start).context("start the base backup")?;
-    copy_dir(server.data_dir(), target, true)?;
+    copy_dir(server.data_dir(), target, true, tablespaces)?;
     remove_unlogged(server.data_dir(), target)?;
     // Must be the session that started it.
     let label: String = session.query_one(stop, &[]).context("end the base backup")?.get(0);
     write(&target.join("backup_label"), &label)
 }
 
-/// A copy of the directory of a stopped server, links followed nowhere.
-pub fn copy_data_dir(source: &Path, target: &Path) -> Result<()> {
-    copy_dir(source, target, false)
+/// A copy of the directory of a stopped server.
+pub fn copy_data_dir(source: &Path, target: &Path, tablespaces: Tablespaces) -> Result<()> {
+    copy_dir(source, target, false, tablespaces)
 }
 
 /// Copies a directory tree; with `leave_out` without what a base backup leaves out. A file that vanishes meanwhile was dropped.
-fn copy_dir(source: &Path, target: &Path, leave_out: bool) -> Result<()> {
+fn copy_dir(source: &Path, target: &Path, leave_out: bool, tablespaces: Tablespaces) -> Result<()> {
     create_empty(target)?;
     let entries = match fs::read_dir(source) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -75,14 +84,31 @@ fn copy_dir(source: &Path, target: &Path, leave_out: bool) -> Result<()> {
         };
         if kind.is_dir() {
             let emptied = leave_out && (CONTENT_LEFT_OUT.contains(&name.as_str()) || name.starts_with("pgsql_tmp"));
-            if emptied { create_empty(&to)? } else { copy_dir(&from, &to, leave_out)? }
+            if emptied { create_empty(&to)? } else { copy_dir(&from, &to, leave_out, tablespaces)? }
         } else if kind.is_symlink() {
-            bail!("{} is a link: only tablespaces in place can be copied", from.display());
+            ensure!(
+                tablespaces == Tablespaces::Beside,
+                "{} is a link: only tablespaces in place can be copied",
+                from.display()
+            );
+            copy_tablespace(&from, &to, leave_out)?;
         } else if !(leave_out && FILES_LEFT_OUT.contains(&name.as_str())) {
             copy_file(&from, &to)?;
         }
     }
     Ok(())
+}
+
+/// `from` and `to` are `DATA/pg_tblspc/OID`; the copy goes to `tablespaces/OID` beside the data directory.
+fn copy_tablespace(from: &Path, to: &Path, leave_out: bool) -> Result<()> {
+    let name = to.file_name().context("a tablespace has a number")?;
+    let beside = to.ancestors().nth(3).context("a data directory lies in a directory")?.join("tablespaces");
+    if !beside.exists() {
+        create_empty(&beside)?;
+    }
+    let place = beside.join(name);
+    copy_dir(&fs::canonicalize(from)?, &place, leave_out, Tablespaces::InPlace)?;
+    symlink(&place, to).with_context(|| format!("link {}", to.display()))
 }
 
 /// A base backup has the init forks of unlogged relations alone. One that was made while its directory was being copied may have its init fork
@@ -133,7 +159,7 @@ pub fn start_recovery(primary: &Postgres, backup: &Path, settings: &[(&str, &str
     let port = free_port()?;
     let root = primary.test_dir().create_subdir(&format!("pg{}-{port}", primary.version()))?;
     let mut server = primary.sibling(root, port)?;
-    copy_data_dir(backup, server.data_dir())?;
+    copy_data_dir(backup, server.data_dir(), Tablespaces::InPlace)?;
     server.set("restore_command", &format!("cp '{}/pg_wal/%f' '%p'", primary.data_dir().display()))?;
     for (name, value) in settings {
         server.set(name, value)?;

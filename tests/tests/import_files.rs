@@ -22,7 +22,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde_json::Value;
 use tests::process::{run, server_command};
-use tests::standby::{base_backup, start_standby};
+use tests::standby::{Tablespaces, base_backup, start_standby};
 use tests::workload::tpcb;
 use tests::{PageServer, Postgres, Stop, TestDir, wait_until};
 
@@ -376,7 +376,7 @@ fn base_backups_of_every_form_come_whole_and_go_on() {
 fn backup_by_hand(server: &Postgres, dir: &TestDir, name: &str) -> PathBuf {
     let load = Load::start(server, name.bytes().map(u32::from).sum());
     let backup = dir.create_subdir(name).unwrap().join("data");
-    base_backup(server, &backup).unwrap();
+    base_backup(server, &backup, Tablespaces::InPlace).unwrap();
     server.execute("SELECT pg_switch_wal()").unwrap();
     load.end();
     for entry in fs::read_dir(server.data_dir().join("pg_wal")).unwrap() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pageserver::wall_time::WallTime;
 use postgres_ffi::{Lsn, PgVersion};
-use tests::standby::{base_backup, start_recovery};
+use tests::standby::{Tablespaces, base_backup, start_recovery};
 use tests::{PageServer, Postgres, TestDir, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -172,7 +172,7 @@ fn check(version: PgVersion) {
     let begin_lsn = primary.current_lsn().unwrap();
     primary.execute("CREATE TABLE before_import AS SELECT 1").unwrap();
     let backup = dir.create_subdir("backup").unwrap().join("data");
-    base_backup(&primary, &backup).unwrap();
+    base_backup(&primary, &backup, Tablespaces::InPlace).unwrap();
     let pageserver = PageServer::builder().start(&dir).unwrap();
     pageserver.import("main", &primary.conninfo()).unwrap();
     let first_readable_lsn: Lsn = pageserver.timeline("main", "first_readable_lsn").unwrap().parse().unwrap();

@@ -9,6 +9,7 @@ use pageserver::client::quote;
 
 use crate::basebackup::BaseBackupArgs;
 use crate::bench_getpage::{self, BenchGetPageArgs};
+use crate::branch::{self, BranchCommand, Delete, Follow, LeaseCommand};
 use crate::compare::Compare;
 use crate::compute::ComputeCommand;
 use crate::connect::ServerArgs;
@@ -39,9 +40,13 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Looks at timelines
+    /// Looks at timelines; which primary each follows
     #[command(subcommand)]
     Timeline(TimelineCommand),
+    #[command(subcommand)]
+    Branch(BranchCommand),
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Looks at pages
     #[command(subcommand)]
     Page(PageCommand),
@@ -88,6 +93,17 @@ enum TimelineCommand {
         /// Only this one
         timeline: Option<String>,
     },
+    /// Takes the timeline's WAL from a primary or compute from now on
+    Follow(Follow),
+    /// Takes no WAL any more; the replication slot is dropped as far as the primary lets us
+    Unfollow {
+        /// Its name or id
+        timeline: String,
+    },
+    /// Deletes a timeline that nothing branches off
+    ///
+    /// Without --confirm it only tells what it would do.
+    Delete(Delete),
 }
 
 #[derive(Debug, Subcommand)]
@@ -127,7 +143,9 @@ impl Cli {
     fn run(&self, output: &mut Output) -> Result<Outcome> {
         let server = &self.server;
         match &self.command {
-            Command::Timeline(command) => server.show(&command.text(), output)?,
+            Command::Timeline(command) => command.run(server, output)?,
+            Command::Branch(command) => command.run(server, output)?,
+            Command::Lease(command) => command.run(server, output)?,
             Command::Page(command) => return command.run(server, output),
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
@@ -151,12 +169,17 @@ impl Cli {
 }
 
 impl TimelineCommand {
-    fn text(&self) -> String {
+    fn run(&self, server: &ServerArgs, output: &mut Output) -> Result<()> {
         match self {
-            TimelineCommand::List => "TIMELINE LIST".to_owned(),
-            TimelineCommand::Show { timeline } => format!("TIMELINE SHOW {}", quote(timeline)),
-            TimelineCommand::Lag { timeline: Some(timeline) } => format!("SHOW LAG {}", quote(timeline)),
-            TimelineCommand::Lag { timeline: None } => "SHOW LAG".to_owned(),
+            TimelineCommand::List => server.show("TIMELINE LIST", output),
+            TimelineCommand::Show { timeline } => server.show(&format!("TIMELINE SHOW {}", quote(timeline)), output),
+            TimelineCommand::Lag { timeline: Some(timeline) } => {
+                server.show(&format!("SHOW LAG {}", quote(timeline)), output)
+            }
+            TimelineCommand::Lag { timeline: None } => server.show("SHOW LAG", output),
+            TimelineCommand::Follow(follow) => follow.run(server, output),
+            TimelineCommand::Unfollow { timeline } => branch::unfollow(timeline, server, output),
+            TimelineCommand::Delete(delete) => delete.run("TIMELINE", server, output),
         }
     }
 }

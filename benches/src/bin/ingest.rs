@@ -150,7 +150,7 @@ fn measure(kind: &Kind, arguments: &Arguments) -> Result<Measured> {
     let end: Lsn = primary.query_text("SELECT pg_current_wal_flush_lsn()::text")?.parse()?;
 
     let copy = dir.path().join("in-process");
-    standby::copy_data_dir(server.data_dir(), &copy)?;
+    standby::copy_data_dir(server.data_dir(), &copy, standby::Tablespaces::InPlace)?;
     let (in_process, in_process_flushed, records) = ingest_in_process(&copy, &primary.data_dir().join("pg_wal"), end)?;
     std::fs::remove_dir_all(&copy)?;
 

@@ -23,17 +23,17 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 /// Endings of the names that `pg_basebackup` gives, plain first.
 const SUFFIXES: [&str; 3] = ["tar", "tar.gz", "tar.zst"];
 
-/// What is called for each file: its path, its length, its contents.
-pub(super) type EachFile<'a> = dyn FnMut(&str, u64, &mut dyn Read) -> Result<ControlFlow<()>, ImportError> + 'a;
-
 /// The archive `name` beside others in `dir`, whatever it is compressed with.
 pub(super) fn find_archive(dir: &Path, name: &str) -> Option<PathBuf> {
     SUFFIXES.iter().map(|suffix| dir.join(format!("{name}.{suffix}"))).find(|path| path.is_file())
 }
 
+/// Told of a file: its path, length and contents.
+pub(super) type EachFile<'a> = &'a mut dyn FnMut(&str, u64, &mut dyn Read) -> Result<ControlFlow<()>, ImportError>;
+
 /// Calls `each` with path, length and contents of each file in the archive, until it breaks. `read_bytes` counts what is read of the file on disk.
 /// Errors: not an archive, cut off, unreadable; and those of `each`.
-pub(super) fn each_file(path: &Path, read_bytes: &Arc<AtomicU64>, each: &mut EachFile<'_>) -> Result<(), ImportError> {
+pub(super) fn each_file(path: &Path, read_bytes: &Arc<AtomicU64>, each: EachFile<'_>) -> Result<(), ImportError> {
     let failed = |source| ImportError::Archive { archive: path.display().to_string(), source };
     let input = Counted { inner: open(path, read_bytes).map_err(failed)?, count: 0 };
     let mut archive = tar::Archive::new(input);

@@ -10,7 +10,8 @@
 //!   reader may begin with the segment.
 //!
 //! In reading order: records ([`record`]) on pages ([`pages`]), the checkpoint ([`checkpoint`]), what comes before it ([`filler`]), the files
-//! beside the WAL ([`control`], [`history`], [`files`], [`origins`]).
+//! beside the WAL ([`control`], [`history`], [`files`], [`origins`],
+//! [`tablespaces`]). [`standby`] is another way to start, with nothing made up.
 
 pub mod record;
 
@@ -27,6 +28,10 @@ pub mod history;
 pub mod files;
 
 pub mod origins;
+
+pub mod tablespaces;
+
+pub mod standby;
 
 #[cfg(test)]
 mod tests;

@@ -28,11 +28,24 @@ pub struct Load {
     clients: Vec<JoinHandle<Result<u64>>>,
     pool: Option<JoinHandle<Result<()>>>,
     runs: Runs,
+    workload_count: usize,
 }
 
 impl Load {
-    /// Starts on `target`, whose bank has `scale` branches.
+    /// Starts on `target`, whose bank has `scale` branches; every workload.
     pub fn start(target: &Target, scale: i32, rng: &mut SmallRng, narrator: Narrator) -> Self {
+        Self::of(ALL.iter().collect(), target, scale, rng, narrator)
+    }
+
+    /// Starts on `target`, whose bank has `scale` branches; these workloads.
+    pub fn of(
+        workloads: Vec<&'static Workload>,
+        target: &Target,
+        scale: i32,
+        rng: &mut SmallRng,
+        narrator: Narrator,
+    ) -> Self {
+        let workload_count = workloads.len();
         let runs = Runs::default();
         let clients = (0..CLIENTS).map(|_| {
             let (target, seed) = (target.clone(), rng.random());
@@ -41,9 +54,9 @@ impl Load {
         let clients = clients.collect();
         let pool = thread::spawn({
             let (target, runs, seed) = (target.clone(), Arc::clone(&runs), rng.random());
-            move || run_pool(&target, &runs, seed, narrator)
+            move || run_pool(workloads, &target, &runs, seed, narrator)
         });
-        Self { target: target.clone(), clients, pool: Some(pool), runs }
+        Self { target: target.clone(), clients, pool: Some(pool), runs, workload_count }
     }
 
     /// An error if a thread has ended, which none does by itself.
@@ -62,7 +75,7 @@ impl Load {
     pub fn wait_for_all_workloads(&mut self, limit: Duration) -> Result<()> {
         wait_until("every workload to have run", limit, || {
             self.check()?;
-            Ok(lock(&self.runs).len() == ALL.len())
+            Ok(lock(&self.runs).len() == self.workload_count)
         })
     }
 
@@ -98,9 +111,15 @@ fn join<T>(thread: Option<JoinHandle<Result<T>>>) -> Result<Option<T>> {
 }
 
 /// Every workload once, then any of them, until the target is stopping.
-fn run_pool(target: &Target, runs: &Runs, seed: u64, narrator: Narrator) -> Result<()> {
+fn run_pool(
+    workloads: Vec<&'static Workload>,
+    target: &Target,
+    runs: &Runs,
+    seed: u64,
+    narrator: Narrator,
+) -> Result<()> {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut first_round: Vec<&Workload> = ALL.iter().collect();
+    let mut first_round = workloads;
     first_round.shuffle(&mut rng);
     for workload in &first_round {
         run_to_its_end(workload, target, runs, &mut rng, narrator)?;

@@ -104,7 +104,7 @@ pub fn run_leg(leg: Leg, plan: &Plan) -> Result<Proof> {
     let dir = TestDir::new(&format!("prove-redo-{}", leg.version))?;
     let mut primary = init_primary(leg, &dir)?;
     let cold_dir = dir.create_subdir("cold")?.join("data");
-    standby::copy_data_dir(primary.data_dir(), &cold_dir)?;
+    standby::copy_data_dir(primary.data_dir(), &cold_dir, standby::Tablespaces::InPlace)?;
     primary.start()?;
     let conninfo = primary.conninfo();
     Connection::connect(&conninfo.parse()?, Mode::Replication)?.create_physical_slot(SLOT)?;

@@ -22,6 +22,7 @@ pub fn check_start_log(clone: &Postgres) -> Result<()> {
         "the database system is starting up",
         "the database system is not yet accepting connections",
         "terminating connection due to administrator command",
+        "terminating walreceiver process due to administrator command",
     ];
     let is_ours = |line: &&str| OURS.iter().any(|text| line.contains(text));
     let lines: Vec<&str> = log.lines().filter(alarming).filter(|line| !is_ours(line)).collect();
@@ -80,6 +81,7 @@ pub fn check_writable(clone: &Postgres) -> Result<()> {
         "INSERT INTO far_away SELECT generate_series(1, 5000);
          UPDATE documents SET words = words || 'new'::text WHERE n % 3 = 0;
          CREATE TABLE made_here TABLESPACE elsewhere AS SELECT generate_series(1, 100) n;
+         CREATE TABLE first_there TABLESPACE empty AS SELECT generate_series(1, 100) n;
          SELECT nextval('numbers')",
     )?;
     clone.connect()?.batch_execute("VACUUM (FREEZE, ANALYZE)")?;
@@ -87,6 +89,8 @@ pub fn check_writable(clone: &Postgres) -> Result<()> {
     let rows = |name: &str| -> Result<i64> {
         Ok(clone.connect_to(name)?.query_one("SELECT count(*) FROM inside", &[])?.get(0))
     };
+    let links = std::fs::read_dir(clone.data_dir().join("pg_tblspc"))?.count();
+    ensure!(links == 2, "{links} tablespaces");
     ensure!(rows("made_here")? == 3000 && rows("another")? == 3000);
     Ok(())
 }

@@ -9,7 +9,10 @@
 mod clone;
 mod primary;
 
+mod archive;
 mod positions;
+mod refusals;
+mod standby;
 mod starts;
 
 use postgres_ffi::PgVersion;

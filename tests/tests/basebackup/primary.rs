@@ -58,6 +58,11 @@ fn fill(primary: &Postgres, dir: &TestDir) -> Result<()> {
     tpcb::init(&mut session, 1)?;
     let location = dir.create_subdir("elsewhere")?;
     session.batch_execute(&format!("CREATE TABLESPACE elsewhere LOCATION '{}'", location.display()))?;
+    let empty = dir.create_subdir("empty")?;
+    session.batch_execute(&format!("CREATE TABLESPACE empty LOCATION '{}'", empty.display()))?;
+    let dropped = dir.create_subdir("dropped")?;
+    session.batch_execute(&format!("CREATE TABLESPACE dropped LOCATION '{}'", dropped.display()))?;
+    session.batch_execute("DROP TABLESPACE dropped")?;
     session.batch_execute(
         "CREATE TABLE marks (mark text, filler text);
          CREATE TABLE locked AS SELECT generate_series(1, 500) n;

@@ -1,5 +1,6 @@
 //! What a compute shows: its branch as of its LSN, and nothing that came later or elsewhere.
 
+use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use anyhow::Result;
 use postgres_ffi::{Lsn, PgVersion};
 use tests::{Computes, PageServer, Postgres, TestDir, wait_until};
 
-use super::life::{EXPECTED, LIMIT, servers};
+use super::life::{LIMIT, rig, servers};
 use super::writers::{TABLE, Writer};
 
 #[test]
@@ -18,13 +19,12 @@ fn a_clone_shows_its_moment_of_the_primary_and_writes_its_own_branch() -> Result
         primary
             .execute("CREATE TABLE t AS SELECT i, 1 AS v FROM generate_series(1, 20000) i; CREATE INDEX ON t (i)")?;
         let mut server = PageServer::builder().start(&dir)?;
-        EXPECTED.iter().for_each(|text| server.expect_in_log(text));
         server.import("main", &primary.conninfo())?;
         primary.execute("UPDATE t SET v = 2; CREATE TABLE gone AS SELECT 7 AS n")?;
         let before = primary.current_lsn()?;
         primary.execute("UPDATE t SET v = 3 WHERE i % 2 = 0; DROP TABLE gone")?;
         primary.execute("CREATE DATABASE later")?;
-        let computes = Computes::new(&server)?;
+        let computes = Computes::new(&mut server)?;
 
         let sum = "SELECT sum(v) FROM t";
         let then = computes.create("then", "main", &["--lsn", &before.to_string(), "--no-sync"])?;
@@ -65,8 +65,7 @@ fn branches_of_branches_take_what_is_written_at_the_same_time() -> Result<()> {
     for version in servers() {
         let dir = TestDir::new("clone-levels")?;
         let mut server = PageServer::builder().initdb(version).start(&dir)?;
-        EXPECTED.iter().for_each(|text| server.expect_in_log(text));
-        let computes = Computes::new(&server)?;
+        let computes = Computes::new(&mut server)?;
         // Without a primary: the first compute writes to `main` itself.
         let first = computes.create("first", "main", &["--no-sync"])?;
         assert_eq!((first.report["branch"].as_str(), first.report["made_off"].as_str()), (Some("main"), None));
@@ -132,14 +131,63 @@ fn branches_of_branches_take_what_is_written_at_the_same_time() -> Result<()> {
 }
 
 #[test]
+fn a_clone_at_a_time_has_what_was_committed_until_then() -> Result<()> {
+    let dir = TestDir::new("clone-time")?;
+    let (_server, computes) = rig(&dir, PgVersion::V17)?;
+    let first = computes.create("first", "main", &["--no-sync"])?;
+    first.execute("CREATE TABLE t AS SELECT 1 AS n")?;
+    let time = first.query_text("SELECT clock_timestamp()::text")?;
+    std::thread::sleep(Duration::from_millis(50));
+    first.execute("INSERT INTO t VALUES (2)")?;
+    let then = computes.create("then", "main", &["--time", &time, "--no-sync"])?;
+    assert_eq!((then.report["branch"].as_str(), then.report["made_off"].as_str()), (Some("then"), Some("main")));
+    assert_eq!(then.query_text("SELECT sum(n) FROM t")?, "1");
+    assert_eq!(first.query_text("SELECT sum(n) FROM t")?, "3");
+    Ok(())
+}
+
+#[test]
+fn tablespaces_come_along_beside_the_data_directory() -> Result<()> {
+    for version in servers() {
+        let dir = TestDir::new("clone-tablespaces")?;
+        let primary = Postgres::builder(version).wal_level("logical").start(&dir)?;
+        let mut server = PageServer::builder().start(&dir)?;
+        server.import("main", &primary.conninfo())?;
+        let computes = Computes::new(&mut server)?;
+        let outside = dir.create_subdir("outside")?;
+        primary.execute(&format!("CREATE TABLESPACE outside LOCATION '{}'", outside.display()))?;
+        primary.execute("CREATE TABLE t TABLESPACE outside AS SELECT generate_series(1, 10000) AS n")?;
+        primary.execute("CREATE DATABASE app TABLESPACE outside")?;
+        primary.execute("BEGIN; INSERT INTO t VALUES (0); PREPARE TRANSACTION 'waiting'")?;
+        let lsn = primary.current_lsn()?.to_string();
+        let compute = computes.create("dev", "main", &["--lsn", &lsn, "--no-sync"])?;
+        let oid = compute.query_text("SELECT oid FROM pg_tablespace WHERE spcname = 'outside'")?;
+        let beside = compute.root().join("tablespaces").join(&oid);
+        assert_eq!(fs::read_link(compute.root().join("data/pg_tblspc").join(&oid))?, beside);
+        assert_eq!(compute.query_text(&format!("SELECT pg_tablespace_location({oid})"))?, beside.display().to_string());
+        assert_eq!(compute.query_text("SELECT count(*) FROM t")?, "10000");
+        assert_eq!(compute.query_text("SHOW wal_level")?, "logical");
+        compute.execute("COMMIT PREPARED 'waiting'")?;
+        compute.execute("CREATE TABLE more TABLESPACE outside AS SELECT 1 AS n")?;
+        computes.run(&["stop", "dev"])?;
+        computes.run(&["start", "dev"])?;
+        assert_eq!(compute.query_text("SELECT count(*) FROM t")?, "10001");
+        computes.destroy("dev")?;
+        let again = computes.create("again", "dev", &["--no-sync"])?;
+        assert_eq!(again.query_text("SELECT count(*) FROM t, more")?, "10001");
+        assert_eq!(primary.query_text("SELECT count(*) FROM t")?, "10000", "the primary's own files are its own");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_superuser_is_found_by_its_present_name() -> Result<()> {
     let dir = TestDir::new("clone-superuser")?;
     let primary = Postgres::builder(PgVersion::V15).start(&dir)?;
     primary.execute("CREATE ROLE helper SUPERUSER LOGIN")?;
     let mut server = PageServer::builder().start(&dir)?;
-    EXPECTED.iter().for_each(|text| server.expect_in_log(text));
     server.import("main", &primary.conninfo())?;
-    let computes = Computes::new(&server)?;
+    let computes = Computes::new(&mut server)?;
     let mut helper: postgres::Config = primary.conninfo().parse()?;
     helper.user("helper").dbname("postgres");
     let mut helper = helper.connect(postgres::NoTls)?;

@@ -3,11 +3,13 @@
 use std::fs;
 use std::os::unix::fs::lchown;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::{User, geteuid};
+
+use super::record::FILE_NAME;
 
 /// Whom root's computes run as unless told otherwise.
 const DEFAULT_USER: &str = "postgres";
@@ -72,12 +74,18 @@ impl Owner {
         command
     }
 
-    /// Gives `path` and all below it to this user. Links themselves change hands, not what they point to.
+    /// Gives the compute's directory `root` and all below it to this user, but for `compute.json`, which stays ours. Links themselves change
+    /// hands, not what they point to.
     ///
-    /// Requires: nobody but us could write below `path` so far.
-    pub fn take_over(&self, path: &Path) -> Result<()> {
+    /// Requires: nobody but us could write below `root` so far.
+    pub fn take_over(&self, root: &Path) -> Result<()> {
         let Owner::Other { uid, gid, .. } = self else { return Ok(()) };
-        give(path, *uid, *gid)
+        for path in entries(root)? {
+            if path.file_name().is_none_or(|name| name != FILE_NAME) {
+                give(&path, *uid, *gid)?;
+            }
+        }
+        chown(root, *uid, *gid)
     }
 }
 
@@ -85,9 +93,16 @@ impl Owner {
 fn give(path: &Path, uid: u32, gid: u32) -> Result<()> {
     let metadata = fs::symlink_metadata(path).with_context(|| format!("look at {}", path.display()))?;
     if metadata.is_dir() {
-        for entry in fs::read_dir(path).with_context(|| format!("list {}", path.display()))? {
-            give(&entry.with_context(|| format!("list {}", path.display()))?.path(), uid, gid)?;
-        }
+        entries(path)?.iter().try_for_each(|path| give(path, uid, gid))?;
     }
+    chown(path, uid, gid)
+}
+
+fn chown(path: &Path, uid: u32, gid: u32) -> Result<()> {
     lchown(path, Some(uid), Some(gid)).with_context(|| format!("give {} to user {uid}", path.display()))
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let list = || fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>();
+    list().with_context(|| format!("list {}", dir.display()))
 }

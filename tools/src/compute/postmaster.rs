@@ -1,7 +1,8 @@
 //! The server process of a compute: starting and ending it with `pg_ctl`, and whether it runs.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -151,7 +152,8 @@ fn run(command: &mut Command) -> Result<()> {
 /// The end of the server's log, with a line that says whose.
 fn log_tail(place: &Place) -> String {
     let read = || {
-        let mut file = File::open(place.log())?;
+        // It lies in a directory of the server's user: a link there is not ours to follow.
+        let mut file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(place.log())?;
         let len = file.metadata()?.len();
         file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL_BYTES)))?;
         let mut bytes = Vec::new();

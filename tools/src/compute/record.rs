@@ -1,14 +1,17 @@
 //! `compute.json`: what is known of a compute, written before anything of it exists.
 //!
 //! - Written whole to a new file, fsynced and renamed: a crash leaves the old or the new one.
+//! - The directory belongs to the server's user, who could put another file in its place. What stands here decides what root runs and as whom: only a
+//!   file of whoever runs pagectl is read, and no link is followed.
 //! - Names no path within the compute's directory: those follow from where the file is.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::geteuid;
 use postgres_ffi::{Lsn, PgVersion};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +19,7 @@ use super::place::{ComputeName, Place};
 use super::settings::Auth;
 
 /// Name of the file.
-const FILE_NAME: &str = "compute.json";
+pub(super) const FILE_NAME: &str = "compute.json";
 /// In the directory of all computes: whoever holds its lock may take names and ports.
 const LOCK_NAME: &str = ".lock";
 /// Format of the file; raised when an older pagectl could misread it.
@@ -64,6 +67,8 @@ pub struct Record {
     pub synchronous: bool,
     /// How it makes sure who connects over TCP.
     pub auth: Auth,
+    /// Connection string of its primary, which may hold a password, when it is a standby. The page server does not follow it then.
+    pub standby_of: Option<String>,
 }
 
 impl Record {
@@ -75,13 +80,19 @@ impl Record {
     /// The record in `place`; `None` when there is no compute. Errors: unreadable, damaged, or of a later format.
     pub fn load_if_there(place: &Place) -> Result<Option<Self>> {
         let path = place.root().join(FILE_NAME);
-        let bytes = match fs::read(&path) {
+        let bytes = match read_own(&path) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
             bytes => bytes.with_context(|| format!("read {}", path.display()))?,
         };
         let record: Record =
             serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
         ensure!(record.format == FORMAT, "{} is of format {}, not {FORMAT}", path.display(), record.format);
+        ensure!(
+            place.root().file_name().is_some_and(|name| name == record.name.as_str()),
+            "{} is of another compute. name=`{}`",
+            path.display(),
+            record.name
+        );
         Ok(Some(record))
     }
 
@@ -109,7 +120,11 @@ impl Record {
         let path = place.root().join(FILE_NAME);
         let new = place.root().join(format!("{FILE_NAME}.new"));
         let write = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
             file.write_all(&serde_json::to_vec_pretty(self)?)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
@@ -122,6 +137,18 @@ impl Record {
     pub fn is_there(place: &Place) -> bool {
         place.root().join(FILE_NAME).exists()
     }
+}
+
+/// The content of a file that belongs to whoever runs this, and is no link.
+fn read_own(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path)?;
+    if file.metadata()?.uid() != geteuid().as_raw() {
+        let text = "it does not belong to the user who runs this";
+        return Err(std::io::Error::new(ErrorKind::PermissionDenied, text));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// All computes below `computes` in the order of their names: place, and the record or why it cannot be read. Other directories are left out.
@@ -177,6 +204,7 @@ mod tests {
             start_lsn: None,
             synchronous: true,
             auth: Auth::Trust,
+            standby_of: None,
         }
     }
 
@@ -207,8 +235,16 @@ mod tests {
         for text in ["", "{", "{\"format\": 1}"] {
             fs::write(place.root().join(FILE_NAME), text).expect("write");
             assert!(Record::load(&place).is_err_and(|error| error.to_string().contains("damaged")), "{text}");
+            assert!(Record::is_there(&place));
             assert!(all(dir.path()).expect("list").iter().all(|found| found.2.is_err()));
         }
+        // Somebody else's, and a link to one's own.
+        fs::remove_file(place.root().join(FILE_NAME)).expect("remove");
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), place.root().join(FILE_NAME)).expect("link");
+        fs::write(dir.path().join("elsewhere"), serde_json::to_vec(&record("a")).expect("JSON")).expect("write");
+        assert!(Record::load(&place).is_err());
+        record("b").save(&place).expect("save");
+        assert!(Record::load(&place).is_err_and(|error| error.to_string().contains("another compute")));
         let mut later = record("a");
         later.format = FORMAT + 1;
         later.save(&place).expect("save");

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::branch_error::BranchError;
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
+use crate::basebackup::wal_place;
 use crate::timeline::metadata::{Ancestor, ClusterFacts, TimelineMetadata};
 use crate::timeline::{LsnAtTime, Timeline, TimelineId, TimelineState};
 use crate::wal::RecordAt;
@@ -129,18 +130,18 @@ impl Repository {
             None
         });
         match at {
-            Some(RecordAt::End) => (lsn, None),
-            Some(RecordAt::Inside { end_lsn }) if end_lsn <= timeline.last_record_lsn() => {
+            Some(RecordAt::End { .. }) => (lsn, None),
+            Some(RecordAt::Inside { end_lsn, .. }) if end_lsn <= timeline.last_record_lsn() => {
                 (end_lsn, Some("the end of the record that this LSN lies in"))
             }
-            Some(RecordAt::Between { end_lsn }) if first_readable_lsn <= end_lsn && begins_at <= Some(end_lsn) => {
+            Some(RecordAt::Between { end_lsn, .. }) if first_readable_lsn <= end_lsn && begins_at <= Some(end_lsn) => {
                 (end_lsn, Some("the end of the last record before it"))
             }
-            _ if lsn.is_aligned() => (lsn, None),
-            _ => {
-                let aligned_lsn = Lsn::new(lsn.as_u64() & !(postgres_ffi::lsn::MAXALIGN - 1));
-                (aligned_lsn, Some("aligned down, the WAL there is not on disk any more"))
-            }
+            // A server that starts from a branch of this LSN starts where a record can end.
+            _ => match wal_place(&timeline.metadata().cluster).record_end_at_or_before(lsn) {
+                aligned_lsn if aligned_lsn == lsn => (lsn, None),
+                aligned_lsn => (aligned_lsn, Some("aligned down, the WAL there is not on disk any more")),
+            },
         }
     }
 

@@ -88,7 +88,7 @@ impl Repository {
                 .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
                 .and_then(|()| std::fs::create_dir(&wal_dir))
                 .map_err(|source| RepositoryError::Io { doing: "empty the WAL of a branch", path: wal_dir, source })?;
-            self.take_away_versions(old_no)?;
+            self.take_away_versions(old_no, false)?;
         }
         clear_mark(dir, RESETTING)
     }

@@ -59,6 +59,9 @@ impl Repository {
     pub fn detach_branch(&self, name: &str, on_progress: &mut OnDetached<'_>) -> Result<Changed, RepositoryError> {
         let begun = Instant::now();
         let (timeline, branch_lsn, _busy) = self.begin_detach(name)?;
+        if timeline.store.watermark().is_none() {
+            timeline.publish_at(branch_lsn)?; // Before its first version, so that whoever deletes it knows of them.
+        }
         let bytes = Copy::new(&timeline, branch_lsn, on_progress)?.run()?;
         self.end_detach(&timeline, branch_lsn)?;
         let seconds = begun.elapsed().as_secs_f64();
@@ -91,9 +94,6 @@ impl Repository {
     fn end_detach(&self, timeline: &Arc<Timeline>, branch_lsn: Lsn) -> Result<(), RepositoryError> {
         let _changes = self.changes.lock();
         self.check_no_lease_below(timeline, branch_lsn)?;
-        if timeline.store.watermark().is_none() {
-            timeline.publish_at(branch_lsn)?;
-        }
         self.write_history_before(timeline, branch_lsn)?;
         self.change_metadata(timeline, |metadata| {
             metadata.ancestor = None;

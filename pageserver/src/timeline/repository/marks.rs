@@ -56,13 +56,16 @@ impl Repository {
     /// Ends what the mark `name` in `dir` has begun: the versions go, then the directory.
     pub(super) fn take_away(&self, dir: &Path, name: &str) -> Result<(), RepositoryError> {
         if let Some(no) = read_mark(dir, name)? {
-            self.take_away_versions(no)?;
+            self.take_away_versions(no, name == IMPORTING)?;
         }
         self.remove_timeline_dir(dir)
     }
 
-    pub(super) fn take_away_versions(&self, no: TimelineNo) -> Result<(), RepositoryError> {
-        self.store.delete_timeline(no)?;
+    /// `unpublished`: there may be versions without a watermark, as of an import. A branch gets its watermark before its first version.
+    pub(super) fn take_away_versions(&self, no: TimelineNo, unpublished: bool) -> Result<(), RepositoryError> {
+        if unpublished || self.store.timeline(no)?.watermark().is_some() {
+            self.store.delete_timeline(no)?;
+        }
         let mut timeline_no_max = self.timeline_no_max.lock();
         *timeline_no_max = no.0.max(*timeline_no_max);
         Ok(())

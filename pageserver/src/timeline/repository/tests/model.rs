@@ -375,6 +375,9 @@ impl Run {
         if kill {
             for (name, life) in &self.named {
                 let durable_lsn = repository.timeline_named(name).unwrap().durable_lsn().unwrap();
+                let left_at = |other: &Life| other.parent.filter(|(parent, _)| parent == life).map(|(_, lsn)| lsn);
+                let needed_lsn = self.named.values().filter_map(|other| left_at(&self.lives[*other])).max();
+                assert!(needed_lsn <= Some(durable_lsn), "a branch of {name} loses what it shows");
                 let this = &mut self.lives[*life];
                 assert!(this.parent.is_none_or(|(_, branch_lsn)| branch_lsn <= durable_lsn));
                 this.last_record_lsn = durable_lsn;

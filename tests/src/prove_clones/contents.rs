@@ -1,0 +1,183 @@
+//! Everything that two servers hold, row by row: catalogs, tables, TOAST, sequences of every database, and what PostgreSQL's dump makes of it.
+//!
+//! - Rows are read in the order of their places, with place, inserter and deleter: both servers are to have the same pages, not only the same rows.
+//! - The only `pg_dump` at hand is that of 15, which refuses newer servers: 14 and 15 are dumped as well.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::io::Read;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use postgres::{Client, SimpleQueryMessage};
+use postgres_ffi::PgVersion;
+
+use crate::Postgres;
+use crate::process::run;
+
+/// Debian's programs: the only ones at hand, for servers of all versions.
+pub const CLIENT_PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+/// The same plan everywhere: from the first block to the last.
+const READ_IN_ORDER: &str = "SET search_path = ''; SET synchronize_seqscans = off; SET max_parallel_workers_per_gather = 0; SET lock_timeout = '1min'";
+/// Databases that take connections; one whose DROP was interrupted does not (datconnlimit -2).
+const DATABASES: &str = "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1";
+/// Whatever has rows of its own.
+const RELATIONS: &str =
+    "SELECT oid::regclass FROM pg_class WHERE relkind IN ('r', 'm', 't', 'S') AND relpersistence <> 't' ORDER BY oid";
+
+/// How much was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Databases.
+    pub databases: u64,
+    /// Relations with rows of their own.
+    pub relations: u64,
+    /// Rows.
+    pub rows: u64,
+}
+
+/// Databases that can be connected to.
+pub fn databases(server: &Postgres) -> Result<Vec<String>> {
+    column(&mut server.connect()?, DATABASES)
+}
+
+/// The first column of every row, as text.
+pub fn column(session: &mut Client, sql: &str) -> Result<Vec<String>> {
+    let messages = session.simple_query(sql).with_context(|| sql.to_owned())?;
+    let rows = messages.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("NULL").to_owned()),
+        _ => None,
+    });
+    Ok(rows.collect())
+}
+
+/// Reads every row that `server` has.
+pub fn read_all(server: &Postgres) -> Result<Amount> {
+    let mut amount = Amount::default();
+    for database in databases(server)? {
+        let mut session = session(server, &database)?;
+        amount.databases += 1;
+        for relation in column(&mut session, RELATIONS)? {
+            amount.relations += 1;
+            amount.rows += Rows::read(&mut session, &relation)?.count;
+        }
+    }
+    Ok(amount)
+}
+
+/// Reads every row of both. Errors: the first difference.
+pub fn compare(ours: &Postgres, theirs: &Postgres) -> Result<Amount> {
+    let (our_databases, their_databases) = (databases(ours)?, databases(theirs)?);
+    ensure!(our_databases == their_databases, "databases: {our_databases:?}, recovered: {their_databases:?}");
+    let mut amount = Amount::default();
+    for database in our_databases {
+        let (mut ours, mut theirs) = (session(ours, &database)?, session(theirs, &database)?);
+        let relations = column(&mut ours, RELATIONS)?;
+        ensure!(relations == column(&mut theirs, RELATIONS)?, "relations of {database}");
+        amount.databases += 1;
+        for relation in relations {
+            let (our_rows, their_rows) = (Rows::read(&mut ours, &relation)?, Rows::read(&mut theirs, &relation)?);
+            if our_rows != their_rows {
+                let difference = first_difference(&text(&mut ours, &relation)?, &text(&mut theirs, &relation)?);
+                anyhow::bail!("{relation} of {database} differs from what was recovered: {difference}");
+            }
+            amount.relations += 1;
+            amount.rows += our_rows.count;
+        }
+    }
+    Ok(amount)
+}
+
+fn session(server: &Postgres, database: &str) -> Result<Client> {
+    let mut session = server.connect_to(database)?;
+    session.batch_execute(READ_IN_ORDER)?;
+    Ok(session)
+}
+
+/// The rows of a relation in short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rows {
+    count: u64,
+    hash: u64,
+}
+
+impl Rows {
+    fn read(session: &mut Client, relation: &str) -> Result<Self> {
+        let mut reader = copy_out(session, relation)?;
+        let (mut hasher, mut count, mut piece) = (DefaultHasher::new(), 0, vec![0; 64 << 10]);
+        loop {
+            let length = reader.read(&mut piece).with_context(|| format!("read {relation}"))?;
+            if length == 0 {
+                return Ok(Rows { count, hash: hasher.finish() });
+            }
+            // Line breaks within values are escaped.
+            count += piece[..length].iter().filter(|byte| **byte == b'\n').count() as u64;
+            piece[..length].iter().for_each(|byte| hasher.write_u8(*byte));
+        }
+    }
+}
+
+fn copy_out<'a>(session: &'a mut Client, relation: &str) -> Result<postgres::CopyOutReader<'a>> {
+    let sql = format!("COPY (SELECT r.ctid, r.xmin, r.xmax, r.* FROM {relation} r) TO STDOUT");
+    session.copy_out(&sql).with_context(|| sql.clone())
+}
+
+fn text(session: &mut Client, relation: &str) -> Result<String> {
+    let mut bytes = Vec::new();
+    copy_out(session, relation)?.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The first line that only one has, or that differs.
+fn first_difference(ours: &str, theirs: &str) -> String {
+    let (mut our_lines, mut their_lines) = (ours.lines(), theirs.lines());
+    loop {
+        match (our_lines.next(), their_lines.next()) {
+            (ours, theirs) if ours != theirs => return format!("clone: {ours:?}, recovered: {theirs:?}"),
+            (None, _) => return "no line".to_owned(),
+            _ => {}
+        }
+    }
+}
+
+/// Whether there is a `pg_dump` for servers of `version`.
+pub fn can_be_dumped(version: PgVersion) -> bool {
+    version <= PgVersion::V15
+}
+
+/// What `pg_dump` prints of every database, and `pg_dumpall` of what they share, without what differs between two servers by its nature.
+pub fn dump(server: &Postgres) -> Result<String> {
+    let mut text = dump_program(server, "pg_dumpall", &["--globals-only", "--no-sync"])?;
+    for database in databases(server)? {
+        text.push_str(&format!("-- database {database}\n"));
+        text.push_str(&dump_program(server, "pg_dump", &["--no-sync", "--dbname", &database])?);
+    }
+    Ok(text.lines().filter(|line| !is_of_this_dump_alone(line)).map(|line| without_location(line) + "\n").collect())
+}
+
+fn dump_program(server: &Postgres, program: &str, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(Path::new(CLIENT_PROGRAMS).join(program));
+    command.args(arguments);
+    command.args(["--host", "127.0.0.1", "--username", "postgres", "--port", &server.port().to_string()]);
+    run(&mut command)
+}
+
+/// A random word of each dump, against injected commands of psql. PG 15.14 and newer: pg_dump.c, "restrict".
+fn is_of_this_dump_alone(line: &str) -> bool {
+    line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ")
+}
+
+/// Where a tablespace's files are is each server's own affair.
+fn without_location(line: &str) -> String {
+    match line.split_once(" LOCATION ") {
+        Some((statement, _)) if statement.starts_with("CREATE TABLESPACE ") => statement.to_owned(),
+        _ => line.to_owned(),
+    }
+}
+
+/// Errors: the dumps of the two differ; where.
+pub fn compare_dumps(ours: &Postgres, theirs: &Postgres) -> Result<()> {
+    let (our_dump, their_dump) = (dump(ours)?, dump(theirs)?);
+    ensure!(our_dump == their_dump, "the dumps differ: {}", first_difference(&our_dump, &their_dump));
+    Ok(())
+}
