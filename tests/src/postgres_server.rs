@@ -313,10 +313,10 @@ impl Postgres {
         self.process.take().context("PostgreSQL is not running")?.kill_all()
     }
 
-    /// Kills it, if it runs, and removes its directory.
+    /// Ends it, if it runs, and removes its directory.
     pub fn remove(mut self) -> Result<()> {
-        if let Some(mut process) = self.process.take() {
-            process.kill_all()?;
+        if self.process.is_some() {
+            self.stop(Stop::Immediate)?; // Killed, it would leave its piece of shared memory behind.
         }
         fs::remove_dir_all(&self.root).with_context(|| format!("remove {}", self.root.display()))
     }

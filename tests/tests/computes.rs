@@ -12,5 +12,7 @@ mod crashes;
 mod life;
 #[path = "computes/readme.rs"]
 mod readme;
+#[path = "computes/standby.rs"]
+mod standby;
 #[path = "computes/writers.rs"]
 mod writers;

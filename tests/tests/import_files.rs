@@ -22,7 +22,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde_json::Value;
 use tests::process::{run, server_command};
-use tests::standby::{Tablespaces, base_backup};
+use tests::standby::{Tablespaces, base_backup, start_standby};
 use tests::workload::tpcb;
 use tests::{PageServer, Postgres, Stop, TestDir, wait_until};
 
@@ -258,6 +258,65 @@ fn a_killed_server_s_directory_recovers_here_as_it_does_there_15() {
 #[test]
 fn a_killed_server_s_directory_recovers_here_as_it_does_there_17() {
     killed_under_load(PgVersion::V17);
+}
+
+fn standby_s_directories(version: PgVersion) {
+    let dir = TestDir::new("import-standby").unwrap();
+    let mut primary = start_server(version, &dir);
+    let mut standby = start_standby(&primary).unwrap();
+    let mut pageserver = PageServer::builder().start(&dir).unwrap();
+    // Restored from a backup a moment ago; stopped and killed while it replays.
+    let load = Load::start(&primary, 50);
+    standby.stop(Stop::Fast).unwrap();
+    import(&pageserver, "stopped", "--directory", standby.data_dir());
+    standby.start().unwrap();
+    let replayed_lsn = standby.current_lsn().unwrap();
+    wait_until("the standby to replay", LIMIT, || Ok(standby.current_lsn()? > replayed_lsn)).unwrap();
+    standby.kill().unwrap();
+    import(&pageserver, "killed", "--directory", standby.data_dir());
+    load.end();
+
+    // A primary of its own now, that was killed before it wrote a checkpoint of its own.
+    standby.set("autovacuum", "off").unwrap();
+    standby.start().unwrap();
+    standby.promote().unwrap();
+    standby.execute("CREATE TABLE promoted AS SELECT generate_series(1, 1000) n").unwrap();
+    standby.kill().unwrap();
+    let row = import(&pageserver, "promoted", "--directory", standby.data_dir());
+    let crash_lsn: Lsn = row["last_record_lsn"].as_str().unwrap().parse().unwrap();
+    standby.start().unwrap();
+    standby.stop(Stop::Fast).unwrap();
+    assert!(compare_at_crash(&pageserver, "promoted", &standby, crash_lsn) > 3000);
+    standby.start().unwrap();
+    follow_and_compare(&mut pageserver, &["promoted"], &mut standby, 51);
+    follow_and_compare(&mut pageserver, &["stopped", "killed"], &mut primary, 52);
+}
+
+#[test]
+fn a_standby_s_directory_comes_whole_and_goes_on_15() {
+    standby_s_directories(PgVersion::V15);
+}
+
+#[test]
+fn a_standby_s_directory_comes_whole_and_goes_on_17() {
+    standby_s_directories(PgVersion::V17);
+}
+
+#[test]
+fn a_running_primary_is_imported_with_the_same_command() {
+    let dir = TestDir::new("import-primary").unwrap();
+    let mut server = start_server(PgVersion::V15, &dir);
+    let mut pageserver = PageServer::builder().start(&dir).unwrap();
+    let row =
+        pageserver.pagectl().unwrap().run(&["import", "main", "--primary", &server.conninfo(), "--json"]).unwrap();
+    let row: Value = serde_json::from_str(&row).unwrap();
+    assert_eq!((row["name"].as_str(), row["state"].as_str()), (Some("main"), Some("active")), "{row}");
+    pageserver.expect_in_log("connection to the primary");
+    server.stop(Stop::Fast).unwrap();
+    assert!(compare(&pageserver, "main", &server) > 3000);
+    for wrong in [&["import", "x"][..], &["import", "x", "--tar", "a", "--directory", "b"]] {
+        assert_eq!(pageserver.pagectl().unwrap().outcome(wrong).unwrap().exit_code, 2);
+    }
 }
 
 /// Runs `pg_basebackup` of the server into a new directory, under load.

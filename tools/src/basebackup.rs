@@ -36,6 +36,10 @@ pub struct BaseBackupArgs {
     /// Without relations, but for init forks of unlogged ones: for a server that fetches pages on first use
     #[arg(long)]
     no_data: bool,
+    /// For a hot standby of who writes the timeline: set primary_conninfo before it is started. Needs WAL since the last checkpoint on the page
+    /// server's disk (wal.keep_mib)
+    #[arg(long)]
+    standby: bool,
     /// Write the archive to this file, or to standard output (-). A file is there only once it is whole
     #[arg(long)]
     output: PathBuf,
@@ -86,7 +90,9 @@ impl BaseBackupArgs {
     fn command(&self) -> String {
         let lsn = self.lsn.map(|lsn| format!(" {}", quote(&lsn.to_string()))).unwrap_or_default();
         let option = |is_set, option| if is_set { option } else { "" };
-        let options = [option(self.gzip, " --gzip"), option(self.no_data, " --no-data")].concat();
+        let options =
+            [option(self.gzip, " --gzip"), option(self.no_data, " --no-data"), option(self.standby, " --standby")];
+        let options = options.concat();
         format!("BASEBACKUP {}{lsn}{options}", quote(&self.timeline))
     }
 
@@ -140,10 +146,11 @@ mod tests {
             lsn: Some(Lsn::new(0x300_0060)),
             gzip: true,
             no_data: true,
+            standby: true,
             output: "x".into(),
         };
-        assert_eq!(args.command(), "BASEBACKUP 'it''s' '0/3000060' --gzip --no-data");
-        let plain = BaseBackupArgs { lsn: None, gzip: false, no_data: false, ..args };
+        assert_eq!(args.command(), "BASEBACKUP 'it''s' '0/3000060' --gzip --no-data --standby");
+        let plain = BaseBackupArgs { lsn: None, gzip: false, no_data: false, standby: false, ..args };
         assert_eq!(plain.command(), "BASEBACKUP 'it''s'");
         assert_eq!(part_path(Path::new("a/b.tar")), Path::new("a/b.tar.part"));
     }

@@ -31,7 +31,13 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    pub(super) fn list(timeline: &Timeline, branch_lsn: Lsn, control_file: &ControlFile) -> Result<Self, BackupError> {
+    /// Everything as of `branch_lsn`, of prepared transactions those that were prepared by `two_phase_lsn` already.
+    pub(super) fn list(
+        timeline: &Timeline,
+        branch_lsn: Lsn,
+        two_phase_lsn: Lsn,
+        control_file: &ControlFile,
+    ) -> Result<Self, BackupError> {
         let mut relation_maps = BTreeMap::new();
         for (object, value) in timeline.objects_of_class(Object::RelationMap { spc_oid: 0, db_oid: 0 }, branch_lsn)? {
             if let Object::RelationMap { spc_oid, db_oid } = object {
@@ -42,12 +48,10 @@ impl Contents {
         for kind in SlruKind::ALL {
             slrus.insert(kind, timeline.slru_segments(kind, branch_lsn)?.into_iter().collect());
         }
-        let mut two_phase = Vec::new();
-        for (object, value) in timeline.objects_of_class(Object::TwoPhase { xid: 0 }, branch_lsn)? {
-            if let Object::TwoPhase { xid } = object {
-                two_phase.push((xid, value));
-            }
-        }
+        // Of a transaction that has ended since, PostgreSQL does not want to find the file either.
+        let earlier: BTreeSet<u64> = two_phase(timeline, two_phase_lsn)?.into_iter().map(|(xid, _)| xid).collect();
+        let mut two_phase = two_phase(timeline, branch_lsn)?;
+        two_phase.retain(|(xid, _)| earlier.contains(xid));
         let databases = timeline.databases(branch_lsn)?;
         let with_files = databases.iter().map(|database| database.spc_oid).filter(|spc_oid| !is_built_in(*spc_oid));
         let mut tablespaces: BTreeSet<Oid> = with_files.collect();
@@ -85,6 +89,17 @@ impl Contents {
 
 fn is_built_in(spc_oid: Oid) -> bool {
     matches!(spc_oid, DEFAULTTABLESPACE_OID | postgres_ffi::rel::GLOBALTABLESPACE_OID)
+}
+
+/// Full transaction ids and state files of what is prepared.
+fn two_phase(timeline: &Timeline, request_lsn: Lsn) -> Result<Vec<(u64, Bytes)>, BackupError> {
+    let mut found = Vec::new();
+    for (object, value) in timeline.objects_of_class(Object::TwoPhase { xid: 0 }, request_lsn)? {
+        if let Object::TwoPhase { xid } = object {
+            found.push((xid, value));
+        }
+    }
+    Ok(found)
 }
 
 fn origins(timeline: &Timeline, branch_lsn: Lsn) -> Result<Vec<(u16, Lsn)>, BackupError> {

@@ -67,6 +67,36 @@ pub enum BackupError {
     /// No server can start there.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// A standby needs WAL that our files do not have.
+    #[error(
+        "no base backup for a standby: WAL from the last checkpoint on is not on our disk; raise wal.keep_mib. redo_lsn=`{redo_lsn}`, branch_lsn=`{branch_lsn}`"
+    )]
+    StandbyWalGone {
+        /// Where the last checkpoint's redo begins.
+        redo_lsn: Lsn,
+        /// End of what is needed.
+        branch_lsn: Lsn,
+    },
+    /// A standby would replay what was written while the cluster was being imported, and nobody knows what was prepared then.
+    #[error(
+        "no base backup for a standby: the last checkpoint began before the first readable LSN; after the next one there will be. redo_lsn=`{redo_lsn}`, first_readable_lsn=`{first_readable_lsn}`"
+    )]
+    StandbyTooEarly {
+        /// Where the last checkpoint's redo begins.
+        redo_lsn: Lsn,
+        /// Nothing below can be read.
+        first_readable_lsn: Lsn,
+    },
+    /// The PostgreSQL timeline was switched since the last checkpoint.
+    #[error(
+        "no base backup for a standby: PostgreSQL's timeline was switched since the last checkpoint; after the next one there will be. redo_lsn=`{redo_lsn}`, branch_lsn=`{branch_lsn}`"
+    )]
+    StandbyAcrossSwitch {
+        /// Where the last checkpoint's redo begins.
+        redo_lsn: Lsn,
+        /// End of what is needed.
+        branch_lsn: Lsn,
+    },
     /// A page is newer than the LSN of the backup. It would ask for WAL that does not exist.
     #[error(
         "the backup ends here: a page is newer than the backup. page=`{key}`, page_lsn=`{page_lsn}`, branch_lsn=`{branch_lsn}`"

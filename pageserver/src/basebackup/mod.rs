@@ -7,7 +7,7 @@
 //! - `global/pg_control` comes last: what was cut off does not start.
 //! - Memory is bounded: pages are read a few MiB ahead of the receiver, never a whole relation.
 //!
-//! In reading order: where the LSN stands in our WAL ([`old_wal`]), what is checked ([`checks`]), what is sent ([`contents`], [`tablespaces`], [`config_files`]), pages in
+//! In reading order: where the LSN stands in our WAL ([`old_wal`]), WAL for a standby ([`standby`]), what is checked ([`checks`]), what is sent ([`contents`], [`tablespaces`], [`config_files`]), pages in
 //! the order of the archive ([`page_stream`]), the archive ([`archive`], [`send`]).
 
 mod archive;
@@ -18,6 +18,7 @@ mod error;
 mod old_wal;
 mod page_stream;
 mod send;
+mod standby;
 mod tablespaces;
 
 pub use error::BackupError;
@@ -29,12 +30,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use keyenc::Object;
 use postgres_ffi::checkpoint::Checkpoint;
 use postgres_ffi::control_file::ControlFile;
+use postgres_ffi::start::control::control_file;
 use postgres_ffi::start::{Start, StartPoint, WalPlace};
 use postgres_ffi::{Lsn, TimeLineId};
 
-use crate::timeline::Timeline;
+use crate::timeline::metadata::ClusterFacts;
+use crate::timeline::{PgHistory, Timeline};
 use crate::wal::WalLayout;
 use contents::Contents;
+use standby::StandbyWal;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,26 +49,35 @@ pub struct BackupOptions {
     pub no_data: bool,
 }
 
-/// The PostgreSQL timeline that a server leaves, and the one that it begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PgTimelines {
-    /// The one that holds the LSN.
-    pub left: TimeLineId,
-    /// Content of that one's history file; empty for the first timeline of a cluster.
-    pub left_history: Vec<u8>,
-    /// The new one.
-    pub begun: TimeLineId,
+/// What the server becomes.
+pub enum Become {
+    /// A server of its own, on a PostgreSQL timeline that nobody else is on.
+    Clone {
+        /// That timeline.
+        pg_timeline_id: TimeLineId,
+    },
+    /// A standby, which goes on with the timeline's own WAL from where the backup ends.
+    Standby {
+        /// Where that WAL may lie.
+        layouts: Vec<WalLayout>,
+    },
+}
+
+/// The WAL that goes with a backup.
+enum BackupWal {
+    Made { start: Start, left: PgHistory, old_wal: Option<OldWal> },
+    Copied(StandbyWal),
 }
 
 /// A backup that was looked over and can be sent.
 pub struct BaseBackup {
     timeline: Arc<Timeline>,
     options: BackupOptions,
-    pg_timelines: PgTimelines,
+    branch_lsn: Lsn,
+    time: i64,
     place: WalPlace,
-    start: Start,
     control_file: ControlFile,
-    old_wal: Option<OldWal>,
+    wal: BackupWal,
     contents: Contents,
 }
 
@@ -78,62 +91,73 @@ pub struct BackupCounts {
 }
 
 impl BaseBackup {
-    /// Everything about a backup of `timeline` as of `end.lsn`, checked. Requires: that LSN can be read, and [`RecordEnd::find`] gave it.
+    /// Everything about a backup of `timeline` as of `end.lsn`, checked. `history` is that of the PostgreSQL timeline there.
+    /// Requires: the LSN can be read, and [`RecordEnd::find`] gave it.
     /// Errors: the LSN cannot be read; something that a server needs is not there.
     pub fn plan(
         timeline: Arc<Timeline>,
         end: RecordEnd,
-        pg_timelines: PgTimelines,
+        history: PgHistory,
+        becomes: Become,
         options: BackupOptions,
     ) -> Result<Self, BackupError> {
-        let branch_lsn = end.lsn;
-        let cluster = timeline.metadata().cluster.clone();
-        let place = WalPlace {
-            version: cluster.pg_version,
-            system_id: cluster.system_identifier,
-            segment_bytes: cluster.wal_segment_bytes,
-        };
+        let (branch_lsn, time) = (end.lsn, now_seconds());
+        let place = wal_place(&timeline.metadata().cluster);
         let read = |object, what| {
             timeline.object(object, branch_lsn)?.ok_or(BackupError::Missing { what, request_lsn: branch_lsn })
         };
-        let control_before = ControlFile::decode_as(place.version, &read(Object::ControlFile, "control file")?)?;
+        let before = ControlFile::decode_as(place.version, &read(Object::ControlFile, "control file")?)?;
         let counters = Checkpoint::decode(place.version, &read(Object::Checkpoint, "checkpoint")?)?;
-        let contents = Contents::list(&timeline, branch_lsn, &control_before)?;
-        checks::check(&timeline, branch_lsn, &counters, &control_before, &contents)?;
-        let prev_record = match &end.old_wal {
-            Some(old_wal) => old_wal.last_record(),
-            None => old_wal::filler(place, pg_timelines.left, branch_lsn).last_record_of_all(),
+        let (wal, control_file, two_phase_lsn) = match becomes {
+            Become::Clone { pg_timeline_id } => {
+                let prev_record = match &end.old_wal {
+                    Some(old_wal) => Some(old_wal.last_record()),
+                    None => old_wal::filler(place, history.timeline_id, branch_lsn).last_record_of_all(),
+                };
+                let prev_timeline_id = history.timeline_id;
+                let point = StartPoint { branch_lsn, timeline_id: pg_timeline_id, prev_timeline_id, prev_record, time };
+                let start = Start::new(place, point, &counters, &before)?;
+                let control_file = control_file(&before, &start);
+                (BackupWal::Made { start, left: history, old_wal: end.old_wal }, control_file, branch_lsn)
+            }
+            Become::Standby { layouts } => {
+                let redo_lsn = Lsn::new(counters.redo);
+                let wal = standby::find(&layouts, place, history, redo_lsn, branch_lsn, time)?;
+                let control_file = wal.start.control_file(&before);
+                // Replay brings those prepared later, and does not want to find them.
+                (BackupWal::Copied(wal), control_file, redo_lsn)
+            }
         };
-        let point = StartPoint {
-            branch_lsn,
-            timeline_id: pg_timelines.begun,
-            prev_timeline_id: pg_timelines.left,
-            prev_record,
-            time: now_seconds(),
-        };
-        let start = Start::new(place, point, &counters, &control_before)?;
-        let control_file = postgres_ffi::start::control::control_file(&control_before, &start);
-        Ok(BaseBackup { timeline, options, pg_timelines, place, start, control_file, old_wal: end.old_wal, contents })
+        let contents = Contents::list(&timeline, branch_lsn, two_phase_lsn, &before)?;
+        checks::check(&timeline, branch_lsn, &counters, &before, &contents)?;
+        Ok(BaseBackup { timeline, options, branch_lsn, time, place, control_file, wal, contents })
     }
 
     /// As of which LSN: the end of a record.
     pub fn branch_lsn(&self) -> Lsn {
-        self.start.point.branch_lsn
+        self.branch_lsn
     }
 
-    /// The PostgreSQL timeline that the server begins.
+    /// The PostgreSQL timeline that the server is on.
     pub fn pg_timeline_id(&self) -> TimeLineId {
-        self.pg_timelines.begun
+        match &self.wal {
+            BackupWal::Made { start, .. } => start.point.timeline_id,
+            BackupWal::Copied(wal) => wal.start.timeline_id,
+        }
     }
 
     /// Bytes of the archive before compression, about: headers and padding are not counted.
     pub fn bytes_estimated(&self) -> u64 {
-        self.contents.bytes(self.options.no_data) + u64::from(self.place.segment_bytes)
+        let segment_count = match &self.wal {
+            BackupWal::Made { .. } => 1,
+            BackupWal::Copied(wal) => wal.segment_count(),
+        };
+        self.contents.bytes(self.options.no_data) + segment_count * u64::from(self.place.segment_bytes)
     }
 
     /// The WAL in front of the LSN in its segment is the timeline's own, not filler.
     pub fn has_old_wal(&self) -> bool {
-        self.old_wal.is_some()
+        !matches!(self.wal, BackupWal::Made { old_wal: None, .. })
     }
 }
 
@@ -142,11 +166,20 @@ impl RecordEnd {
     /// that has its WAL; else `request_lsn` aligned down, in which case no record is known that ends there.
     pub fn find(layouts: &[WalLayout], place: WalPlace, request_lsn: Lsn) -> Result<Self, BackupError> {
         for layout in layouts {
-            if let Some(found) = old_wal::find(layout, place, request_lsn)? {
+            if let Some(found) = old_wal::find(layout, request_lsn)? {
                 return Ok(found);
             }
         }
         Ok(RecordEnd { lsn: place.record_end_at_or_before(request_lsn), old_wal: None })
+    }
+}
+
+/// Where WAL of a cluster stands.
+pub fn wal_place(cluster: &ClusterFacts) -> WalPlace {
+    WalPlace {
+        version: cluster.pg_version,
+        system_id: cluster.system_identifier,
+        segment_bytes: cluster.wal_segment_bytes,
     }
 }
 

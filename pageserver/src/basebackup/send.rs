@@ -7,12 +7,13 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use keyenc::{Key, Object};
 use postgres_ffi::rel::SLRU_PAGES_PER_SEGMENT;
-use postgres_ffi::start::{files, history, origins};
+use postgres_ffi::start::{WalPlace, files, history, origins, standby};
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, RelTag};
 
 use super::archive::Archive;
 use super::page_stream::PageStream;
-use super::{BackupCounts, BackupError, BaseBackup, config_files, old_wal};
+use super::standby::StandbyWal;
+use super::{BackupCounts, BackupError, BackupWal, BaseBackup, config_files, old_wal};
 use crate::import::layout::RELSEG_BLOCKS;
 use crate::timeline::DatabaseTag;
 use crate::wal::names::{history_file_name, segment_file_name};
@@ -30,7 +31,7 @@ impl BaseBackup {
     }
 
     fn send_archive<W: Write>(&mut self, output: W) -> Result<(W, BackupCounts), BackupError> {
-        let mut archive = Archive::new(output, u64::try_from(self.start.point.time).unwrap_or_default());
+        let mut archive = Archive::new(output, u64::try_from(self.time).unwrap_or_default());
         self.send_configuration(&mut archive)?;
         self.send_databases(&mut archive)?;
         let page_count = self.send_pages(&mut archive)?;
@@ -155,28 +156,46 @@ impl BaseBackup {
 
     /// The segment of the checkpoint, the next one if the record runs into it, and the history.
     fn send_wal(&mut self, archive: &mut Archive<impl Write>) -> Result<(), BackupError> {
-        let segment_bytes = u64::from(self.place.segment_bytes);
+        let place = self.place;
+        let segment_bytes = u64::from(place.segment_bytes);
         let branch_lsn = self.branch_lsn();
-        let timeline_id = self.pg_timelines.begun;
-        let front: Box<dyn Read> = match self.old_wal.take() {
-            Some(old_wal) => Box::new(old_wal.into_segment_front(self.place)),
-            None => Box::new(old_wal::filler(self.place, self.pg_timelines.left, branch_lsn)),
+        let timeline_id = self.pg_timeline_id();
+        let (start, left, old_wal) = match &mut self.wal {
+            BackupWal::Made { start, left, old_wal } => (start, left, old_wal),
+            BackupWal::Copied(wal) => return send_copied(archive, wal, place),
+        };
+        let front: Box<dyn Read> = match old_wal.take() {
+            Some(old_wal) => Box::new(old_wal.into_segment_front(place)),
+            None => Box::new(old_wal::filler(place, left.timeline_id, branch_lsn)),
         };
         let room = segment_bytes - branch_lsn.segment_offset(segment_bytes);
-        let (here, next) = self.start.wal.split_at(self.start.wal.len().min(room as usize));
+        let (here, next) = start.wal.split_at(start.wal.len().min(room as usize));
         let path = |lsn: Lsn| {
-            let name = segment_file_name(timeline_id, lsn.segment_no(segment_bytes), self.place.segment_bytes);
+            let name = segment_file_name(timeline_id, lsn.segment_no(segment_bytes), place.segment_bytes);
             format!("pg_wal/{name}")
         };
         archive.stream(&path(branch_lsn), segment_bytes, front.chain(here).chain(io::repeat(0)))?;
         if !next.is_empty() {
-            archive.stream(&path(self.start.end_lsn), segment_bytes, Read::chain(next, io::repeat(0)))?;
+            archive.stream(&path(start.end_lsn), segment_bytes, Read::chain(next, io::repeat(0)))?;
         }
         let reason = format!("base backup by the page server of {}", self.timeline.metadata().name);
-        let content =
-            history::history_content(&self.pg_timelines.left_history, self.pg_timelines.left, branch_lsn, &reason);
+        let content = history::history_content(&left.content, left.timeline_id, branch_lsn, &reason);
         archive.file(&format!("pg_wal/{}", history_file_name(timeline_id)), &content)
     }
+}
+
+/// What a standby needs: the segments as they are, the history of their timeline, label and signal.
+fn send_copied(archive: &mut Archive<impl Write>, wal: &mut StandbyWal, place: WalPlace) -> Result<(), BackupError> {
+    let mut first_name = None;
+    for (name, contents) in wal.files(place) {
+        archive.stream(&format!("pg_wal/{name}"), place.segment_bytes.into(), contents)?;
+        first_name.get_or_insert(name);
+    }
+    if !wal.history.content.is_empty() {
+        archive.file(&format!("pg_wal/{}", history_file_name(wal.start.timeline_id)), &wal.history.content)?;
+    }
+    archive.file(standby::LABEL_PATH, wal.start.label(&first_name.unwrap_or_default()).as_bytes())?;
+    archive.file(standby::SIGNAL_PATH, b"")
 }
 
 /// Pages as files.

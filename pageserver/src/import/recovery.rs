@@ -100,13 +100,12 @@ mod tests {
     use super::*;
 
     fn control_file(state: DbState) -> ControlFile {
-        let checkpoint = Checkpoint { redo: 0x200_0028, this_tli: 2, prev_tli: 2, ..Checkpoint::default() };
-        ControlFile {
-            state,
-            checkpoint_lsn: Lsn::new(0x200_0060),
-            checkpoint_copy: checkpoint.encode(PgVersion::V17),
-            ..ControlFile::decode(include_bytes!("../../../postgres_ffi/tests/data/control/pg_control.17")).unwrap()
-        }
+        let real = include_bytes!("../../../postgres_ffi/tests/data/control/pg_control.17");
+        let real = ControlFile::decode(real).unwrap();
+        let checkpoint = Checkpoint::decode(PgVersion::V17, &real.checkpoint_copy).unwrap();
+        let checkpoint = Checkpoint { redo: 0x200_0028, this_tli: 2, prev_tli: 2, ..checkpoint };
+        let checkpoint_copy = checkpoint.encode(PgVersion::V17);
+        ControlFile { state, checkpoint_lsn: Lsn::new(0x200_0060), checkpoint_copy, ..real }
     }
 
     const LABEL: BackupLabel = BackupLabel {

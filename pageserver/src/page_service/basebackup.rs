@@ -33,6 +33,8 @@ pub struct BackupRequest {
     pub gzip: bool,
     /// Without relation forks, but for init forks.
     pub no_data: bool,
+    /// For a standby of who writes the timeline.
+    pub standby: bool,
 }
 
 /// What is told before the first byte.
@@ -40,7 +42,7 @@ pub struct BackupRequest {
 pub struct BackupBegin {
     /// The LSN taken: a record's end.
     pub branch_lsn: Lsn,
-    /// The PostgreSQL timeline that a server begins.
+    /// The PostgreSQL timeline that a server begins; that a standby is on.
     pub pg_timeline_id: TimeLineId,
     /// Bytes of the archive before compression, about.
     pub bytes_estimated: u64,

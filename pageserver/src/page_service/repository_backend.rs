@@ -115,7 +115,8 @@ impl From<BackupError> for BackendError {
     fn from(error: BackupError) -> Self {
         let kind = match error {
             BackupError::Read(error) => return error.into(),
-            BackupError::Start(_) => BackendErrorKind::InvalidRequest,
+            BackupError::Start(_) | BackupError::StandbyWalGone { .. } => BackendErrorKind::InvalidRequest,
+            BackupError::StandbyTooEarly { .. } | BackupError::StandbyAcrossSwitch { .. } => BackendErrorKind::NotYet,
             BackupError::Missing { .. }
             | BackupError::PreparedInFuture { .. }
             | BackupError::SlruPageMissing { .. }
@@ -177,7 +178,7 @@ impl RepositoryBackend for Repository {
         let request_lsn = request.request_lsn.unwrap_or_else(|| Timeline::last_record_lsn(&timeline));
         let options = BackupOptions { gzip: request.gzip, no_data: request.no_data };
         let begun = Instant::now();
-        let backup = self.plan_base_backup(timeline, request_lsn, options)?;
+        let backup = self.plan_base_backup(timeline, request_lsn, request.standby, options)?;
         let begin = BackupBegin {
             branch_lsn: backup.branch_lsn(),
             pg_timeline_id: backup.pg_timeline_id(),

@@ -14,15 +14,22 @@ use super::recover::{Pieces, newest_of_each_number};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordAt {
     /// A record ends exactly there.
-    End,
+    End {
+        /// Its start.
+        record_lsn: Lsn,
+    },
     /// It is inside of a record, which ends here.
     Inside {
+        /// Its start.
+        record_lsn: Lsn,
         /// Its end.
         end_lsn: Lsn,
     },
     /// It is behind a record's end and before the next one's first byte: in a page header or in front of it.
     Between {
-        /// The end of the record before.
+        /// The start of the record before.
+        record_lsn: Lsn,
+        /// Its end.
         end_lsn: Lsn,
     },
 }
@@ -63,12 +70,16 @@ impl WalLayout {
             decoder.feed(piece?);
             loop {
                 match decoder.next_record() {
-                    Ok(Some((_, end_lsn, _))) if end_lsn < lsn => before = Some(end_lsn),
-                    Ok(Some((_, end_lsn, _))) if end_lsn == lsn => return Ok(Some(RecordAt::End)),
-                    Ok(Some((start_lsn, end_lsn, _))) if start_lsn < lsn => {
-                        return Ok(Some(RecordAt::Inside { end_lsn }));
+                    Ok(Some((record_lsn, end_lsn, _))) if end_lsn < lsn => before = Some((record_lsn, end_lsn)),
+                    Ok(Some((record_lsn, end_lsn, _))) if end_lsn == lsn => {
+                        return Ok(Some(RecordAt::End { record_lsn }));
                     }
-                    Ok(Some(_)) => return Ok(before.map(|end_lsn| RecordAt::Between { end_lsn })),
+                    Ok(Some((record_lsn, end_lsn, _))) if record_lsn < lsn => {
+                        return Ok(Some(RecordAt::Inside { record_lsn, end_lsn }));
+                    }
+                    Ok(Some(_)) => {
+                        return Ok(before.map(|(record_lsn, end_lsn)| RecordAt::Between { record_lsn, end_lsn }));
+                    }
                     Ok(None) => break,
                     // Damaged, or the end: whoever reads WAL for its records tells that.
                     Err(_) => return Ok(None),
@@ -121,14 +132,17 @@ mod tests {
             let index = records.partition_point(|(_, end_lsn)| *end_lsn < lsn);
             let Some((record_lsn, end_lsn)) = records.get(index).copied() else { return };
             let expect = match index.checked_sub(1) {
-                _ if end_lsn == lsn => Some(RecordAt::End),
-                _ if record_lsn < lsn => Some(RecordAt::Inside { end_lsn }),
-                Some(before) => Some(RecordAt::Between { end_lsn: records[before].1 }),
+                _ if end_lsn == lsn => Some(RecordAt::End { record_lsn }),
+                _ if record_lsn < lsn => Some(RecordAt::Inside { record_lsn, end_lsn }),
+                Some(before) => {
+                    let (record_lsn, end_lsn) = records[before];
+                    Some(RecordAt::Between { record_lsn, end_lsn })
+                }
                 None => None,
             };
             assert_eq!(layout.record_at(lsn).unwrap(), expect, "{lsn}");
             match expect {
-                Some(RecordAt::End) => kinds[0] += 1,
+                Some(RecordAt::End { .. }) => kinds[0] += 1,
                 Some(RecordAt::Inside { .. }) => kinds[1] += 1,
                 Some(RecordAt::Between { .. }) => kinds[2] += 1,
                 None => {}
@@ -153,11 +167,11 @@ mod tests {
         assert!(kinds[0] > 50 && kinds[1] > 50 && kinds[2] > 3, "{kinds:?}");
 
         // Without the first file nothing is told of it, and of what goes on from it.
-        let (_, last_end_lsn) = *records.last().unwrap();
+        let (last_record_lsn, last_end_lsn) = *records.last().unwrap();
         let second_lsn = Lsn::new(start_lsn.as_u64() + u64::from(SEGMENT_BYTES));
         assert!(log.remove_below(second_lsn).unwrap() > 0);
         assert_eq!(layout.record_at(records[3].1).unwrap(), None);
-        assert_eq!(layout.record_at(last_end_lsn).unwrap(), Some(RecordAt::End));
+        assert_eq!(layout.record_at(last_end_lsn).unwrap(), Some(RecordAt::End { record_lsn: last_record_lsn }));
         let continued = records.iter().find(|(start_lsn, end_lsn)| *start_lsn < second_lsn && second_lsn < *end_lsn);
         if let Some((_, end_lsn)) = continued {
             assert_eq!(layout.record_at(Lsn::new(end_lsn.as_u64() - 8)).unwrap(), None);

@@ -11,7 +11,7 @@
 //!
 //! In reading order: records ([`record`]) on pages ([`pages`]), the checkpoint ([`checkpoint`]), what comes before it ([`filler`]), the files
 //! beside the WAL ([`control`], [`history`], [`files`], [`origins`],
-//! [`tablespaces`]).
+//! [`tablespaces`]). [`standby`] is another way to start, with nothing made up.
 
 pub mod record;
 
@@ -30,6 +30,8 @@ pub mod files;
 pub mod origins;
 
 pub mod tablespaces;
+
+pub mod standby;
 
 #[cfg(test)]
 mod tests;

@@ -33,6 +33,9 @@ struct Arguments {
     /// Clones that are checked at once
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+    /// Times that page server or computes are killed while a tree of branches grows
+    #[arg(long, default_value_t = 10)]
+    kills: usize,
 }
 
 fn main() -> ExitCode {
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         kinds: None,
         load: Duration::from_secs(arguments.load),
         jobs: arguments.jobs,
+        kills: arguments.kills,
     };
     println!("seed: {}", plan.seed);
     let (mut table, mut checked, mut failures) = (Vec::new(), 0, 0);

@@ -58,16 +58,17 @@ pub struct Cloned {
 }
 
 impl Cloned {
-    /// From a base backup of `timeline` as of `request_lsn`; started.
+    /// From a base backup of `timeline` as of `request_lsn`, its last record without; started.
     pub fn start(
         page_server: &PageServer,
         timeline: &str,
-        request_lsn: Lsn,
+        request_lsn: Option<Lsn>,
         version: PgVersion,
         dir: &TestDir,
     ) -> Result<Self> {
         let mut client = Client::connect(&ClientConfig::new(format!("127.0.0.1:{}", page_server.port())))?;
-        let archive = client.copy_out(&format!("BASEBACKUP {timeline} '{request_lsn}'"))?;
+        let lsn = request_lsn.map(|lsn| format!(" '{lsn}'")).unwrap_or_default();
+        let archive = client.copy_out(&format!("BASEBACKUP {timeline}{lsn}"))?;
         let begin: Option<BackupBegin> = archive.notices().iter().find_map(|notice| notice.parse().ok());
         let branch_lsn = begin.context("the backup does not say what it is of")?.branch_lsn;
         let mut server = backup_server::unpacked(dir, version, archive)?;
@@ -88,6 +89,13 @@ impl Cloned {
         let lines: Vec<&str> = log.lines().filter(is_alarming).filter(|line| !is_ours(line)).collect();
         ensure!(lines.is_empty(), "in its log: {lines:#?}");
         Ok(())
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        let log = self.server.log().unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
     /// Every marker that was committed at or before the LSN is there, and no other. How many.

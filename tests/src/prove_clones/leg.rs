@@ -1,12 +1,12 @@
 //! One leg: one version of PostgreSQL, from the empty cluster to the last clone.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use postgres_ffi::{Lsn, PgVersion};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -17,6 +17,7 @@ use super::markers::{Markers, Writers};
 use super::moments::{self, Kind, Moment};
 use super::primary::{self, Restless};
 use super::recovery::Base;
+use super::tree::run_tree;
 use super::wal_history::{WalHistory, WalSource};
 use crate::prove::{Load, Narrator};
 use crate::workload::Target;
@@ -68,15 +69,15 @@ pub struct Plan {
     pub load: Duration,
     /// Clones that are checked at once.
     pub jobs: usize,
+    /// Times that page server or computes are killed while a tree of branches grows.
+    pub kills: usize,
 }
 
 /// A clone and what became of it.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Its LSN, and why.
-    pub moment: Moment,
-    /// The LSN that the page server took.
-    pub branch_lsn: Option<Lsn>,
+    /// What it is a clone of.
+    pub subject: String,
     /// What was seen, in words; or the failure.
     pub outcome: Result<String, String>,
     /// How long the checks took.
@@ -86,11 +87,10 @@ pub struct Row {
 impl fmt::Display for Row {
     /// One line, more for a failure.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Row { moment: Moment { kind, request_lsn, .. }, branch_lsn, outcome, duration } = self;
-        let taken = branch_lsn.map_or_else(|| "no clone".to_owned(), |lsn| lsn.to_string());
+        let Row { subject, outcome, duration } = self;
         let word = if outcome.is_ok() { "good" } else { "FAILED" };
         let seen = outcome.as_ref().unwrap_or_else(|failure| failure);
-        write!(f, "{word}: {request_lsn} ({taken}), {kind}: {seen}; {:.1} s", duration.as_secs_f64())
+        write!(f, "{word}: {subject}: {seen}; {:.1} s", duration.as_secs_f64())
     }
 }
 
@@ -131,10 +131,10 @@ pub fn run_leg(leg: Leg, plan: &Plan) -> Result<Summary> {
     }
     let mut recovered: Vec<bool> = (0..moments.len()).map(|index| index < plan.recoveries).collect();
     recovered.shuffle(&mut rng);
-    let queue: VecDeque<(Moment, bool)> = moments.into_iter().zip(recovered).collect();
-    let rows = course.check_all(queue, plan, narrator);
-    let result = rows.map(|rows| Summary { rows, load: course.load.clone() });
-    course.finish(result)
+    let rows = course.check_all(moments.into_iter().zip(recovered).collect(), plan, narrator);
+    let mut summary = course.finish(rows)?;
+    summary.rows.extend(run_tree(leg.version, plan.seed, plan.kills, narrator).context("the tree of branches")?);
+    Ok(summary)
 }
 
 /// The servers of a leg after the load, and what is known. Dropped in this order: the page server before its primary.
@@ -198,42 +198,43 @@ impl Course {
         Ok(Course { leg, dir: dir.clone(), page_server, primary, base, history, markers, load, first_lsn, last_lsn })
     }
 
-    /// Checks a clone of each moment, several at once.
-    fn check_all(&self, queue: VecDeque<(Moment, bool)>, plan: &Plan, narrator: Narrator) -> Result<Vec<Row>> {
+    /// Checks a clone of each moment, several at once. Rows in the order of the moments.
+    fn check_all(&self, moments: Vec<(Moment, bool)>, plan: &Plan, narrator: Narrator) -> Vec<Row> {
         let known = Known { history: &self.history, markers: &self.markers, scale: plan.scale };
-        let (queue, rows) = (Mutex::new(queue), Mutex::new(Vec::new()));
+        let queue = Mutex::new(moments.into_iter().enumerate());
+        let rows = Mutex::new(BTreeMap::new());
         thread::scope(|scope| {
             for _ in 0..plan.jobs {
                 scope.spawn(|| {
                     loop {
-                        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                        let Some((moment, recovered)) = next else { return };
+                        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                        let Some((index, (moment, recovered))) = next else { return };
                         let row = self.check_one(moment, recovered, &known);
                         narrator.say(&row);
-                        rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
+                        rows.lock().unwrap_or_else(PoisonError::into_inner).insert(index, row);
                     }
                 });
             }
         });
-        let mut rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
-        rows.sort_by_key(|row| row.moment.request_lsn);
-        Ok(rows)
+        rows.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
     }
 
     fn check_one(&self, moment: Moment, recovered: bool, known: &Known<'_>) -> Row {
         let started = Instant::now();
-        let mut branch_lsn = None;
-        let outcome = Cloned::start(&self.page_server, TIMELINE, moment.request_lsn, self.leg.version, &self.dir)
-            .and_then(|mut cloned| {
-                branch_lsn = Some(cloned.branch_lsn);
-                let checked = self.check_clone(&mut cloned, moment, recovered, known);
-                let log = cloned.server.log().unwrap_or_default();
-                let tail = log.lines().rev().take(30).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>();
-                let checked = checked.with_context(|| format!("end of the clone's log:\n{}\n", tail.join("\n")));
-                cloned.server.remove().and(checked)
-            });
-        let outcome = outcome.map_err(|error| format!("{error:#}"));
-        Row { moment, branch_lsn, outcome, duration: started.elapsed() }
+        let mut taken = "no clone".to_owned();
+        let request_lsn = Some(moment.request_lsn);
+        let cloned = Cloned::start(&self.page_server, TIMELINE, request_lsn, self.leg.version, &self.dir);
+        let outcome = cloned.and_then(|mut cloned| {
+            taken = cloned.branch_lsn.to_string();
+            let checked = self.check_clone(&mut cloned, moment, recovered, known);
+            let checked = checked.with_context(|| format!("end of the clone's log:\n{}\n", cloned.log_tail()));
+            cloned.server.remove().and(checked)
+        });
+        Row {
+            subject: format!("{} ({taken}), {}", moment.request_lsn, moment.kind),
+            outcome: outcome.map_err(|error| format!("{error:#}")),
+            duration: started.elapsed(),
+        }
     }
 
     fn check_clone(&self, cloned: &mut Cloned, moment: Moment, recovered: bool, known: &Known<'_>) -> Result<String> {
@@ -270,13 +271,11 @@ impl Course {
     }
 
     /// The page server's log must be clean as well.
-    fn finish(mut self, result: Result<Summary>) -> Result<Summary> {
+    fn finish(mut self, rows: Vec<Row>) -> Result<Summary> {
         let lines = self.page_server.unexpected_log_lines();
         self.page_server.ignore_log();
-        if result.is_ok() && !lines.is_empty() {
-            bail!("unexpected in the page server's log:\n{}", lines.join("\n"));
-        }
-        result
+        ensure!(lines.is_empty(), "unexpected in the page server's log:\n{}", lines.join("\n"));
+        Ok(Summary { rows, load: self.load })
     }
 }
 

@@ -5,6 +5,7 @@
 //!   ([`markers`]), then LSNs chosen by looking at the WAL ([`wal_history`], [`moments`]), and at each a clone with everything that is asked of it
 //!   ([`clone`]), held against a recovery of PostgreSQL's own to the same LSN ([`recovery`], [`contents`]).
 //! - What is known of an LSN comes from the primary's WAL and from the primary's answers, never from the page server.
+//! - A tree of branches with computes that write while page server and computes are killed ends each leg ([`tree`]).
 //! - A clone that fails a check is reported and counted; the others are checked all the same.
 //! - What is random follows from a seed, which is printed. How it interleaves with the load does not.
 
@@ -21,6 +22,8 @@ mod contents;
 mod recovery;
 
 mod clone;
+
+mod tree;
 
 mod leg;
 

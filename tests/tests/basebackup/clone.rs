@@ -22,6 +22,7 @@ pub fn check_start_log(clone: &Postgres) -> Result<()> {
         "the database system is starting up",
         "the database system is not yet accepting connections",
         "terminating connection due to administrator command",
+        "terminating walreceiver process due to administrator command",
     ];
     let is_ours = |line: &&str| OURS.iter().any(|text| line.contains(text));
     let lines: Vec<&str> = log.lines().filter(alarming).filter(|line| !is_ours(line)).collect();

@@ -11,6 +11,8 @@ mod primary;
 
 mod archive;
 mod positions;
+mod refusals;
+mod standby;
 mod starts;
 
 use postgres_ffi::PgVersion;

@@ -173,7 +173,7 @@ fn wal_files(followed: &Followed) -> Result<Vec<String>> {
 }
 
 /// Writes until the WAL of `lsn` is gone from the page server's disk.
-fn age_out(followed: &Followed, lsn: Lsn) -> Result<()> {
+pub fn age_out(followed: &Followed, lsn: Lsn) -> Result<()> {
     let segment_no = lsn.segment_no(SEGMENT_BYTES);
     wait_until("old WAL to be removed", Duration::from_secs(120), || {
         followed.primary.execute("SELECT pg_logical_emit_message(false, 'p', repeat('x', 700000))")?;

@@ -23,7 +23,7 @@ use super::record::{self, Progress, Record};
 use super::settings::{Auth, Choices, conninfo_value};
 use super::undo::Made;
 use super::unpack::{self, Unpacked};
-use super::{binaries, postmaster, settings, superuser};
+use super::{binaries, postmaster, settings, standby, superuser};
 use crate::connect::ServerArgs;
 use crate::output::Output;
 
@@ -56,6 +56,13 @@ pub struct Create {
     /// Commits do not wait until the page server has them: faster, and the last ones are lost with the compute
     #[arg(long)]
     asynchronous: bool,
+    /// Make a hot standby, which follows the server that the branch follows: for reading. It begins with the branch's last record and leaves the
+    /// branch alone
+    #[arg(long, conflicts_with_all = ["lsn", "time", "asynchronous"])]
+    standby: bool,
+    /// Primary of the standby, as libpq's connection string; the compute on the branch without. It must keep WAL for the standby (wal_keep_size)
+    #[arg(long, value_name = "CONNINFO", requires = "standby")]
+    primary: Option<String>,
     /// How it makes sure who connects over TCP
     #[arg(long, value_enum, default_value = "trust")]
     auth: Auth,
@@ -111,6 +118,7 @@ struct Report {
     /// Process id; none when it was not started.
     pid: Option<i32>,
     synchronous: bool,
+    standby: bool,
     base_backup_files: u64,
     base_backup_bytes: u64,
     branch_ms: u64,
@@ -135,17 +143,18 @@ struct Phases {
 struct Others(Vec<(ComputeName, Place, Result<Record>)>);
 
 impl Others {
-    fn find(&self, is_it: impl Fn(&Record) -> bool) -> Option<&ComputeName> {
-        self.0.iter().find(|(_, _, record)| record.as_ref().is_ok_and(&is_it)).map(|found| &found.0)
+    fn find(&self, is_it: impl Fn(&Record) -> bool) -> Option<(&Place, &Record)> {
+        let mut readable = self.0.iter().filter_map(|(_, place, record)| Some((place, record.as_ref().ok()?)));
+        readable.find(|(_, record)| is_it(record))
     }
 
     fn of_port(&self, port: u16) -> Option<&ComputeName> {
-        self.find(|record| record.port == port)
+        self.find(|record| record.port == port).map(|(_, record)| &record.name)
     }
 
     /// Whose WAL goes, or will go, into this branch.
-    fn of_branch(&self, branch_id: &str) -> Option<&ComputeName> {
-        self.find(|record| record.branch_id.as_deref() == Some(branch_id))
+    fn on_branch(&self, branch_id: &str) -> Option<(&Place, &Record)> {
+        self.find(|record| record.branch_id.as_deref() == Some(branch_id) && record.standby_of.is_none())
     }
 }
 
@@ -213,10 +222,15 @@ impl Create {
             run_as: owner.run_as(),
             role: self.user.clone(),
             start_lsn: None,
-            synchronous: !self.asynchronous,
+            synchronous: !self.asynchronous && !self.standby,
             auth: self.auth,
+            standby_of: self.standby.then(|| self.primary_conninfo(&others, &source)).transpose()?,
         };
         Ok(Plan { place, owner, source, make_branch, record })
+    }
+
+    fn primary_conninfo(&self, others: &Others, source: &Branch) -> Result<String> {
+        standby::primary_conninfo(self.primary.as_deref(), others.on_branch(&source.id))
     }
 
     fn start_at(&self) -> StartAt {
@@ -228,11 +242,14 @@ impl Create {
     }
 
     fn reason_for_a_branch(&self, source: &Branch, others: &Others) -> Option<String> {
+        if self.standby {
+            return None;
+        }
         match self.start_at() {
             StartAt::Lsn(_) => Some("for the LSN".to_owned()),
             StartAt::Time(_) => Some("for the time".to_owned()),
-            StartAt::End => match others.of_branch(&source.id) {
-                Some(name) => Some(format!("since compute {name} is on that one")),
+            StartAt::End => match others.on_branch(&source.id) {
+                Some((_, other)) => Some(format!("since compute {} is on that one", other.name)),
                 None if source.follows() => Some("since that one follows another server".to_owned()),
                 None => None,
             },
@@ -280,7 +297,8 @@ impl Create {
     ) -> Result<(Phases, Unpacked, Option<i32>)> {
         let mut phases = Phases::default();
         let branch_id = timed(&mut phases.branch, || self.branch_id(plan, page_server, made))?;
-        let unpacked = timed(&mut phases.base_backup, || take_base_backup(&plan.place, page_server, &branch_id))?;
+        let unpacked =
+            timed(&mut phases.base_backup, || take_base_backup(&plan.place, page_server, &branch_id, self.standby))?;
         timed(&mut phases.configure, || self.configure(plan))?;
         if self.no_start {
             plan.record.progress = Progress::Ready;
@@ -290,16 +308,23 @@ impl Create {
         made.process = true;
         let pid = timed(&mut phases.start, || postmaster::start(&plan.place, &plan.record, self.timeout))?;
         timed(&mut phases.follow, || {
+            if self.standby {
+                return standby::wait_until_streaming(&plan.place, &plan.record, self.timeout());
+            }
             let branch = page_server.branch(&branch_id)?;
             ensure!(!branch.follows(), "branch {} follows another server since a moment ago", branch.name);
             made.followed_id = Some(branch_id.clone());
             page_server.follow(&branch_id, &conninfo_for_page_server(&plan.place, &plan.record)?)?;
             let started_lsn = postmaster::control_file(&plan.place, plan.record.pg_version)?.checkpoint_lsn;
-            page_server.wait_until_streaming(&branch_id, started_lsn, Duration::from_secs(self.timeout.into()))
+            page_server.wait_until_streaming(&branch_id, started_lsn, self.timeout())
         })?;
         plan.record.progress = Progress::Ready;
         plan.record.save(&plan.place)?;
         Ok((phases, unpacked, Some(pid)))
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout.into())
     }
 
     /// Id of the branch that the compute is on; made first if it has to be.
@@ -324,12 +349,20 @@ impl Create {
     fn configure(&self, plan: &mut Plan) -> Result<()> {
         let place = &plan.place;
         let control = postmaster::control_file(place, plan.record.pg_version)?;
-        plan.record.start_lsn = Some(start_lsn(place, &control)?);
+        plan.record.start_lsn = match self.standby {
+            true => control.min_recovery_lsn,
+            false => Some(start_lsn(place, &control)?),
+        };
         if plan.record.role.is_none() {
             plan.record.role = Some(superuser::find(&place.data(), plan.record.pg_version)?);
         }
-        let choices =
-            Choices { port: plan.record.port, synchronous: !self.asynchronous, auth: self.auth, fsync: !self.no_sync };
+        let choices = Choices {
+            port: plan.record.port,
+            synchronous: plan.record.synchronous,
+            auth: self.auth,
+            standby_of: plan.record.standby_of.as_deref(),
+            fsync: !self.no_sync,
+        };
         settings::write(place, &control, &choices)?;
         plan.record.save(place)?;
         plan.owner.take_over(place.root())?;
@@ -355,6 +388,7 @@ impl Create {
             directory: plan.place.root().to_owned(),
             pid,
             synchronous: plan.record.synchronous,
+            standby: self.standby,
             base_backup_files: unpacked.files,
             base_backup_bytes: unpacked.bytes,
             branch_ms: ms(phases.branch),
@@ -368,7 +402,7 @@ impl Create {
 }
 
 /// Where people connect to.
-fn conninfo(place: &Place, record: &Record) -> String {
+pub fn conninfo(place: &Place, record: &Record) -> String {
     let role = record.role.as_deref().unwrap_or_default();
     let (host, port) = (conninfo_value(&record.auth.host(place)), record.port);
     format!("host={host} port={port} user={} dbname=postgres", conninfo_value(role))
@@ -381,10 +415,14 @@ impl std::fmt::Display for Report {
             writeln!(f, "branch {} was made off {made_off} at {start_lsn}, {}", self.branch, self.made_since)?;
         }
         let state = if self.pid.is_some() { "runs" } else { "is made, not started" };
-        let waits = if self.synchronous { "" } else { ", asynchronous" };
+        let kind = match (self.standby, self.synchronous) {
+            (true, _) => ", a hot standby",
+            (false, true) => "",
+            (false, false) => ", asynchronous",
+        };
         writeln!(
             f,
-            "compute {} {state}: PostgreSQL {} on branch {} from {start_lsn} on{waits}",
+            "compute {} {state}: PostgreSQL {} on branch {} from {start_lsn} on{kind}",
             self.name, self.pg_version, self.branch
         )?;
         writeln!(f, "connect:   psql \"{}\"", self.conninfo)?;
@@ -410,10 +448,10 @@ fn timed<T>(time: &mut Duration, step: impl FnOnce() -> Result<T>) -> Result<T> 
     done
 }
 
-fn take_base_backup(place: &Place, page_server: &mut PageServer, branch_id: &str) -> Result<Unpacked> {
+fn take_base_backup(place: &Place, page_server: &mut PageServer, branch_id: &str, standby: bool) -> Result<Unpacked> {
     let progress = indicatif::ProgressBar::no_length(); // Shown at a terminal only.
     progress.set_style(indicatif::ProgressStyle::with_template("base backup: {bytes}, {bytes_per_sec}")?);
-    let tar = page_server.base_backup(branch_id)?;
+    let tar = page_server.base_backup(branch_id, standby)?;
     let unpacked = unpack::unpack(tar, place, &mut |bytes| progress.inc(bytes));
     progress.finish_and_clear();
     unpacked

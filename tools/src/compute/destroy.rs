@@ -120,6 +120,11 @@ impl Destroy {
             remove_directory(place)?;
             return Ok(String::new());
         };
+        if record.standby_of.is_some() {
+            postmaster::stop(place, record, Mode::Immediate, self.timeout)?;
+            remove_directory(place)?;
+            return Ok(String::new());
+        }
         // Asked before anything ends: what cannot be handed over should not be stopped.
         let mut page_server = self.unless_forced(PageServer::connect(server))?;
         if let Some(page_server) = &mut page_server

@@ -6,7 +6,7 @@
 //! - What fails is undone.
 //!
 //! In reading order: names and places ([`place`]), `compute.json` ([`record`]), who runs it ([`owner`]), which programs ([`binaries`]), the page
-//! server's side ([`page_server`]), the data directory ([`unpack`], [`settings`], [`superuser`]), the process ([`postmaster`]), then the
+//! server's side ([`page_server`]), the data directory ([`unpack`], [`settings`], [`superuser`]), the process ([`postmaster`]), hot standbys ([`standby`]), then the
 //! commands ([`create`], [`start`], [`stop`], [`list`], [`psql`], [`destroy`]).
 
 pub mod place;
@@ -26,6 +26,8 @@ pub mod settings;
 pub mod superuser;
 
 pub mod postmaster;
+
+pub mod standby;
 
 pub mod create;
 pub mod undo;

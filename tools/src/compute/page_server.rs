@@ -93,9 +93,9 @@ impl PageServer {
         self.run(&format!("TIMELINE UNFOLLOW {}", quote(branch_id)))
     }
 
-    /// A base backup of the branch at its last record, as a tar.
-    pub fn base_backup(&mut self, branch_id: &str) -> Result<impl Read + '_> {
-        let command = format!("BASEBACKUP {}", quote(branch_id));
+    /// A base backup of the branch at its last record, as a tar. `standby`: for a server that goes on replaying.
+    pub fn base_backup(&mut self, branch_id: &str, standby: bool) -> Result<impl Read + '_> {
+        let command = format!("BASEBACKUP {}{}", quote(branch_id), if standby { " --standby" } else { "" });
         Ok(self.client.copy_out(&command)?)
     }
 
@@ -182,9 +182,14 @@ impl Branch {
 
 /// Where the page server finds the compute in `place`.
 pub fn conninfo_for_page_server(place: &Place, record: &Record) -> Result<String> {
+    conninfo_for(place, record, APPLICATION_NAME)
+}
+
+/// Where a server that streams finds the compute in `place`.
+pub fn conninfo_for(place: &Place, record: &Record, application_name: &str) -> Result<String> {
     let role = record.role.as_deref().context("the compute has no role yet")?;
     Ok(format!(
-        "host={} port={} user={} application_name={APPLICATION_NAME}",
+        "host={} port={} user={} application_name={application_name}",
         conninfo_value(&record.auth.host(place)),
         record.port,
         conninfo_value(role)

@@ -67,6 +67,8 @@ pub struct Record {
     pub synchronous: bool,
     /// How it makes sure who connects over TCP.
     pub auth: Auth,
+    /// Connection string of its primary, which may hold a password, when it is a standby. The page server does not follow it then.
+    pub standby_of: Option<String>,
 }
 
 impl Record {
@@ -202,6 +204,7 @@ mod tests {
             start_lsn: None,
             synchronous: true,
             auth: Auth::Trust,
+            standby_of: None,
         }
     }
 

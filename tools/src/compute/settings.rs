@@ -52,19 +52,21 @@ impl Auth {
 
 /// What is chosen for a compute.
 #[derive(Clone, Copy, Debug)]
-pub struct Choices {
+pub struct Choices<'a> {
     /// Its port.
     pub port: u16,
     /// A commit waits until the page server has it.
     pub synchronous: bool,
     /// Who may connect.
     pub auth: Auth,
+    /// Connection string of the primary, for a standby.
+    pub standby_of: Option<&'a str>,
     /// `fsync`: what is written survives a crash of the machine.
     pub fsync: bool,
 }
 
 /// Writes the configuration into the data directory of `place`, whose control file is `control`.
-pub fn write(place: &Place, control: &ControlFile, choices: &Choices) -> Result<()> {
+pub fn write(place: &Place, control: &ControlFile, choices: &Choices<'_>) -> Result<()> {
     let data = place.data();
     replace(&data.join(FILE_NAME), &settings(place, control, choices)?)?;
     replace(&data.join("pg_hba.conf"), &hba(choices.auth))?;
@@ -84,8 +86,9 @@ pub fn write(place: &Place, control: &ControlFile, choices: &Choices) -> Result<
     Ok(())
 }
 
-fn settings(place: &Place, control: &ControlFile, choices: &Choices) -> Result<String> {
-    let standby_names = if choices.synchronous { APPLICATION_NAME } else { "" };
+fn settings(place: &Place, control: &ControlFile, choices: &Choices<'_>) -> Result<String> {
+    // A standby commits nothing. Promoted, it is nobody's until the page server is told to follow it.
+    let standby_names = if choices.synchronous && choices.standby_of.is_none() { APPLICATION_NAME } else { "" };
     let wal_level = match control.wal_level {
         ..=1 => "replica",
         2 => "logical",
@@ -113,6 +116,10 @@ fn settings(place: &Place, control: &ControlFile, choices: &Choices) -> Result<S
     // A start makes the whole directory durable first. One call for all files instead of one for each: 0.2 s instead of 2 s for an empty cluster.
     set("recovery_init_sync_method", "syncfs")?;
     set("log_line_prefix", "%m [%p] ")?;
+    if let Some(primary) = choices.standby_of {
+        set("hot_standby", "on")?;
+        set("primary_conninfo", primary)?;
+    }
     Ok(text)
 }
 
@@ -170,7 +177,7 @@ mod tests {
         control.max_prepared_xacts = 20;
         control.wal_level = 2;
         let place = Place::new(Path::new("/a \"b'c"), &"dev".parse().expect("a name"));
-        let mut choices = Choices { port: 5433, synchronous: true, auth: Auth::Trust, fsync: true };
+        let mut choices = Choices { port: 5433, synchronous: true, auth: Auth::Trust, standby_of: None, fsync: true };
         let text = settings(&place, &control, &choices).expect("settings");
         for line in [
             "port = '5433'",
@@ -183,6 +190,12 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }
+        assert!(!text.contains("primary_conninfo"), "{text}");
+        choices.standby_of = Some("host='a' port=1");
+        let standby = settings(&place, &control, &choices).expect("settings");
+        assert!(standby.contains("synchronous_standby_names = ''\n"), "{standby}");
+        assert!(standby.contains("primary_conninfo = 'host=''a'' port=1'\n"), "{standby}");
+        choices.standby_of = None;
         choices.synchronous = false;
         control.wal_level = 0;
         let text = settings(&place, &control, &choices).expect("settings");

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::create::check_port;
 use super::page_server::{PageServer, conninfo_for_page_server};
-use super::place::{ComputeName, ComputesArgs};
-use super::postmaster::{self, ProcessState};
+use super::place::{ComputeName, ComputesArgs, Place};
+use super::postmaster;
 use super::record::Record;
+use super::standby;
 use crate::connect::ServerArgs;
 use crate::output::Output;
 
@@ -31,11 +32,16 @@ struct Report {
     branch: String,
     port: u16,
     pid: i32,
+    standby: bool,
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "compute {} runs on port {}; branch {} follows it", self.name, self.port, self.branch)
+        let follows = match self.standby {
+            true => "it follows its primary".to_owned(),
+            false => format!("branch {} follows it", self.branch),
+        };
+        write!(f, "compute {} runs on port {}; {follows}", self.name, self.port)
     }
 }
 
@@ -44,21 +50,44 @@ impl Start {
     pub fn run(&self, server: &ServerArgs, output: &mut Output) -> Result<()> {
         let place = self.computes.place(&self.name)?;
         let record = Record::load_ready(&place)?;
-        let branch_id = record.branch_id.clone().context("compute.json names no branch")?;
-        let (state, running) = postmaster::state(&place);
-        let mut page_server = PageServer::connect(server)?;
-        page_server.branch(&branch_id).with_context(|| format!("branch {} of this compute", record.branch))?;
-        let pid = match running {
+        let mut branch = match record.standby_of {
+            Some(_) => None,
+            None => Some(FollowedBranch::connect(server, &record)?),
+        };
+        let pid = match postmaster::state(&place).1 {
             Some(pid) => pid,
             None => {
-                ensure!(state != ProcessState::Running);
                 check_port(record.port)?;
                 postmaster::start(&place, &record, self.timeout)?
             }
         };
-        page_server.follow(&branch_id, &conninfo_for_page_server(&place, &record)?)?;
-        let started_lsn = postmaster::control_file(&place, record.pg_version)?.checkpoint_lsn;
-        page_server.wait_until_streaming(&branch_id, started_lsn, Duration::from_secs(self.timeout.into()))?;
-        output.value(&Report { name: self.name.clone(), branch: record.branch, port: record.port, pid })
+        let timeout = Duration::from_secs(self.timeout.into());
+        match &mut branch {
+            Some(branch) => branch.follow(&place, &record, timeout)?,
+            None => standby::wait_until_streaming(&place, &record, timeout)?,
+        }
+        let standby = record.standby_of.is_some();
+        output.value(&Report { name: self.name.clone(), branch: record.branch, port: record.port, pid, standby })
+    }
+}
+
+/// The branch that is to follow a compute again: asked for before anything starts.
+struct FollowedBranch {
+    page_server: PageServer,
+    id: String,
+}
+
+impl FollowedBranch {
+    fn connect(server: &ServerArgs, record: &Record) -> Result<Self> {
+        let id = record.branch_id.clone().context("compute.json names no branch")?;
+        let mut page_server = PageServer::connect(server)?;
+        page_server.branch(&id).with_context(|| format!("branch {} of this compute", record.branch))?;
+        Ok(FollowedBranch { page_server, id })
+    }
+
+    fn follow(&mut self, place: &Place, record: &Record, timeout: Duration) -> Result<()> {
+        self.page_server.follow(&self.id, &conninfo_for_page_server(place, record)?)?;
+        let started_lsn = postmaster::control_file(place, record.pg_version)?.checkpoint_lsn;
+        self.page_server.wait_until_streaming(&self.id, started_lsn, timeout)
     }
 }

@@ -50,8 +50,15 @@ struct Report {
     name: ComputeName,
     branch: String,
     state: ProcessState,
+    /// None for a standby, which has nothing of its own.
     #[serde(flatten)]
-    handed_over: HandedOver,
+    handed_over: Option<HandedOver>,
+}
+
+impl Report {
+    fn of(place: &Place, record: Record, handed_over: Option<HandedOver>) -> Self {
+        Report { state: postmaster::state(place).0, name: record.name, branch: record.branch, handed_over }
+    }
 }
 
 impl std::fmt::Display for HandedOver {
@@ -70,7 +77,11 @@ impl std::fmt::Display for HandedOver {
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "compute {} is {}; {}", self.name, self.state, self.handed_over)
+        write!(f, "compute {} is {}", self.name, self.state)?;
+        match &self.handed_over {
+            Some(handed_over) => write!(f, "; {handed_over}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -79,6 +90,12 @@ impl Stop {
     pub fn run(&self, server: &ServerArgs, output: &mut Output) -> Result<Outcome> {
         let place = self.computes.place(&self.name)?;
         let record = Record::load_ready(&place)?;
+        if record.standby_of.is_some() {
+            let mode = if self.immediate { Mode::Immediate } else { Mode::Fast };
+            postmaster::stop(&place, &record, mode, self.timeout)?;
+            output.value(&Report::of(&place, record, None))?;
+            return Ok(Outcome::Good);
+        }
         if self.immediate {
             postmaster::stop(&place, &record, Mode::Immediate, self.timeout)?;
         } else {
@@ -92,8 +109,7 @@ impl Stop {
             .and_then(|mut page_server| handed_over(&place, &record, &mut page_server))
             .context("the compute is stopped, but the page server cannot be asked what it has")?;
         let complete = handed_over.complete || self.immediate;
-        let state = postmaster::state(&place).0;
-        output.value(&Report { name: self.name.clone(), branch: record.branch, state, handed_over })?;
+        output.value(&Report::of(&place, record, Some(handed_over)))?;
         Ok(if complete { Outcome::Good } else { Outcome::Bad })
     }
 }

@@ -239,7 +239,7 @@ pub enum Command {
         /// The timeline.
         timeline: String,
     },
-    /// `BASEBACKUP [tenant] timeline [lsn] [--gzip] [--no-data]`
+    /// `BASEBACKUP [tenant] timeline [lsn] [--gzip] [--no-data] [--standby]`
     BaseBackup(BackupRequest),
     /// `SHOW` of a parameter that drivers ask for
     ShowParameter {

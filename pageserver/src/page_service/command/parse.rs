@@ -69,8 +69,8 @@ pub const FORMS: &[(&str, &str)] = &[
     ("PAGE GET name address [AT lsn]", "one page; address: 1663/5/16384/main/0 or pg_xact/0"),
     ("PAGE HISTORY name address [FROM lsn] [TO lsn]", "every stored version of one page, newest first"),
     (
-        "BASEBACKUP [tenant] name [lsn] [--gzip] [--no-data]",
-        "a tar to start a PostgreSQL from, by COPY OUT; --no-data: without relations",
+        "BASEBACKUP [tenant] name [lsn] [--gzip] [--no-data] [--standby]",
+        "a tar to start a PostgreSQL from, by COPY OUT; --no-data: without relations; --standby: one that follows the primary",
     ),
     ("PAGESTREAM_V3 [tenant] name", "starts a page stream; for programs (PAGESTREAM_V2: the older messages)"),
 ];
@@ -279,12 +279,13 @@ impl Parser<'_> {
         while names.len() < NAMES_OF_BACKUP_MAX && self.next < self.tokens.len() && !self.at_option() {
             names.push(self.name("a timeline or an LSN")?);
         }
-        let (mut gzip, mut no_data) = (false, false);
+        let (mut gzip, mut no_data, mut standby) = (false, false, false);
         while self.at_option() {
             match self.keyword_text().as_deref() {
                 Some("--gzip") if !gzip => gzip = true,
                 Some("--no-data") if !no_data => no_data = true,
-                _ => return Err(self.unexpected_here("--gzip or --no-data")),
+                Some("--standby") if !standby => standby = true,
+                _ => return Err(self.unexpected_here("--gzip, --no-data or --standby")),
             }
         }
         // The last of several is an LSN if it looks like one, and must be one if it is the third.
@@ -298,7 +299,8 @@ impl Parser<'_> {
         };
         names.truncate(names.len() - usize::from(request_lsn.is_some()));
         let timeline = names.pop().unwrap_or_default();
-        self.finish(Command::BaseBackup(BackupRequest { tenant: names.pop(), timeline, request_lsn, gzip, no_data }))
+        let tenant = names.pop();
+        self.finish(Command::BaseBackup(BackupRequest { tenant, timeline, request_lsn, gzip, no_data, standby }))
     }
 
     /// What drivers ask at connect: a constant, or one of a few functions.

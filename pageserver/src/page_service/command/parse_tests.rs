@@ -99,9 +99,13 @@ fn forms() {
     }
     let backup = |tenant: Option<&str>, request_lsn, gzip, no_data| {
         let tenant = tenant.map(str::to_owned);
-        Command::BaseBackup(BackupRequest { tenant, timeline: main(), request_lsn, gzip, no_data })
+        let standby = false;
+        Command::BaseBackup(BackupRequest { tenant, timeline: main(), request_lsn, gzip, no_data, standby })
     };
     check("basebackup main", backup(None, None, false, false));
+    let standby =
+        BackupRequest { tenant: None, timeline: main(), request_lsn: None, gzip: false, no_data: false, standby: true };
+    check("basebackup main --standby", Command::BaseBackup(standby));
     check("BASEBACKUP t main --gzip", backup(Some("t"), None, true, false));
     check("basebackup main 0/16B5A50", backup(None, at, false, false));
     check("basebackup t 'main' 0/16B5A50 --no-data --GZIP", backup(Some("t"), at, true, true));
@@ -185,8 +189,8 @@ fn errors() {
     check_error("lease end x", "22023", "invalid digit");
     check_error("basebackup", "42601", "a timeline");
     check_error("basebackup a b 7", "22023", "not an LSN");
-    check_error("basebackup a --zip", "42601", "--gzip or --no-data");
-    check_error("basebackup a --gzip --gzip", "42601", "--gzip or --no-data");
+    check_error("basebackup a --zip", "42601", "--gzip, --no-data or --standby");
+    check_error("basebackup a --gzip --gzip", "42601", "--gzip, --no-data or --standby");
     check_error("basebackup a b 0/1 c", "42601", "the end of the command");
     check_error("fullbackup a b", "0A000", "not supported yet");
     check_error("branch", "42601", "CREATE");

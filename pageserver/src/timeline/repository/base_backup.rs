@@ -2,33 +2,58 @@
 
 use std::sync::Arc;
 
+use keyenc::Object;
 use postgres_ffi::Lsn;
-use postgres_ffi::start::WalPlace;
+use postgres_ffi::checkpoint::Checkpoint;
 
-use super::Repository;
-use crate::basebackup::{BackupError, BackupOptions, BaseBackup, PgTimelines, RecordEnd};
+use super::{PgHistory, Repository};
+use crate::basebackup::{BackupError, BackupOptions, BaseBackup, Become, RecordEnd, wal_place};
 use crate::timeline::Timeline;
-use crate::timeline::metadata::ClusterFacts;
 use crate::wal::WalLayout;
 
 impl Repository {
-    /// A base backup of `timeline` as of `request_lsn`, looked over and ready to be sent. Takes a new PostgreSQL timeline id.
+    /// A base backup of `timeline` as of `request_lsn`, looked over and ready to be sent. Takes a new PostgreSQL timeline id, unless it is for a standby.
     /// Errors: the LSN cannot be read; something that a server needs is not there.
     pub fn plan_base_backup(
         &self,
         timeline: Arc<Timeline>,
         request_lsn: Lsn,
+        for_standby: bool,
         options: BackupOptions,
     ) -> Result<BaseBackup, BackupError> {
         timeline.check_readable(request_lsn)?;
-        let place = wal_place(&timeline.metadata().cluster);
-        let mut end = RecordEnd::find(&self.wal_layouts(&timeline, request_lsn), place, request_lsn)?;
+        let layouts = self.wal_layouts(&timeline, request_lsn);
+        let mut end = RecordEnd::find(&layouts, wal_place(&timeline.metadata().cluster), request_lsn)?;
         if end.lsn < timeline.first_readable_lsn().unwrap_or(Lsn::MAX) {
             // Aligned down from a first readable LSN that is no record's end.
             end = RecordEnd { lsn: request_lsn, old_wal: None };
         }
-        let pg_timelines = self.pg_timelines(&timeline, end.lsn)?;
-        BaseBackup::plan(timeline, end, pg_timelines, options)
+        let history = self.pg_history_at(&timeline, end.lsn)?;
+        let becomes = if for_standby {
+            self.check_for_standby(&timeline, &history, end.lsn)?;
+            Become::Standby { layouts }
+        } else {
+            Become::Clone { pg_timeline_id: self.next_pg_timeline_id(timeline.metadata().tenant_id)? }
+        };
+        BaseBackup::plan(timeline, end, history, becomes, options)
+    }
+
+    /// All since the last checkpoint must be readable, and its WAL on one PostgreSQL timeline: that of its files.
+    fn check_for_standby(&self, timeline: &Timeline, history: &PgHistory, branch_lsn: Lsn) -> Result<(), BackupError> {
+        let missing = BackupError::Missing { what: "checkpoint", request_lsn: branch_lsn };
+        let counters = timeline.object(Object::Checkpoint, branch_lsn)?.ok_or(missing)?;
+        let counters = Checkpoint::decode(timeline.metadata().cluster.pg_version, &counters)?;
+        let redo_lsn = Lsn::new(counters.redo);
+        let first_readable_lsn = timeline.first_readable_lsn().unwrap_or(Lsn::MAX);
+        if redo_lsn < first_readable_lsn {
+            return Err(BackupError::StandbyTooEarly { redo_lsn, first_readable_lsn });
+        }
+        // A record that ends at the redo position may be on the timeline before.
+        let behind_redo = redo_lsn.checked_add(1).unwrap_or(redo_lsn);
+        if self.pg_history_at(timeline, behind_redo)?.timeline_id != history.timeline_id {
+            return Err(BackupError::StandbyAcrossSwitch { redo_lsn, branch_lsn });
+        }
+        Ok(())
     }
 
     /// Where WAL around `lsn` may lie: with the timeline itself, or with those that it was branched off.
@@ -43,20 +68,5 @@ impl Repository {
         }
         layouts.retain(|layout| layout.directory.is_dir());
         layouts
-    }
-
-    fn pg_timelines(&self, timeline: &Timeline, branch_lsn: Lsn) -> Result<PgTimelines, BackupError> {
-        let left = self.pg_history_at(timeline, branch_lsn)?;
-        let begun = self.next_pg_timeline_id(timeline.metadata().tenant_id)?;
-        Ok(PgTimelines { left: left.timeline_id, left_history: left.content.to_vec(), begun })
-    }
-}
-
-/// Where WAL of a cluster stands.
-pub(super) fn wal_place(cluster: &ClusterFacts) -> WalPlace {
-    WalPlace {
-        version: cluster.pg_version,
-        system_id: cluster.system_identifier,
-        segment_bytes: cluster.wal_segment_bytes,
     }
 }

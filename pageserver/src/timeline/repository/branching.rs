@@ -12,10 +12,10 @@ use std::time::SystemTime;
 use postgres_ffi::Lsn;
 use tracing::{info, warn};
 
-use super::base_backup::wal_place;
 use super::branch_error::BranchError;
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
+use crate::basebackup::wal_place;
 use crate::timeline::metadata::{Ancestor, ClusterFacts, TimelineMetadata};
 use crate::timeline::{LsnAtTime, Timeline, TimelineId, TimelineState};
 use crate::wal::RecordAt;
@@ -128,11 +128,11 @@ impl Repository {
             None
         });
         match at {
-            Some(RecordAt::End) => (lsn, None),
-            Some(RecordAt::Inside { end_lsn }) if end_lsn <= timeline.last_record_lsn() => {
+            Some(RecordAt::End { .. }) => (lsn, None),
+            Some(RecordAt::Inside { end_lsn, .. }) if end_lsn <= timeline.last_record_lsn() => {
                 (end_lsn, Some("the end of the record that this LSN lies in"))
             }
-            Some(RecordAt::Between { end_lsn }) if first_readable_lsn <= end_lsn && begins_at <= Some(end_lsn) => {
+            Some(RecordAt::Between { end_lsn, .. }) if first_readable_lsn <= end_lsn && begins_at <= Some(end_lsn) => {
                 (end_lsn, Some("the end of the last record before it"))
             }
             // A server that starts from a branch of this LSN starts where a record can end.
