@@ -152,7 +152,9 @@ impl Timeline {
             if request_lsn < lineage.floor_lsn {
                 return Err(ReadError::BelowFirstReadable { request_lsn, first_readable_lsn: lineage.floor_lsn });
             }
-            if let Some((ancestor, _)) = lineage.missing_below(request_lsn).filter(|_| !self.inherits_all()) {
+            if !self.inherits_all()
+                && let Some((ancestor, _)) = lineage.missing_below(request_lsn)
+            {
                 let last_record_lsn = ancestor.last_record.current();
                 return Err(ReadError::NotYet { request_lsn, last_record_lsn });
             }
