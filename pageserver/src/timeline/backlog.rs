@@ -216,11 +216,8 @@ impl Timeline {
         if self.check_readable(as_of_lsn).is_err() || !self.page_exists(key, as_of_lsn)? {
             return Ok(None);
         }
-        let mut found = Gathered::default();
-        if !self.store.gather_durable(key, as_of_lsn, &mut found)? {
-            found = self.gather_inherited(key, as_of_lsn, found)?;
-        }
-        self.check_here()?;
+        let gather_own = |found: &mut Gathered| self.store.gather_durable(key, as_of_lsn, found);
+        let found = self.gather_with(key, as_of_lsn, gather_own)?;
         let is_own = found.versions.first().is_some_and(|(version_lsn, ..)| self.is_own_version(*version_lsn));
         if !is_own || found.delta_count() < self.backlog_records_min {
             return Ok(None);

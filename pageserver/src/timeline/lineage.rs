@@ -16,7 +16,7 @@ use postgres_ffi::Lsn;
 
 use super::{ReadError, Timeline, TimelineMetadata};
 use crate::seq_wait::WaitError;
-use crate::store::Gathered;
+use crate::store::{Gathered, StoreError};
 
 /// Where the versions stand that a timeline has not itself.
 pub(super) struct Lineage {
@@ -60,7 +60,10 @@ impl Timeline {
         Arc::clone(&self.lineage.read())
     }
 
+    /// Requires: what the new lineage lacks are versions of this timeline by now, or of one that the new lineage has.
     pub(super) fn set_lineage(&self, lineage: Lineage) {
+        // First: whoever sees the new lineage sees that it is one.
+        self.lineage_no.fetch_add(1, Ordering::SeqCst);
         *self.lineage.write() = Arc::new(lineage);
     }
 
@@ -120,18 +123,35 @@ impl Timeline {
 
     /// The versions that the object at `request_lsn` is made of, from this timeline and its ancestors, newest first.
     pub(super) fn gather(&self, key: &Key, request_lsn: Lsn) -> Result<Gathered, ReadError> {
-        let mut found = Gathered::default();
-        if self.store.gather(key, request_lsn, &mut found)? {
-            self.check_here()?;
-            return Ok(found);
-        }
-        self.gather_inherited(key, request_lsn, found)
+        self.gather_with(key, request_lsn, |found| self.store.gather(key, request_lsn, found))
     }
 
-    /// `found`, which are all of this timeline's own versions, with what the ancestors have below them.
-    pub(super) fn gather_inherited(&self, key: &Key, request_lsn: Lsn, found: Gathered) -> Result<Gathered, ReadError> {
+    /// As [`Timeline::gather`]; `gather_own` gives this timeline's own versions, true if they are enough.
+    pub(super) fn gather_with(
+        &self,
+        key: &Key,
+        request_lsn: Lsn,
+        gather_own: impl Fn(&mut Gathered) -> Result<bool, StoreError>,
+    ) -> Result<Gathered, ReadError> {
+        loop {
+            // A detach may make own versions of inherited ones after we have looked, and take the ancestors away before we come to them.
+            let lineage_no = self.lineage_no.load(Ordering::SeqCst);
+            let mut found = Gathered::default();
+            if gather_own(&mut found)? {
+                self.check_here()?;
+                return Ok(found);
+            }
+            let all = self.gather_inherited(key, request_lsn, &found);
+            if self.lineage_no.load(Ordering::SeqCst) == lineage_no {
+                return all;
+            }
+        }
+    }
+
+    /// `own`, which are all of this timeline's versions, with what the ancestors have below them.
+    fn gather_inherited(&self, key: &Key, request_lsn: Lsn, own: &Gathered) -> Result<Gathered, ReadError> {
         self.through_ancestors(request_lsn, |ancestors| {
-            let mut found = Gathered { versions: found.versions.clone() };
+            let mut found = Gathered { versions: own.versions.clone() };
             for (ancestor, branch_lsn) in ancestors {
                 if ancestor.store.gather(key, request_lsn.min(*branch_lsn), &mut found)? {
                     break;
@@ -141,7 +161,8 @@ impl Timeline {
         })
     }
 
-    /// What `read` makes of this timeline and its ancestors as they stand: read again if one of them goes meanwhile.
+    /// What `read` makes of this timeline and its ancestors as they stand: read again if one of them goes meanwhile. `read` looks at this timeline's
+    /// versions itself: those that it knows from before may be too few for the ancestors that it is given.
     pub(super) fn through_ancestors<T>(
         &self,
         request_lsn: Lsn,

@@ -85,6 +85,8 @@ pub struct Timeline {
     store: Arc<TimelineStore>,
     /// Where versions that are not its own stand.
     lineage: RwLock<Arc<Lineage>>,
+    /// Counts the lineages that it had.
+    lineage_no: AtomicU64,
     /// Who needs which LSN of it; `None` for a timeline of no repository.
     leases: Option<Arc<Leases>>,
     /// True once every ancestor has come to where this timeline left it, as far as is known. After a crash it may take WAL to come there again.
@@ -128,6 +130,7 @@ impl Timeline {
             metadata: RwLock::new(Arc::new(metadata)),
             store,
             lineage: RwLock::new(Arc::new(lineage)),
+            lineage_no: AtomicU64::new(0),
             leases: None,
             inherits_all: AtomicBool::new(false),
             gone: AtomicBool::new(false),

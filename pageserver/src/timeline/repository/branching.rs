@@ -136,10 +136,14 @@ impl Repository {
                 (end_lsn, Some("the end of the last record before it"))
             }
             // A server that starts from a branch of this LSN starts where a record can end.
-            _ => match wal_place(&timeline.metadata().cluster).record_end_at_or_before(lsn) {
-                aligned_lsn if aligned_lsn == lsn => (lsn, None),
-                aligned_lsn => (aligned_lsn, Some("aligned down, the WAL there is not on disk any more")),
-            },
+            _ => {
+                let aligned_lsn = wal_place(&timeline.metadata().cluster).record_end_at_or_before(lsn);
+                // What can be read, and what is this timeline's, may begin behind a page header.
+                match aligned_lsn.max(first_readable_lsn).max(begins_at.unwrap_or(Lsn::ZERO)) {
+                    taken_lsn if taken_lsn == lsn => (lsn, None),
+                    taken_lsn => (taken_lsn, Some("aligned down, the WAL there is not on disk any more")),
+                }
+            }
         }
     }
 
