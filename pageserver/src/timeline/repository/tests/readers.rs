@@ -76,3 +76,28 @@ fn readers_see_right_pages_while_a_branch_is_detached_and_its_ancestor_goes() {
     });
     assert!(refusals.load(Ordering::Relaxed) > 0);
 }
+
+#[test]
+fn a_read_that_began_before_a_detach_ends_with_what_the_detach_has_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = open(&dir);
+    let main = import(&repository, "main");
+    let lsn = Lsn::new(START_LSN.as_u64() + 8);
+    write(&repository, &main, lsn, &[Write::Size(0, Some(1)), Write::Block(0, 0, 7)]);
+    let branch = repository.create_branch("branch", "main", BranchPoint::Last).unwrap().timeline;
+    drop(main);
+    let key = block(0, 0);
+    let looks = std::cell::Cell::new(0);
+    let found = branch.gather_with(&key, lsn, |found| {
+        let ended = branch.store.gather(&key, lsn, found)?;
+        looks.set(looks.get() + 1);
+        if looks.get() == 1 {
+            // Between a look at the branch's own versions and one at its ancestors'.
+            assert!(!ended);
+            repository.detach_branch("branch", &mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
+            repository.delete_timeline("main").unwrap();
+        }
+        Ok(ended)
+    });
+    assert_eq!((found.unwrap().versions[0].2.clone(), looks.get()), (page(7), 2));
+}
