@@ -3,14 +3,16 @@
 //! - All checks come before anything is made; whatever fails after that is undone.
 //! - Commits wait for the page server from the first start on, so nothing here commits: the page server follows before anybody writes.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::hash::{Hash, Hasher};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::geteuid;
 use postgres_ffi::checkpoint::Checkpoint;
 use postgres_ffi::control_file::ControlFile;
 use postgres_ffi::{Lsn, PgVersion};
@@ -278,17 +280,21 @@ impl Create {
     /// Takes name and port: from now on there is a compute that is being made.
     fn claim(&self, plan: &Plan, made: &mut Made) -> Result<()> {
         let root = plan.place.root();
-        made.directory = true;
-        let was_there = root.exists();
-        if !was_there {
-            DirBuilder::new().mode(0o700).create(root).with_context(|| format!("create {}", root.display()))?;
+        match DirBuilder::new().mode(0o700).create(root) {
+            // Empty, as was checked. Ours from now on, whoever made it.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                lchown(root, Some(geteuid().as_raw()), None)
+                    .and_then(|()| fs::set_permissions(root, Permissions::from_mode(0o700)))
+                    .with_context(|| format!("take {}", root.display()))?;
+                plan.place.check_free(plan.record.port)?;
+            }
+            created => created.with_context(|| format!("create {}", root.display()))?,
         }
-        fs::set_permissions(root, std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .with_context(|| format!("set the rights of {}", root.display()))?;
+        made.directory = true;
         plan.record.save(&plan.place)
     }
 
-    /// The steps, in their order. What they make is in `made` before it is made.
+    /// The steps, in their order. What they make is in `made` as soon as it may be there.
     fn make(
         &self,
         plan: &mut Plan,

@@ -74,7 +74,8 @@ impl PageServer {
             StartAt::Lsn(lsn) => format!(" AT {}", quote(&lsn.to_string())),
             StartAt::Time(time) => format!(" AT TIME {}", quote(time)),
         };
-        self.run(&format!("BRANCH CREATE {} FROM {}{at}", quote(name), quote(&from.id)))?;
+        let command = format!("BRANCH CREATE {} FROM {}{at}", quote(name), quote(&from.id));
+        self.run_and_tell(&command, &mut |notice| eprintln!("pagectl: {notice}"))?;
         self.branch(name)
     }
 
@@ -136,7 +137,11 @@ impl PageServer {
     }
 
     fn run(&mut self, command: &str) -> Result<()> {
-        match self.client.query_one(command) {
+        self.run_and_tell(command, &mut |_| {})
+    }
+
+    fn run_and_tell(&mut self, command: &str, on_notice: &mut dyn FnMut(&str)) -> Result<()> {
+        match self.client.query_with_notices(command, on_notice) {
             Ok(_) => Ok(()),
             Err(ClientError::Server(error)) => match error.hint {
                 Some(hint) => bail!("{} ({hint})", error.message),

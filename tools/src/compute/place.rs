@@ -134,6 +134,8 @@ impl Place {
             "the path of the socket would be too long; choose a shorter --computes. path=`{}`, bytes=`{len}`, bytes_max=`{SOCKET_PATH_LEN_MAX}`",
             socket.display()
         );
+        let is_link = fs::symlink_metadata(&self.root).is_ok_and(|metadata| metadata.is_symlink());
+        ensure!(!is_link, "the directory is a link. path=`{}`", self.root.display());
         match fs::read_dir(&self.root) {
             Ok(mut entries) => {
                 ensure!(
@@ -172,6 +174,9 @@ mod tests {
         assert!(place.check_free(5432).is_ok());
         fs::write(place.root().join("x"), "").expect("write");
         assert!(place.check_free(5432).is_err_and(|error| error.to_string().contains("not empty")));
+        let linked = Place::new(dir.path(), &"linked".parse().expect("a name"));
+        std::os::unix::fs::symlink(dir.path(), linked.root()).expect("link");
+        assert!(linked.check_free(5432).is_err_and(|error| error.to_string().contains("a link")));
         let deep = Place::new(&dir.path().join("d".repeat(90)), &"dev".parse().expect("a name"));
         assert!(deep.check_free(5432).is_err_and(|error| error.to_string().contains("too long")));
     }
