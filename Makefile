@@ -9,7 +9,7 @@ PG ?= 14 15 16 17 18
 SCALE ?= 10
 
 .NOTPARALLEL:
-.PHONY: help setup build extension test test-only check fmt lint doc tidy deny demo prove-pages prove-redo bench
+.PHONY: help setup build extension test test-only check fmt lint doc tidy deny demo prove-pages prove-clones prove-redo bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -60,6 +60,10 @@ demo: setup build ## a stock PostgreSQL, a page server, three moments of one pag
 
 prove-pages: setup build ## compare every page with the primary's after load, crashes and promotion: PG="15 17" SCALE=10 SEED=n
 	$(CARGO_TARGET_DIR)/release/prove-pages --scale $(SCALE) $(if $(SEED),--seed $(SEED)) $(foreach version,$(PG),--pg $(version))
+
+prove-clones: SCALE = 1
+prove-clones: setup build ## start stock servers at LSNs chosen from the WAL, check them, compare with PostgreSQL's own recovery: PG="15 17" SCALE=1 SEED=n
+	$(CARGO_TARGET_DIR)/release/prove-clones --scale $(SCALE) $(if $(SEED),--seed $(SEED)) $(foreach version,$(PG),--pg $(version))
 
 prove-redo: ## check native redo against every page image that busy primaries log: PG="14 15 16 17 18" SEED=n [TABLE=docs/redo.md]
 	scripts/setup --regression
