@@ -61,9 +61,8 @@ demo: setup build ## a stock PostgreSQL, a page server, three moments of one pag
 prove-pages: setup build ## compare every page with the primary's after load, crashes and promotion: PG="15 17" SCALE=10 SEED=n
 	$(CARGO_TARGET_DIR)/release/prove-pages --scale $(SCALE) $(if $(SEED),--seed $(SEED)) $(foreach version,$(PG),--pg $(version))
 
-prove-clones: SCALE = 1
-prove-clones: setup build ## start stock servers at LSNs chosen from the WAL, check them, compare with PostgreSQL's own recovery: PG="15 17" SCALE=1 SEED=n
-	$(CARGO_TARGET_DIR)/release/prove-clones --scale $(SCALE) $(if $(SEED),--seed $(SEED)) $(foreach version,$(PG),--pg $(version))
+prove-clones: setup build ## start stock PostgreSQL at LSNs of a busy primary's past and check all: PG="14 15 16 17 18" SCALE=1 SEED=n
+	$(CARGO_TARGET_DIR)/release/prove-clones $(if $(filter-out file,$(origin SCALE)),--scale $(SCALE)) $(if $(SEED),--seed $(SEED)) $(foreach version,$(PG),--pg $(version))
 
 prove-redo: ## check native redo against every page image that busy primaries log: PG="14 15 16 17 18" SEED=n [TABLE=docs/redo.md]
 	scripts/setup --regression

@@ -6,14 +6,15 @@
 //!   was only made to be used later does not, and PostgreSQL begins no segment before the one in front is whole and on disk.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use postgres_ffi::records::xlog::operation::BACKUP_END;
-use postgres_ffi::wal::page_header::{LONG_HEADER_LEN, PageHeader};
+use postgres_ffi::wal::page_header::{LONG_HEADER_LEN, PageHeader, WAL_PAGE_BYTES};
 use postgres_ffi::wal::record::RMGR_INFO_MASK;
-use postgres_ffi::wal::{DecodedRecord, WalErrorKind, WalStreamDecoder, rmgr};
+use postgres_ffi::wal::stream::WalErrorReason;
+use postgres_ffi::wal::{DecodedRecord, WalError, WalErrorKind, WalStreamDecoder, rmgr};
 use postgres_ffi::{Lsn, TimeLineId};
 
 use super::ImportError;
@@ -158,22 +159,34 @@ impl<'a> Taking<'a> {
             skip -= skipped as u64;
             if stopped.is_none() {
                 self.decoder.feed(Bytes::from(piece).slice(skipped..));
-                stopped = self.decode()?;
+                stopped = self.decode(from_path)?;
             }
         }
     }
 
-    fn decode(&mut self) -> Result<Option<String>, ImportError> {
+    fn decode(&mut self, path: &Path) -> Result<Option<String>, ImportError> {
         loop {
             match self.decoder.next_record() {
                 Ok(Some((start_lsn, end_lsn, raw))) => self.see(start_lsn, end_lsn, raw),
                 Ok(None) => return Ok(None),
-                Err(error) if error.kind() == WalErrorKind::EndOfWal => {
+                Err(error) if error.kind() == WalErrorKind::EndOfWal || self.is_torn_header(path, &error)? => {
                     return Ok(Some(crate::replication::one_line(&error)));
                 }
                 Err(error) => return Err(ImportError::Wal { source: Box::new(error) }),
             }
         }
+    }
+
+    /// A page header that was being written when the machine stopped looks like one of another cluster, but nothing stands behind it.
+    fn is_torn_header(&self, path: &Path, error: &WalError) -> Result<bool, ImportError> {
+        let WalErrorReason::Page { page_lsn, .. } = &error.reason else { return Ok(false) };
+        let offset = page_lsn.segment_offset(self.layout.segment_bytes.into()) + LONG_HEADER_LEN as u64;
+        let mut content = Vec::new();
+        let mut file = File::open(path).map_err(io_error(path))?;
+        file.seek(SeekFrom::Start(offset)).map_err(io_error(path))?;
+        let content_len = (WAL_PAGE_BYTES - LONG_HEADER_LEN) as u64;
+        file.take(content_len).read_to_end(&mut content).map_err(io_error(path))?;
+        Ok(content.iter().all(|byte| *byte == 0))
     }
 
     /// A whole record: does it make the cluster whole?
@@ -277,3 +290,6 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> ImportError + use<> {
     let path: PathBuf = path.to_owned();
     move |source| ImportError::Io { path, source }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,4 +33,4 @@ mod record_at;
 pub use record_at::RecordAt;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,6 +11,7 @@ mod primary;
 
 mod archive;
 mod positions;
+mod refusals;
 mod standby;
 mod starts;
 

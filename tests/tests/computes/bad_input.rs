@@ -63,6 +63,9 @@ fn what_cannot_be_is_refused_and_leaves_nothing() -> Result<()> {
         (&["new", "--branch", "main", "--lsn", "here"], "not an LSN"),
         (&["new", "--branch", "main", "--time", "last year, perhaps"], "last year, perhaps"),
         (&["new", "--branch", "main", "--lsn", "0/8", "--time", "now"], "cannot be used with"),
+        (&["new", "--branch", "main", "--standby", "--lsn", "0/8"], "cannot be used with"),
+        (&["new", "--branch", "main", "--standby", "--primary", "no=such key"], "--primary"),
+        (&["new", "--branch", "main", "--primary", "host=127.0.0.1"], "--standby"),
         // A branch has to be made, since `there` is on `main`; its name is taken.
         (&["main", "--branch", "main"], "its name is taken"),
         // Made up to the very end, and then undone.
