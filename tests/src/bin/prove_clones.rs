@@ -22,7 +22,7 @@ struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// LSNs that clones are made of
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 24)]
     moments: usize,
     /// How many of them are compared with a recovery of PostgreSQL's own; all unless given
     #[arg(long)]

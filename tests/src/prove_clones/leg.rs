@@ -252,7 +252,8 @@ impl Course {
     }
 
     fn check_clone(&self, cloned: &mut Cloned, moment: Moment, recovered: bool, known: &Known<'_>) -> Result<String> {
-        ensure!(moment.allows(cloned.branch_lsn), "asked for {moment:?}, and it is of {}", cloned.branch_lsn);
+        let is_right = moment.allows(&self.history, cloned.branch_lsn)?;
+        ensure!(is_right, "asked for {moment:?}, and it is of {}", cloned.branch_lsn);
         let markers = cloned.check_markers(known).context("markers")?;
         let fates = cloned.check_fates(known).context("fates of transactions")?;
         let prepared = cloned.check_prepared(known).context("prepared transactions")?;

@@ -211,11 +211,13 @@ impl<'a> Reader<'a> {
         let is_switch = record.rmid == rmgr::XLOG && record.operation() == operation::SWITCH;
         if is_switch {
             self.after(Kind::AfterSwitch, index);
+            self.after(Kind::InsideSwitch, index);
         } else if record.start_lsn.segment_no(segment_bytes) != last_byte.segment_no(segment_bytes) {
             self.after(Kind::SpanEnd, index);
             self.after(Kind::SpanInside, index);
         } else if record.end_lsn.as_u64().is_multiple_of(WAL_PAGE_BYTES as u64) {
             self.after(Kind::PageBoundary, index);
+            self.after(Kind::PageHeader, index);
         }
     }
 
