@@ -256,6 +256,7 @@ impl Course {
         ensure!(is_right, "asked for {moment:?}, and it is of {}", cloned.branch_lsn);
         let markers = cloned.check_markers(known).context("markers")?;
         let fates = cloned.check_fates(known).context("fates of transactions")?;
+        cloned.check_that_checks_fail(known)?;
         let prepared = cloned.check_prepared(known).context("prepared transactions")?;
         cloned.check_bank().context("the bank")?;
         let unlogged = cloned.check_unlogged().context("unlogged tables")?;
@@ -280,7 +281,12 @@ impl Course {
     fn compare_with_recovery(&self, cloned: &Cloned) -> Result<String> {
         let stop_lsn = self.history.last_end(cloned.branch_lsn)?;
         let recovered = self.base.recover(&self.primary, stop_lsn)?;
-        let compared = cloned.compare(&recovered).context("compared with PostgreSQL's own recovery")?;
+        let redo_lsn = self.history.backup_start(self.first_lsn)?;
+        let replayed = Lsn::new(redo_lsn.as_u64() + 1)..Lsn::new(cloned.branch_lsn.as_u64() + 1);
+        let is_replayed_by_both =
+            |database, relfilenode| self.history.has_sequence_record(database, relfilenode, replayed.clone());
+        let compared =
+            cloned.compare(&recovered, &is_replayed_by_both).context("compared with PostgreSQL's own recovery")?;
         recovered.remove()?;
         Ok(compared)
     }

@@ -65,6 +65,13 @@ impl Markers {
     }
 }
 
+/// The ends of the last commit of a marker at or before `lsn` and of the first one after it, where there are such.
+pub fn neighbours(markers: &[Markers], history: &WalHistory, lsn: Lsn) -> (Option<Lsn>, Option<Lsn>) {
+    let ends = markers.iter().flat_map(|markers| &markers.markers).filter_map(|marker| history.end(marker.xid));
+    let (before, after): (Vec<Lsn>, Vec<Lsn>) = ends.map(|end| end.lsn).partition(|end_lsn| *end_lsn <= lsn);
+    (before.into_iter().max(), after.into_iter().min())
+}
+
 /// Threads that write.
 pub struct Writers {
     stop: Arc<AtomicBool>,
