@@ -57,7 +57,7 @@ fn a_clone_of_17_is_what_its_primary_was() {
     prove(
         PgVersion::V17,
         [
-            Kind::Random,
+            Kind::Crash,
             Kind::MidTransaction,
             Kind::BtreeSplit,
             Kind::Checkpoint,

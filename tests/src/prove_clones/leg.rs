@@ -168,7 +168,7 @@ struct Course {
 impl Course {
     /// Servers, import under load, the load to its end.
     fn start(leg: Leg, plan: &Plan, dir: &TestDir, rng: &mut SmallRng, narrator: Narrator) -> Result<Self> {
-        let primary = primary::start(leg.version, leg.wal_segment_mb, plan.scale, dir)?;
+        let mut primary = primary::start(leg.version, leg.wal_segment_mb, plan.scale, dir)?;
         let base = Base::take(&primary, dir)?;
         narrator.say(format_args!("PostgreSQL {} is running; base for recoveries up to {}", leg.version, base.end_lsn));
         let config = if leg.little { LITTLE } else { ALL_WAL };
@@ -185,6 +185,9 @@ impl Course {
         narrator.say(format_args!("imported under load, readable from {first_lsn}"));
         let started = Instant::now();
         load.wait_for_all_workloads(WORKLOADS_LIMIT)?;
+        primary.kill()?;
+        primary.start().context("start the primary after a crash")?;
+        narrator.say("the primary was killed, and has recovered");
         wait_until("the load to have lasted", plan.load + WORKLOADS_LIMIT, || {
             load.check()?;
             writers.check()?;

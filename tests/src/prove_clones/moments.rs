@@ -45,6 +45,8 @@ pub enum Kind {
     Prepared,
     /// The end of a record and of a WAL page.
     PageBoundary,
+    /// The last record before a crash of the primary, or the checkpoint that ended its recovery.
+    Crash,
     /// A B-tree page is half dead: it is being deleted.
     HalfDeadPage,
     /// The CLOG has a new page.
@@ -78,6 +80,7 @@ impl fmt::Display for Kind {
             Kind::FirstReadable => "first readable",
             Kind::Prepared => "PREPARE without COMMIT PREPARED",
             Kind::PageBoundary => "page boundary",
+            Kind::Crash => "crash of the primary",
             Kind::HalfDeadPage => "half-dead B-tree page",
             Kind::ClogPage => "new CLOG page",
             Kind::MultiXact => "new multixact",
@@ -106,6 +109,7 @@ impl Kind {
             Kind::PageHeader,
             Kind::Prepared,
             Kind::PageBoundary,
+            Kind::Crash,
         ];
         if version >= PgVersion::V15 {
             kinds.push(Kind::CreateDatabaseBlocks);

@@ -247,6 +247,9 @@ impl<'a> Reader<'a> {
             let redo_lsn = Lsn::new(Checkpoint::decode(self.source.version, record.main_data())?.redo);
             let first = self.history.records.partition_point(|(_, end_lsn)| *end_lsn < redo_lsn);
             self.between(Kind::Checkpoint, first, index);
+        } else if record.operation() == operation::CHECKPOINT_SHUTDOWN {
+            // The primary is never stopped, only killed: this one ends its recovery.
+            self.between(Kind::Crash, index.saturating_sub(1), index + 1);
         } else if record.operation() == operation::BACKUP_END {
             // PG: xlog.c, do_pg_backup_stop: where the backup started.
             let start = record.main_data().first_chunk::<8>().context("a backup's end names its start")?;
