@@ -22,11 +22,14 @@ struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// LSNs that clones are made of
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 24)]
     moments: usize,
     /// How many of them are compared with a recovery of PostgreSQL's own; all unless given
     #[arg(long)]
     recoveries: Option<usize>,
+    /// How many of the clones are made and checked while WAL streams in
+    #[arg(long, default_value_t = 5)]
+    under_load: usize,
     /// How long the load lasts at least
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     load: u64,
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         seed: arguments.seed.unwrap_or_else(rand::random),
         moments: arguments.moments,
         recoveries: arguments.recoveries.unwrap_or(arguments.moments),
+        under_load: arguments.under_load,
         kinds: None,
         load: Duration::from_secs(arguments.load),
         jobs: arguments.jobs,

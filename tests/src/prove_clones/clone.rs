@@ -13,8 +13,8 @@ use postgres_ffi::{Lsn, PgVersion, TransactionId};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::contents::{self, CLIENT_PROGRAMS, column};
-use super::markers::Markers;
+use super::contents::{self, CLIENT_PROGRAMS, IsReplayedByBoth, column};
+use super::markers::{self, Markers};
 use super::primary::OTHER_DATABASE;
 use super::wal_history::WalHistory;
 use crate::process::run;
@@ -148,6 +148,22 @@ impl Cloned {
         Ok(rows.len())
     }
 
+    /// The checks can fail: taken for a clone of an LSN with one marker less or one more, this one has a marker too many or lacks one.
+    pub fn check_that_checks_fail(&mut self, known: &Known<'_>) -> Result<()> {
+        let branch_lsn = self.branch_lsn;
+        let (last, next) = markers::neighbours(known.markers, known.history, branch_lsn);
+        let earlier = last.map(|last_lsn| Lsn::new(last_lsn.as_u64() - 8));
+        for other_lsn in earlier.into_iter().chain(next) {
+            self.branch_lsn = other_lsn;
+            // Of the transaction of the next marker the server may know nothing at all.
+            let fails =
+                self.check_markers(known).is_err() && (Some(other_lsn) == next || self.check_fates(known).is_err());
+            self.branch_lsn = branch_lsn;
+            ensure!(fails, "a clone of {branch_lsn} passes for one of {other_lsn}");
+        }
+        Ok(())
+    }
+
     /// The prepared transactions are those of the WAL. How many.
     pub fn check_prepared(&self, known: &Known<'_>) -> Result<usize> {
         let found: BTreeSet<TransactionId> =
@@ -166,7 +182,7 @@ impl Cloned {
     }
 
     /// Prepared transactions, commit times, rows and dump are those of `recovered`, a server of PostgreSQL's own recovery. In words.
-    pub fn compare(&self, recovered: &Postgres) -> Result<String> {
+    pub fn compare(&self, recovered: &Postgres, is_replayed_by_both: IsReplayedByBoth<'_>) -> Result<String> {
         // Which transaction was the last to commit (pg_last_committed_xact) is known to who replayed it alone, and to nobody after a restart.
         for sql in [PREPARED, COMMIT_TIMES] {
             let (ours, theirs) = (column(&mut self.server.connect()?, sql)?, column(&mut recovered.connect()?, sql)?);
@@ -175,14 +191,18 @@ impl Cloned {
         // Nobody can read what a prepared transaction holds locked.
         end_prepared(&self.server, self.branch_lsn)?;
         end_prepared(recovered, self.branch_lsn)?;
-        let amount = contents::compare(&self.server, recovered)?;
+        let amount = contents::compare(&self.server, recovered, is_replayed_by_both)?;
         let dumped = contents::can_be_dumped(self.server.version());
         if dumped {
             contents::compare_dumps(&self.server, recovered)?;
         }
-        let contents::Amount { databases, relations, rows } = amount;
+        let contents::Amount { databases, relations, rows, sequences_from_files } = amount;
         let dumps = if dumped { ", dumps" } else { "" };
-        Ok(format!("; as recovered: {databases} databases, {relations} relations, {rows} rows{dumps}"))
+        let sequences = match sequences_from_files {
+            0 => String::new(),
+            count => format!(", {count} sequences from files"),
+        };
+        Ok(format!("; as recovered: {databases} databases, {relations} relations, {rows} rows{sequences}{dumps}"))
     }
 
     /// TPC-B: whatever was given to branches was given to tellers and accounts, and is in the history.

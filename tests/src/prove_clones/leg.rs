@@ -20,7 +20,7 @@ use super::recovery::Base;
 use super::tree::run_tree;
 use super::wal_history::{WalHistory, WalSource};
 use crate::prove::{Load, Narrator};
-use crate::workload::Target;
+use crate::workload::{Target, Workload};
 use crate::{PageServer, Postgres, TestDir, wait_until};
 
 /// What the timeline is called on the page server.
@@ -32,6 +32,10 @@ const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
 /// So little memory and WAL that layers are frozen and flushed all the time, and the WAL in front of most LSNs is gone.
 const LITTLE: &str = "page_cache_mib = 4\n[store]\nlayer_mib = 8\nblock_cache_mib = 8\nflush_interval_seconds = 5\n\
     [wal]\nkeep_mib = 16";
+/// All WAL is kept: an LSN within a record is moved to the record's end.
+const ALL_WAL: &str = "[wal]\nkeep_mib = 65536";
+/// What runs beside bank transactions while clones are made: little that is new, so that clones stay small.
+const WORKLOAD_BESIDE_CLONES: &str = "lockers";
 
 /// The settings of a leg.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +44,7 @@ pub struct Leg {
     pub version: PgVersion,
     /// Size of a WAL segment file.
     pub wal_segment_mb: u32,
-    /// `pageserver.toml`: little memory, and little WAL kept: filler in front of most clones' first record.
+    /// `pageserver.toml`: little memory, and little WAL kept, so that filler stands in front of most clones' first record; or all WAL kept.
     pub little: bool,
 }
 
@@ -63,6 +67,8 @@ pub struct Plan {
     pub moments: usize,
     /// As many of them are held against a recovery of PostgreSQL's own.
     pub recoveries: usize,
+    /// As many of the clones are made and checked while WAL streams in.
+    pub under_load: usize,
     /// Kinds that there must be; `None`: all that the version has.
     pub kinds: Option<Vec<Kind>>,
     /// How long the load lasts at least.
@@ -131,7 +137,15 @@ pub fn run_leg(leg: Leg, plan: &Plan) -> Result<Summary> {
     }
     let mut recovered: Vec<bool> = (0..moments.len()).map(|index| index < plan.recoveries).collect();
     recovered.shuffle(&mut rng);
-    let rows = course.check_all(moments.into_iter().zip(recovered).collect(), plan, narrator);
+    let mut moments: Vec<(Moment, bool)> = moments.into_iter().zip(recovered).collect();
+    moments.shuffle(&mut rng);
+    let rest = moments.split_off(plan.under_load.min(moments.len()));
+    let target = Target::new(&course.primary);
+    let load = Load::of(vec![Workload::find(WORKLOAD_BESIDE_CLONES)?], &target, plan.scale, &mut rng, narrator);
+    let mut rows = course.check_all(moments, plan, narrator);
+    let (transactions, _) = load.stop()?;
+    narrator.say(format_args!("the load has ended; {transactions} transactions beside {} clones", rows.len()));
+    rows.extend(course.check_all(rest, plan, narrator));
     let mut summary = course.finish(rows)?;
     summary.rows.extend(run_tree(leg.version, plan.seed, plan.kills, narrator).context("the tree of branches")?);
     Ok(summary)
@@ -154,10 +168,10 @@ struct Course {
 impl Course {
     /// Servers, import under load, the load to its end.
     fn start(leg: Leg, plan: &Plan, dir: &TestDir, rng: &mut SmallRng, narrator: Narrator) -> Result<Self> {
-        let primary = primary::start(leg.version, leg.wal_segment_mb, plan.scale, dir)?;
+        let mut primary = primary::start(leg.version, leg.wal_segment_mb, plan.scale, dir)?;
         let base = Base::take(&primary, dir)?;
         narrator.say(format_args!("PostgreSQL {} is running; base for recoveries up to {}", leg.version, base.end_lsn));
-        let config = if leg.little { LITTLE } else { "" };
+        let config = if leg.little { LITTLE } else { ALL_WAL };
         let mut page_server = PageServer::builder().config(config)?.start(dir)?;
         page_server.expect_in_log("connection to the primary");
         let target = Target::new(&primary);
@@ -171,6 +185,9 @@ impl Course {
         narrator.say(format_args!("imported under load, readable from {first_lsn}"));
         let started = Instant::now();
         load.wait_for_all_workloads(WORKLOADS_LIMIT)?;
+        primary.kill()?;
+        primary.start().context("start the primary after a crash")?;
+        narrator.say("the primary was killed, and has recovered");
         wait_until("the load to have lasted", plan.load + WORKLOADS_LIMIT, || {
             load.check()?;
             writers.check()?;
@@ -198,7 +215,7 @@ impl Course {
         Ok(Course { leg, dir: dir.clone(), page_server, primary, base, history, markers, load, first_lsn, last_lsn })
     }
 
-    /// Checks a clone of each moment, several at once. Rows in the order of the moments.
+    /// Checks a clone of each moment, several at once. Rows in that order.
     fn check_all(&self, moments: Vec<(Moment, bool)>, plan: &Plan, narrator: Narrator) -> Vec<Row> {
         let known = Known { history: &self.history, markers: &self.markers, scale: plan.scale };
         let queue = Mutex::new(moments.into_iter().enumerate());
@@ -238,9 +255,11 @@ impl Course {
     }
 
     fn check_clone(&self, cloned: &mut Cloned, moment: Moment, recovered: bool, known: &Known<'_>) -> Result<String> {
-        ensure!(moment.allows(cloned.branch_lsn), "asked for {moment:?}, and it is of {}", cloned.branch_lsn);
+        let is_right = moment.allows(&self.history, cloned.branch_lsn)?;
+        ensure!(is_right, "asked for {moment:?}, and it is of {}", cloned.branch_lsn);
         let markers = cloned.check_markers(known).context("markers")?;
         let fates = cloned.check_fates(known).context("fates of transactions")?;
+        cloned.check_that_checks_fail(known)?;
         let prepared = cloned.check_prepared(known).context("prepared transactions")?;
         cloned.check_bank().context("the bank")?;
         let unlogged = cloned.check_unlogged().context("unlogged tables")?;
@@ -265,7 +284,12 @@ impl Course {
     fn compare_with_recovery(&self, cloned: &Cloned) -> Result<String> {
         let stop_lsn = self.history.last_end(cloned.branch_lsn)?;
         let recovered = self.base.recover(&self.primary, stop_lsn)?;
-        let compared = cloned.compare(&recovered).context("compared with PostgreSQL's own recovery")?;
+        let redo_lsn = self.history.backup_start(self.first_lsn)?;
+        let replayed = Lsn::new(redo_lsn.as_u64() + 1)..Lsn::new(cloned.branch_lsn.as_u64() + 1);
+        let is_replayed_by_both =
+            |database, relfilenode| self.history.has_sequence_record(database, relfilenode, replayed.clone());
+        let compared =
+            cloned.compare(&recovered, &is_replayed_by_both).context("compared with PostgreSQL's own recovery")?;
         recovered.remove()?;
         Ok(compared)
     }

@@ -15,12 +15,18 @@ use postgres_ffi::{Lsn, TransactionId};
 
 use super::primary::OTHER_DATABASE;
 use super::wal_history::WalHistory;
-use crate::workload::Target;
+use crate::wait_until_some;
+use crate::workload::{Target, is_transient};
 
 /// Databases with a table `markers`.
 pub const DATABASES: [&str; 2] = ["postgres", OTHER_DATABASE];
 /// Between two rows of a writer.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// Until the primary takes connections after a crash.
+const CRASH_LIMIT: Duration = Duration::from_secs(180);
+/// What the primary's disk has.
+const FLUSHED: &str = "SELECT pg_current_wal_flush_lsn()::text";
 
 /// A row that was committed.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +69,13 @@ impl Markers {
         }
         Ok(expected)
     }
+}
+
+/// The ends of the last commit of a marker at or before `lsn` and of the first one after it, where there are such.
+pub fn neighbours(markers: &[Markers], history: &WalHistory, lsn: Lsn) -> (Option<Lsn>, Option<Lsn>) {
+    let ends = markers.iter().flat_map(|markers| &markers.markers).filter_map(|marker| history.end(marker.xid));
+    let (before, after): (Vec<Lsn>, Vec<Lsn>) = ends.map(|end| end.lsn).partition(|end_lsn| *end_lsn <= lsn);
+    (before.into_iter().max(), after.into_iter().min())
 }
 
 /// Threads that write.
@@ -110,23 +123,50 @@ fn join(thread: JoinHandle<Result<Markers>>) -> Result<Markers> {
 fn write(target: &Target, database: &'static str, stop: &AtomicBool) -> Result<Markers> {
     let mut session = target.connect(database)?;
     let mut markers = Vec::new();
-    while !stop.load(Ordering::SeqCst) {
-        let n = i32::try_from(markers.len())?;
-        let before_lsn = lsn(&mut session, "SELECT pg_current_wal_insert_lsn()::text")?;
-        // A subtransaction for some: their ids end with the transaction's.
-        let sql = if n % 4 == 0 {
-            format!(
-                "BEGIN; SELECT pg_current_xact_id(); SAVEPOINT s; INSERT INTO markers VALUES ({n}, repeat('m', 100)); COMMIT"
-            )
-        } else {
-            format!("BEGIN; INSERT INTO markers VALUES ({n}, repeat('m', 100)); SELECT pg_current_xact_id(); COMMIT")
-        };
-        let xid = crate::query_text(&mut session, &sql)?.parse::<u64>()? as TransactionId;
-        let after_lsn = lsn(&mut session, "SELECT pg_current_wal_flush_lsn()::text")?;
-        markers.push(Marker { n, xid, before_lsn, after_lsn });
+    for n in 0.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let mut before_lsn = None;
+        match write_one(&mut session, n, &mut before_lsn) {
+            Ok(marker) => markers.push(marker),
+            Err(error) if is_transient(&error) => {
+                session =
+                    wait_until_some("the primary after a crash", CRASH_LIMIT, || Ok(target.connect(database).ok()))?;
+                // Nobody was told whether it committed.
+                if let Some(before_lsn) = before_lsn {
+                    markers.extend(find_one(&mut session, n, before_lsn)?);
+                }
+            }
+            Err(error) => return Err(error),
+        }
         thread::sleep(PAUSE);
     }
     Ok(Markers { database, markers })
+}
+
+/// `before_lsn` is where the WAL stood before, as soon as that is known.
+fn write_one(session: &mut Client, n: i32, before_lsn: &mut Option<Lsn>) -> Result<Marker> {
+    let known_lsn = lsn(session, "SELECT pg_current_wal_insert_lsn()::text")?;
+    *before_lsn = Some(known_lsn);
+    // A subtransaction for some: their ids end with the transaction's.
+    let sql = if n % 4 == 0 {
+        format!(
+            "BEGIN; SELECT pg_current_xact_id(); SAVEPOINT s; INSERT INTO markers VALUES ({n}, repeat('m', 100)); COMMIT"
+        )
+    } else {
+        format!("BEGIN; INSERT INTO markers VALUES ({n}, repeat('m', 100)); SELECT pg_current_xact_id(); COMMIT")
+    };
+    let xid = crate::query_text(session, &sql)?.parse::<u64>()? as TransactionId;
+    let after_lsn = lsn(session, FLUSHED)?;
+    Ok(Marker { n, xid, before_lsn: known_lsn, after_lsn })
+}
+
+/// The marker, if it is there.
+fn find_one(session: &mut Client, n: i32, before_lsn: Lsn) -> Result<Option<Marker>> {
+    let row = session.query_opt("SELECT xmin::text FROM markers WHERE n = $1", &[&n])?;
+    let after_lsn = lsn(session, FLUSHED)?;
+    row.map(|row| Ok(Marker { n, xid: row.get::<_, &str>(0).parse()?, before_lsn, after_lsn })).transpose()
 }
 
 fn lsn(session: &mut Client, sql: &str) -> Result<Lsn> {

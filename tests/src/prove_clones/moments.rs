@@ -3,6 +3,7 @@
 use std::fmt;
 
 use anyhow::{Context, Result};
+use postgres_ffi::wal::page_header::SHORT_HEADER_LEN;
 use postgres_ffi::{Lsn, PgVersion};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -34,10 +35,18 @@ pub enum Kind {
     SpanInside,
     /// The beginning of the segment behind a switch.
     AfterSwitch,
+    /// In the rest of a segment that a switch left unused.
+    InsideSwitch,
+    /// In the header of a WAL page, between two records.
+    PageHeader,
+    /// The first LSN that can be read.
+    FirstReadable,
     /// A transaction is prepared and not committed.
     Prepared,
     /// The end of a record and of a WAL page.
     PageBoundary,
+    /// The last record before a crash of the primary, or the checkpoint that ended its recovery.
+    Crash,
     /// A B-tree page is half dead: it is being deleted.
     HalfDeadPage,
     /// The CLOG has a new page.
@@ -66,8 +75,12 @@ impl fmt::Display for Kind {
             Kind::SpanEnd => "end of a record in two segments",
             Kind::SpanInside => "inside a record in two segments",
             Kind::AfterSwitch => "after a segment switch",
+            Kind::InsideSwitch => "behind a segment switch",
+            Kind::PageHeader => "in a page header",
+            Kind::FirstReadable => "first readable",
             Kind::Prepared => "PREPARE without COMMIT PREPARED",
             Kind::PageBoundary => "page boundary",
+            Kind::Crash => "crash of the primary",
             Kind::HalfDeadPage => "half-dead B-tree page",
             Kind::ClogPage => "new CLOG page",
             Kind::MultiXact => "new multixact",
@@ -83,6 +96,7 @@ impl Kind {
     /// What every full course has, at least once each.
     pub fn required(version: PgVersion) -> Vec<Kind> {
         let mut kinds = vec![
+            Kind::FirstReadable,
             Kind::Random,
             Kind::MidTransaction,
             Kind::BtreeSplit,
@@ -91,8 +105,11 @@ impl Kind {
             Kind::SpanEnd,
             Kind::SpanInside,
             Kind::AfterSwitch,
+            Kind::InsideSwitch,
+            Kind::PageHeader,
             Kind::Prepared,
             Kind::PageBoundary,
+            Kind::Crash,
         ];
         if version >= PgVersion::V15 {
             kinds.push(Kind::CreateDatabaseBlocks);
@@ -119,17 +136,15 @@ pub struct Moment {
     pub kind: Kind,
     /// What is asked for.
     pub request_lsn: Lsn,
-    /// The record whose end it is, or within which it lies.
-    pub record: (Lsn, Lsn),
 }
 
 impl Moment {
-    /// Whether `branch_lsn` is a right answer to the request: the end of the record, or, for a request within it whose WAL is gone, the
-    /// request aligned down, where the record is not there yet.
-    pub fn allows(&self, branch_lsn: Lsn) -> bool {
-        let (start_lsn, end_lsn) = self.record;
-        let aligned_down = Lsn::new(self.request_lsn.as_u64() / 8 * 8);
-        branch_lsn == end_lsn || (self.request_lsn < end_lsn && branch_lsn == aligned_down && start_lsn <= branch_lsn)
+    /// Whether `branch_lsn` is a right answer to the request: the end of the record in which the request lies, or any place from the last record's end
+    /// at or before the request on up to the request, where no record ends in between.
+    pub fn allows(&self, history: &WalHistory, branch_lsn: Lsn) -> Result<bool> {
+        let (start_lsn, end_lsn) = history.record(history.first_above(self.request_lsn));
+        let is_end = start_lsn < self.request_lsn && branch_lsn == end_lsn;
+        Ok(is_end || (history.last_end(self.request_lsn)? <= branch_lsn && branch_lsn <= self.request_lsn))
     }
 }
 
@@ -169,22 +184,28 @@ fn choose_one(
     for _ in 0..TRIES {
         let range = match kind {
             Kind::Random => all.clone(),
+            Kind::FirstReadable => all.start - 1..all.start,
             _ => {
                 let places = history.places(kind);
                 places.get(rng.random_range(0..places.len().max(1)))?.clone()
             }
         };
-        let range = range.start.max(all.start)..range.end.min(all.end);
+        let lowest = if kind == Kind::FirstReadable { range.start } else { all.start };
+        let range = range.start.max(lowest)..range.end.min(all.end);
         if range.is_empty() {
             continue;
         }
-        let record = history.record(rng.random_range(range));
+        let (start_lsn, end_lsn) = history.record(rng.random_range(range));
         let request_lsn = match kind {
-            Kind::SpanInside => Lsn::new(rng.random_range(record.0.as_u64() + 1..record.1.as_u64())),
-            _ => record.1,
+            Kind::FirstReadable => from_lsn,
+            Kind::SpanInside | Kind::InsideSwitch => {
+                Lsn::new(rng.random_range(start_lsn.as_u64() + 1..end_lsn.as_u64()))
+            }
+            Kind::PageHeader => Lsn::new(end_lsn.as_u64() + rng.random_range(1..SHORT_HEADER_LEN as u64)),
+            _ => end_lsn,
         };
         if !chosen.iter().any(|moment| moment.request_lsn == request_lsn) {
-            return Some(Moment { kind, request_lsn, record });
+            return Some(Moment { kind, request_lsn });
         }
     }
     None

@@ -10,8 +10,8 @@ use postgres_ffi::PgVersion;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::workload::{Target, Workload, tpcb};
-use crate::{Postgres, TestDir};
+use crate::workload::{Target, Workload, is_transient, tpcb};
+use crate::{Postgres, TestDir, wait_until_some};
 
 /// What runs beside bank transactions.
 const WORKLOADS: &[&str] = &[
@@ -31,6 +31,9 @@ const WORKLOADS: &[&str] = &[
 pub const OTHER_DATABASE: &str = "elsewhere";
 /// Between two things that the restless thread does.
 const PAUSE_MS_MAX: u64 = 400;
+
+/// Until the primary takes connections after a crash.
+const CRASH_LIMIT: Duration = Duration::from_secs(180);
 
 /// The workloads of the load.
 pub fn workloads() -> Result<Vec<&'static Workload>> {
@@ -133,9 +136,23 @@ fn run(target: &Target, stop: &AtomicBool, seed: u64) -> Result<u64> {
     let mut rounds = 0;
     while !stop.load(Ordering::SeqCst) {
         rounds += 1;
-        round(&mut session, target.version(), rounds, &mut rng)?;
+        match round(&mut session, target.version(), rounds, &mut rng) {
+            Err(error) if is_transient(&error) => session = begin_again(target)?,
+            done => done?,
+        }
     }
     Ok(rounds)
+}
+
+/// A session after a crash; what the last round had prepared is committed.
+fn begin_again(target: &Target) -> Result<postgres::Client> {
+    let connect = || Ok(target.connect("postgres").ok());
+    let mut session = wait_until_some("the primary after a crash", CRASH_LIMIT, connect)?;
+    session.batch_execute("SET lock_timeout = '1min'")?;
+    for row in session.query("SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'restless %'", &[])? {
+        session.batch_execute(&format!("COMMIT PREPARED '{}'", row.get::<_, &str>(0)))?;
+    }
+    Ok(session)
 }
 
 fn round(session: &mut postgres::Client, version: PgVersion, number: u64, rng: &mut SmallRng) -> Result<()> {
@@ -156,6 +173,7 @@ fn round(session: &mut postgres::Client, version: PgVersion, number: u64, rng: &
         "VACUUM many_rows".to_owned(),
     ];
     if version >= PgVersion::V15 && number.is_multiple_of(2) {
+        statements.push("DROP DATABASE IF EXISTS restless_blocks".to_owned()); // A crash may have left it.
         statements.push("CREATE DATABASE restless_blocks TEMPLATE template0 STRATEGY wal_log".to_owned());
         statements.push("DROP DATABASE restless_blocks".to_owned());
     }

@@ -16,7 +16,7 @@ use postgres_ffi::records::xlog::operation;
 use postgres_ffi::records::{multixact, smgr, xact};
 use postgres_ffi::wal::page_header::WAL_PAGE_BYTES;
 use postgres_ffi::wal::{DecodedRecord, WalStreamDecoder, rmgr};
-use postgres_ffi::{ForkNumber, Lsn, PgVersion, RelTag, TransactionId};
+use postgres_ffi::{ForkNumber, Lsn, Oid, PgVersion, RelTag, TransactionId};
 
 use super::moments::Kind;
 
@@ -76,6 +76,10 @@ pub struct WalHistory {
     /// Transactions and subtransactions.
     ends: HashMap<TransactionId, End>,
     prepared: Vec<Prepared>,
+    /// The ends of the records of each sequence, by database and relfilenode.
+    sequences: HashMap<(Oid, Oid), Vec<Lsn>>,
+    /// The redo point of each base backup that was taken, and the end of the record that ends it.
+    backups: Vec<(Lsn, Lsn)>,
     places: BTreeMap<Kind, Vec<Range<usize>>>,
 }
 
@@ -140,6 +144,17 @@ impl WalHistory {
         self.ends.iter().map(|(xid, end)| (*xid, *end))
     }
 
+    /// Where the base backup began that ended at `end_lsn`: its redo point. WAL from there on is replayed over it.
+    pub fn backup_start(&self, end_lsn: Lsn) -> Result<Lsn> {
+        let found = self.backups.iter().find(|(_, found)| *found == end_lsn);
+        found.map(|(start_lsn, _)| *start_lsn).with_context(|| format!("no base backup ends at {end_lsn}"))
+    }
+
+    /// Whether a sequence has a record that ends in `lsns`.
+    pub fn has_sequence_record(&self, database: Oid, relfilenode: Oid, lsns: Range<Lsn>) -> bool {
+        self.sequences.get(&(database, relfilenode)).is_some_and(|ends| ends.iter().any(|lsn| lsns.contains(lsn)))
+    }
+
     /// Transactions that were prepared and had not ended at `lsn`.
     pub fn prepared_at(&self, lsn: Lsn) -> BTreeSet<TransactionId> {
         let is_open =
@@ -187,6 +202,12 @@ impl<'a> Reader<'a> {
             rmgr::MULTIXACT if record.operation() == multixact::CREATE_ID => self.after(Kind::MultiXact, index),
             rmgr::RELMAP => self.after(Kind::RelationMap, index),
             rmgr::SMGR => self.smgr(record, index)?,
+            rmgr::SEQ => {
+                if let Some(block) = record.block(0) {
+                    let ends = self.history.sequences.entry((block.rel.db_oid, block.rel.rel_number)).or_default();
+                    ends.push(record.end_lsn);
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -211,11 +232,13 @@ impl<'a> Reader<'a> {
         let is_switch = record.rmid == rmgr::XLOG && record.operation() == operation::SWITCH;
         if is_switch {
             self.after(Kind::AfterSwitch, index);
+            self.after(Kind::InsideSwitch, index);
         } else if record.start_lsn.segment_no(segment_bytes) != last_byte.segment_no(segment_bytes) {
             self.after(Kind::SpanEnd, index);
             self.after(Kind::SpanInside, index);
         } else if record.end_lsn.as_u64().is_multiple_of(WAL_PAGE_BYTES as u64) {
             self.after(Kind::PageBoundary, index);
+            self.after(Kind::PageHeader, index);
         }
     }
 
@@ -224,6 +247,13 @@ impl<'a> Reader<'a> {
             let redo_lsn = Lsn::new(Checkpoint::decode(self.source.version, record.main_data())?.redo);
             let first = self.history.records.partition_point(|(_, end_lsn)| *end_lsn < redo_lsn);
             self.between(Kind::Checkpoint, first, index);
+        } else if record.operation() == operation::CHECKPOINT_SHUTDOWN {
+            // The primary is never stopped, only killed: this one ends its recovery.
+            self.between(Kind::Crash, index.saturating_sub(1), index + 1);
+        } else if record.operation() == operation::BACKUP_END {
+            // PG: xlog.c, do_pg_backup_stop: where the backup started.
+            let start = record.main_data().first_chunk::<8>().context("a backup's end names its start")?;
+            self.history.backups.push((Lsn::new(u64::from_le_bytes(*start)), record.end_lsn));
         }
         Ok(())
     }
