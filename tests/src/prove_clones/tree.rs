@@ -17,6 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use postgres::Client;
 use postgres_ffi::{Lsn, PgVersion};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -53,8 +54,17 @@ struct Written {
     /// The last row that was begun.
     last: i32,
     acknowledged: BTreeSet<i32>,
-    /// What was flushed when a row had been acknowledged.
-    lsn: Option<Lsn>,
+    /// What was flushed when a row had been acknowledged: this one and those before it are in the WAL below.
+    located: Option<(i32, Lsn)>,
+}
+
+impl Written {
+    /// What was acknowledged by an LSN, and that LSN.
+    fn up_to_lsn(mut self) -> Result<(Self, Lsn)> {
+        let (last_located, lsn) = self.located.context("an LSN after an acknowledged row")?;
+        self.acknowledged.retain(|n| *n <= last_located);
+        Ok((self, lsn))
+    }
 }
 
 /// What an ancestor had written when a branch was made: `before.acknowledged` must be there, nothing above `after_last` may.
@@ -90,10 +100,18 @@ impl Writer {
                 continue;
             }
             self.lock().acknowledged.insert(n);
-            if let Ok(row) = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]) {
-                self.lock().lsn = row.get::<_, &str>(0).parse().ok();
+            if let Ok(lsn) = flush_lsn(client) {
+                self.lock().located = Some((n, lsn));
             }
         }
+    }
+
+    /// All that was acknowledged is in the WAL below an LSN from now on. Requires: nothing more is written.
+    fn locate_all(&self) -> Result<()> {
+        let lsn = flush_lsn(&mut self.compute.connect()?)?;
+        let mut written = self.lock();
+        written.located = written.acknowledged.last().map(|last| (*last, lsn));
+        Ok(())
     }
 
     fn count(&self) -> i32 {
@@ -177,8 +195,8 @@ impl Tree {
         at_lsn: bool,
     ) -> Result<(Compute, BTreeMap<&'static str, Inherited>)> {
         wait_until("rows of the ancestor", LIMIT, || Ok(ancestor.writer.count() >= ROWS_BEFORE_BRANCH))?;
-        let before = ancestor.writer.lock().clone();
-        let lsn = before.lsn.context("an LSN after an acknowledged row")?;
+        let written = ancestor.writer.lock().clone();
+        let (before, lsn) = written.up_to_lsn()?;
         let (arguments, lsn_text) = (["--no-sync", "--lsn"], lsn.to_string());
         let compute = if at_lsn {
             self.computes.create(name, ancestor.name, &[&arguments[..], &[&lsn_text]].concat())?
@@ -233,6 +251,7 @@ impl Tree {
             if let Some(Err(panic)) = branch.thread.take().map(JoinHandle::join) {
                 std::panic::resume_unwind(panic);
             }
+            branch.writer.locate_all().with_context(|| format!("the end of branch {}", branch.name))?;
             branch.writer.compute.kill()?;
         }
         Ok(())
@@ -253,7 +272,8 @@ impl Tree {
         version: PgVersion,
         dir: &TestDir,
     ) -> Result<String> {
-        wait_for_lsn(page_server, branch.name, branch.writer.lock().lsn.context("no row was acknowledged")?)?;
+        let (_, lsn) = branch.writer.lock().located.context("no row was acknowledged")?;
+        wait_for_lsn(page_server, branch.name, lsn)?;
         let cloned = Cloned::start(page_server, branch.name, None, version, dir)?;
         let seen = branch.check_rows(&cloned)?;
         cloned.check_relations(&["--all", "--parent-check", "--rootdescend"])?;
@@ -289,6 +309,11 @@ impl Branch {
         ensure!(found.is_empty(), "rows of others: {:?}", found.keys());
         Ok(seen.join(", "))
     }
+}
+
+fn flush_lsn(client: &mut Client) -> Result<Lsn> {
+    let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[])?;
+    Ok(row.get::<_, &str>(0).parse()?)
 }
 
 fn wait_for_lsn(page_server: &PageServer, timeline: &str, lsn: Lsn) -> Result<()> {

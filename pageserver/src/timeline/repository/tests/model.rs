@@ -171,7 +171,10 @@ impl Run {
         let timeline = repository.timeline_named(&name).unwrap();
         for _ in 0..self.rng.random_range(1..8) {
             let before = self.lives[life].last_record_lsn;
-            let lsn = Lsn::new(before.as_u64() + 8 * self.rng.random_range(1..20));
+            let mut lsn = Lsn::new(before.as_u64() + 8 * self.rng.random_range(1..20));
+            if record_end(lsn) != lsn {
+                lsn = Lsn::new(lsn.as_u64() + 48); // Behind the page header.
+            }
             let writes = self.random_writes(life, before);
             write(&repository, &timeline, lsn, &writes);
             let this = &mut self.lives[life];
@@ -193,7 +196,7 @@ impl Run {
         {
             ancestor = parent;
         }
-        (lsn, Some((ancestor, Lsn::new(lsn.as_u64() / 8 * 8))))
+        (lsn, Some((ancestor, record_end(lsn))))
     }
 
     fn branch(&mut self) {

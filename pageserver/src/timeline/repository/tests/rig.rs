@@ -17,9 +17,17 @@ use crate::store::Batch;
 use crate::timeline::{Repository, Timeline};
 
 pub const VERSION: PgVersion = PgVersion::V17;
-pub const START_LSN: Lsn = Lsn::new(0x100_0028);
+pub const START_LSN: Lsn = Lsn::new(0x100_0100);
 /// Transactions of one made-up CLOG page.
 pub const XACT_COUNT: u16 = 200;
+
+/// Where a record can end, at or below `lsn`: aligned, and neither within nor right behind the header of a WAL page.
+pub fn record_end(lsn: Lsn) -> Lsn {
+    let aligned = lsn.as_u64() / 8 * 8;
+    let in_page = aligned % 8192;
+    let header_len = if (aligned - in_page).is_multiple_of(16 << 20) { 40 } else { 24 };
+    Lsn::new(if in_page <= header_len { aligned - in_page } else { aligned })
+}
 
 /// What a test writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
