@@ -153,7 +153,8 @@ fn check_all(pageserver: &PageServer, ends: &[End], last_record_lsn: Lsn) {
                 assert!(gap < 64, "{} ends at {lsn}, the next end starts at {}", time_text(time), ends[nth].start_lsn);
                 assert_eq!(inside.len(), nth);
             }
-            None => assert_eq!(lsn, last_record_lsn),
+            // The server goes on with records of its own, which end no transaction.
+            None => assert!(last_record_lsn <= lsn, "{lsn} is below {last_record_lsn}"),
         }
         checked += 1;
     }
@@ -168,7 +169,7 @@ fn unmistakable(ends: &[End]) -> Vec<i64> {
 
 fn check(version: PgVersion) {
     let dir = TestDir::new("times").unwrap();
-    let primary = Postgres::builder(version).start(&dir).unwrap();
+    let primary = Postgres::builder(version).setting("autovacuum", "off").start(&dir).unwrap();
     let begin_lsn = primary.current_lsn().unwrap();
     primary.execute("CREATE TABLE before_import AS SELECT 1").unwrap();
     let backup = dir.create_subdir("backup").unwrap().join("data");
@@ -192,7 +193,6 @@ fn check(version: PgVersion) {
     let ends = ends_in_wal(&primary, &pageserver, first_readable_lsn, end_lsn);
     assert!(ends.len() > 150, "{}", ends.len());
     check_commit_timestamps(&primary, &ends);
-    // Between the backup and the load nothing else is written; background activity may be, but ends no transaction.
     let last_record_lsn: Lsn = pageserver.timeline("main", "last_record_lsn").unwrap().parse().unwrap();
     check_all(&pageserver, &ends, last_record_lsn);
     check_refusals_and_tools(&pageserver, &ends, imported);
