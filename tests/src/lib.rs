@@ -5,11 +5,14 @@
 //! - Started as root, servers run as user `postgres`: PostgreSQL refuses root.
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
-//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`], [`computes`],
+//! In reading order: [`wait_until`], [`versions`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`], [`computes`],
 //! [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`].
 
 mod wait;
 pub use wait::{wait_until, wait_until_some};
+
+mod versions;
+pub use versions::versions;
 
 mod test_dir;
 pub use test_dir::TestDir;

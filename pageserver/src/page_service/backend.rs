@@ -88,6 +88,8 @@ pub struct TimelineInfo {
     pub received_lsn: Option<Lsn>,
     /// End of WAL at the source as it last told us.
     pub source_end_lsn: Option<Lsn>,
+    /// Whose WAL it takes, without a password; `None` when it follows nobody.
+    pub primary: Option<String>,
     /// What the receiver of the source's WAL is doing: `streaming`, `waiting`, `wal removed`, ...
     pub receiver: Option<String>,
     /// Why nothing comes in: what stopped ingest, or the receiver's last error.

@@ -21,7 +21,8 @@ use crate::redo::RedoErrorKind;
 use crate::replication::ReplicationError;
 use crate::store::StoreError;
 use crate::timeline::{
-    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline, TimelineState,
+    DatabaseTag, LeaseError, Primary, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline,
+    TimelineState,
 };
 use crate::wall_time::WallTime;
 
@@ -306,6 +307,7 @@ impl TimelineBackend for Timeline {
             durable_lsn: self.durable_lsn(),
             received_lsn: receiver.as_ref().and_then(|status| status.flushed_lsn),
             source_end_lsn: receiver.as_ref().and_then(|status| status.primary_lsn),
+            primary: metadata.primary.as_ref().map(Primary::server),
             receiver: receiver.as_ref().map(|status| status.state.name().to_string()),
             // The receiver's names the file as well.
             last_error: receiver.and_then(|status| status.last_error).or(match state {

@@ -13,6 +13,7 @@ use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 use serde::{Deserialize, Serialize};
 
 use super::id::{TenantId, TimelineId};
+use crate::replication::ConnInfo;
 
 /// Name of the file within the timeline's directory.
 pub const METADATA_FILE_NAME: &str = "timeline.json";
@@ -90,6 +91,13 @@ pub struct Primary {
     pub conninfo: String,
     /// Replication slot on the primary.
     pub slot: String,
+}
+
+impl Primary {
+    /// User, hosts and ports, for people: no password, and not a connection string.
+    pub fn server(&self) -> String {
+        self.conninfo.parse::<ConnInfo>().map_or_else(|_| "the primary".to_owned(), |conninfo| conninfo.to_string())
+    }
 }
 
 mod decimal {

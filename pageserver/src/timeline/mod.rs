@@ -30,7 +30,7 @@ use postgres_ffi::Lsn;
 
 pub use commit_times::{LsnAtTime, TimeError};
 pub use id::{TenantId, TimelineId};
-pub use metadata::TimelineMetadata;
+pub use metadata::{Primary, TimelineMetadata};
 pub use objects::DatabaseTag;
 pub use read_error::ReadError;
 pub use repository::{

@@ -8,7 +8,6 @@ use tests::{Postgres, Stop, backup_server, wait_until};
 
 use super::clone::{self, check_start_log};
 use super::primary::{self, Followed, backup};
-use super::versions;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -81,7 +80,7 @@ fn check_version(version: PgVersion) -> Result<()> {
 
 #[test]
 fn standbys_follow_from_wherever_they_begin() {
-    for version in versions() {
+    for version in tests::versions() {
         check_version(version).unwrap_or_else(|error| panic!("{version}: {error:?}"));
     }
 }

@@ -143,6 +143,7 @@ fn timeline_show(info: &TimelineInfo, rows: &mut Rows<'_>) -> Result<(), Failure
         ("received_lsn", lsn(info.received_lsn)),
         ("source_end_lsn", lsn(info.source_end_lsn)),
         ("lag_bytes", Value::display(lag_bytes(info))),
+        ("primary", Value::display(info.primary.as_deref())),
         ("receiver", Value::display(info.receiver.as_deref())),
         ("last_error", Value::display(info.last_error.as_deref())),
     ] {

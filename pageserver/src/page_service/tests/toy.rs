@@ -128,6 +128,7 @@ impl Toy {
             received_lsn: Some(last_record_lsn),
             source_end_lsn: last_record_lsn.checked_add(0x100),
             receiver: Some("streaming".into()),
+            primary: None,
             last_error: None,
         }
     }

@@ -73,7 +73,7 @@ impl Repository {
         self.follow(&timeline)?;
         let mut notices = Vec::new();
         if let Some(before) = before.filter(|before| before.conninfo != conninfo) {
-            let server = shown(&before.conninfo);
+            let server = before.server();
             notices.push(format!(
                 "slot `{}` stays at {server}; drop it there when it is not needed any more",
                 before.slot
@@ -207,11 +207,6 @@ impl Timeline {
     }
 }
 
-/// User, hosts and ports of a connection string, without a password.
-pub(super) fn shown(conninfo: &str) -> String {
-    conninfo.parse::<ConnInfo>().map_or_else(|_| "the primary".to_owned(), |conninfo| conninfo.to_string())
-}
-
 /// Silence of the primary after which the connection counts as lost, as PostgreSQL's `wal_receiver_timeout`.
 const RECEIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -245,8 +240,10 @@ impl WalSink for TimelineSink {
         Ok(self.ingest.feed(bytes)?)
     }
 
+    /// WAL from the last checkpoint on stays too: a standby that starts from a base backup replays it.
     fn keep_lsn(&self) -> Option<Lsn> {
         let durable_lsn = self.timeline.durable_lsn()?;
-        Some(Lsn::new(durable_lsn.saturating_sub(Lsn::new(self.keep_bytes))))
+        let kept_lsn = Lsn::new(durable_lsn.saturating_sub(Lsn::new(self.keep_bytes)));
+        Some(kept_lsn.min(self.ingest.redo_lsn()))
     }
 }
