@@ -104,6 +104,7 @@ impl TimelineBackend for ConstantPages {
             received_lsn: None,
             source_end_lsn: None,
             receiver: None,
+            primary: None,
             last_error: None,
         }
     }
