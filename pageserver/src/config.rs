@@ -11,6 +11,8 @@ use std::time::Duration;
 use postgres_ffi::PgVersion;
 use serde::{Deserialize, Serialize};
 
+use crate::store::{CompactionStyle, Compression, StoreConfig};
+
 /// Name of the configuration file within the data directory.
 pub const CONFIG_FILE_NAME: &str = "pageserver.toml";
 
@@ -48,6 +50,18 @@ pub struct StoreSection {
     pub flush_interval_seconds: u64,
     /// Bytes per second that compaction and flush may write, in MiB; 0 for no limit.
     pub background_mib_per_second: u64,
+    /// How RocksDB arranges files: `level` or `universal`.
+    pub compaction: CompactionStyle,
+    /// Compression of what is not in the last level: `lz4` or `zstd`.
+    pub compression: Compression,
+    /// Compression of the last level, where most of everything is: `lz4` or `zstd`.
+    pub bottommost_compression: Compression,
+    /// Dictionary of each file of the last level, in KiB, if that is `zstd`; 0 for none.
+    pub dictionary_kib: u32,
+    /// Uncompressed size of a block, in KiB: larger ones take less space, and more time to read.
+    pub block_kib: u32,
+    /// Values of at least so many bytes go into blob files; 0 for none.
+    pub blob_bytes_min: u64,
 }
 
 /// `[redo]`
@@ -112,7 +126,27 @@ impl Default for Config {
 
 impl Default for StoreSection {
     fn default() -> Self {
-        StoreSection { layer_mib: 256, block_cache_mib: 256, flush_interval_seconds: 600, background_mib_per_second: 0 }
+        let StoreConfig {
+            compaction,
+            compression,
+            bottommost_compression,
+            dictionary_bytes,
+            block_bytes,
+            blob_bytes_min,
+            ..
+        } = StoreConfig::default();
+        StoreSection {
+            layer_mib: 256,
+            block_cache_mib: 256,
+            flush_interval_seconds: 600,
+            background_mib_per_second: 0,
+            compaction,
+            compression,
+            bottommost_compression,
+            dictionary_kib: dictionary_bytes >> 10,
+            block_kib: u32::try_from(block_bytes >> 10).expect("a block has 1 MiB at most"),
+            blob_bytes_min,
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use rocksdb::{
 };
 
 use super::version_bound::VersionBound;
-use super::{LevelStats, StoreConfig, StoreError, StoreStats};
+use super::{CompactionStyle, Compression, LevelStats, StoreConfig, StoreError, StoreStats};
 
 const VERSIONS: &str = "versions";
 /// About one miss in a hundred.
@@ -32,6 +32,8 @@ const FLUSHED_FILE_FACTOR: u64 = 4;
 const INFO_LOG_BYTES: usize = 4 << 20;
 /// The fastest: compaction competes with reads and ingest for processors. The window is RocksDB's default.
 const ZSTD_LEVEL: i32 = 1;
+/// A dictionary is trained with so many times its size of the file: what RocksDB recommends.
+const DICTIONARY_SAMPLES: i32 = 100;
 const ZSTD_WINDOW_BITS: i32 = -14;
 const COMPACTION_READAHEAD_BYTES: usize = 2 << 20;
 const RATE_LIMIT_REFILL_MICROS: i64 = 100_000;
@@ -67,9 +69,7 @@ impl Db {
         options.enable_statistics();
         options.set_statistics_level(StatsLevel::ExceptTimers);
         let mut versions_options = options.clone();
-        // Only compaction sees this: `SstFileWriter` would take it for every file.
-        versions_options.set_bottommost_compression_type(DBCompressionType::Zstd);
-        versions_options.set_bottommost_compression_options(ZSTD_WINDOW_BITS, ZSTD_LEVEL, 0, 0, true);
+        set_compaction(&mut versions_options, config);
         let families = [
             ColumnFamilyDescriptor::new("default", Options::default()),
             ColumnFamilyDescriptor::new(VERSIONS, versions_options),
@@ -164,6 +164,8 @@ impl Db {
         }
         stats.versions_estimate = self.property("rocksdb.estimate-num-keys");
         stats.sst_bytes = self.sst_bytes();
+        stats.blob_bytes = self.property("rocksdb.total-blob-file-size");
+        stats.blob_written_bytes = ticker(Ticker::BlobDbBlobFileBytesWritten);
         stats.compaction_pending_bytes = self.property("rocksdb.estimate-pending-compaction-bytes");
         stats.compaction_read_bytes = ticker(Ticker::CompactReadBytes);
         stats.compaction_written_bytes = ticker(Ticker::CompactWriteBytes);
@@ -226,9 +228,35 @@ fn file_options(config: &StoreConfig, block_cache: &Cache) -> Options {
     options
 }
 
+/// What only compaction should see: `SstFileWriter` would take the compression of the last level for every file.
+fn set_compaction(options: &mut Options, config: &StoreConfig) {
+    match config.compaction {
+        CompactionStyle::Level => options.set_compaction_style(DBCompactionStyle::Level),
+        CompactionStyle::Universal => options.set_compaction_style(DBCompactionStyle::Universal),
+    }
+    options.set_compression_type(compression_type(config.compression));
+    options.set_bottommost_compression_type(compression_type(config.bottommost_compression));
+    options.set_compression_options(ZSTD_WINDOW_BITS, ZSTD_LEVEL, 0, 0);
+    let dictionary_bytes = i32::try_from(config.dictionary_bytes).unwrap_or(0);
+    options.set_bottommost_compression_options(ZSTD_WINDOW_BITS, ZSTD_LEVEL, 0, dictionary_bytes, true);
+    options.set_bottommost_zstd_max_train_bytes(dictionary_bytes.saturating_mul(DICTIONARY_SAMPLES), true);
+    if config.blob_bytes_min > 0 {
+        options.set_enable_blob_files(true);
+        options.set_min_blob_size(config.blob_bytes_min);
+        options.set_blob_compression_type(compression_type(config.bottommost_compression));
+        options.set_enable_blob_gc(true);
+    }
+}
+
+fn compression_type(compression: Compression) -> DBCompressionType {
+    match compression {
+        Compression::Lz4 => DBCompressionType::Lz4,
+        Compression::Zstd => DBCompressionType::Zstd,
+    }
+}
+
 fn options(config: &StoreConfig, block_cache: &Cache) -> Options {
     let mut options = file_options(config, block_cache);
-    options.set_compaction_style(DBCompactionStyle::Level);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_target_file_size_base(config.file_bytes);
     // About what four files of level 0 hold, so that merging them into the next level rewrites little else.

@@ -17,7 +17,7 @@
 mod error;
 pub use error::StoreError;
 mod config;
-pub use config::StoreConfig;
+pub use config::{CompactionStyle, Compression, StoreConfig};
 mod batch;
 pub use batch::Batch;
 mod watermark;

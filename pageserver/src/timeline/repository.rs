@@ -349,6 +349,11 @@ impl Repository {
         self.store.stats()
     }
 
+    /// Merges all of the store's files, and returns when that is done: for benchmarks that want a store at rest.
+    pub fn compact_store(&self) {
+        self.store.compact_all();
+    }
+
     /// What redo has done for each cluster that a page was made of: walredo's counters and the engine's.
     pub fn redo_stats(&self) -> Vec<(TenantId, RedoStats, EngineReport)> {
         let mut all: Vec<_> =
@@ -400,6 +405,12 @@ fn store_config(config: &Config) -> StoreConfig {
         flush_interval: std::time::Duration::from_secs(config.store.flush_interval_seconds),
         long_chain_deltas_min: config.redo.backlog_records_min,
         compaction_bytes_per_second: config.store.background_mib_per_second << 20,
+        compaction: config.store.compaction,
+        compression: config.store.compression,
+        bottommost_compression: config.store.bottommost_compression,
+        dictionary_bytes: config.store.dictionary_kib.saturating_mul(1 << 10),
+        block_bytes: (config.store.block_kib as usize) << 10,
+        blob_bytes_min: config.store.blob_bytes_min,
         ..StoreConfig::default()
     }
 }
