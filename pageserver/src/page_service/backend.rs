@@ -165,7 +165,7 @@ pub trait TimelineBackend: Send + Sync + 'static {
     /// Nothing below is readable, unless leased. Cheap: asked for each request.
     fn first_readable_lsn(&self) -> Lsn;
 
-    /// True when a lease keeps exactly `lsn` readable although it is below [`Self::first_readable_lsn`].
+    /// True when a lease, or a branch, keeps exactly `lsn` readable although it is below [`Self::first_readable_lsn`].
     fn is_leased(&self, lsn: Lsn) -> bool {
         let _ = lsn;
         false

@@ -324,7 +324,7 @@ impl TimelineBackend for Timeline {
     }
 
     fn is_leased(&self, lsn: Lsn) -> bool {
-        Timeline::is_leased(self, lsn)
+        Timeline::is_pinned(self, lsn)
     }
 
     fn wait_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<Lsn, BackendError> {
