@@ -28,6 +28,9 @@ use crate::timeline::metadata::GcDone;
 use crate::timeline::{ReadError, TimeError, Timeline, TimelineId, TimelineState};
 use crate::wall_time::TimeSpec;
 
+/// How often who waits for a pass hears of it.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
 /// What is to be done with one timeline.
 struct Plan {
     horizon_lsn: Lsn,
@@ -179,11 +182,20 @@ impl Repository {
         on_progress: &mut OnCollected<'_>,
     ) -> Result<GcReport, RepositoryError> {
         let timeline = self.timeline_named(name)?;
-        let _one_at_a_time = self.collecting.one_at_a_time.try_lock().ok_or(GcError::Busy)?;
+        // Who only looks is in nobody's way.
+        let one_at_a_time = self.collecting.one_at_a_time.try_lock();
+        if one_at_a_time.is_none() && !dry_run {
+            return Err(GcError::Busy.into());
+        }
         let progress = Arc::new(PassProgress::default());
         let shown = Arc::clone(&progress);
+        let mut told = Instant::now();
         let mut on_wait = |wait: Duration| {
             std::thread::sleep(wait);
+            if told.elapsed() < PROGRESS_INTERVAL {
+                return ControlFlow::Continue(());
+            }
+            told = Instant::now();
             let key = shown.get().0.unwrap_or(Key::from(keyenc::Object::Watermark));
             let (before, all) = timeline.store.disk_bytes_before(&key);
             on_progress(before, all)
