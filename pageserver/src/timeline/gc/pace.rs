@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-/// Bytes between two looks at the clock.
-const LOOK_BYTES: u64 = 256 << 10;
+/// Bytes between two looks at the clock. Few in unit tests, so that there are some.
+const LOOK_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 256 << 10 };
 /// The longest wait in one piece.
 const WAIT_MAX: Duration = Duration::from_millis(200);
 /// What a pause may be made up for.

@@ -23,7 +23,8 @@ use crate::timeline::lineage::Lineage;
 use crate::timeline::{ReadError, Timeline};
 
 /// A range ends behind the object with which it has seen so many bytes of versions: what a crash may cost, and how long an iterator keeps old files.
-const RANGE_BYTES: u64 = 64 << 20;
+/// Small in unit tests, so that there are several.
+const RANGE_BYTES: u64 = if cfg!(test) { 64 << 10 } else { 64 << 20 };
 /// Removed bytes after which compaction takes them, at the latest. A range alone would have files merged that the next one touches, too.
 const COMPACT_BYTES: u64 = 256 << 20;
 /// Only the newest watermark says anything.

@@ -28,8 +28,8 @@ use crate::timeline::metadata::GcDone;
 use crate::timeline::{ReadError, TimeError, Timeline, TimelineId, TimelineState};
 use crate::wall_time::TimeSpec;
 
-/// How often who waits for a pass hears of it.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often who waits for a pass hears of it. Always in unit tests.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 500 });
 
 /// What is to be done with one timeline.
 struct Plan {
