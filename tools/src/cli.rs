@@ -13,6 +13,7 @@ use crate::branch::{self, BranchCommand, Delete, Follow, LeaseCommand};
 use crate::compare::Compare;
 use crate::compute::ComputeCommand;
 use crate::connect::ServerArgs;
+use crate::gc::{GcCommand, Retention};
 use crate::import::Import;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
@@ -47,6 +48,8 @@ enum Command {
     Branch(BranchCommand),
     #[command(subcommand)]
     Lease(LeaseCommand),
+    #[command(subcommand)]
+    Gc(GcCommand),
     /// Looks at pages
     #[command(subcommand)]
     Page(PageCommand),
@@ -104,6 +107,7 @@ enum TimelineCommand {
     ///
     /// Without --confirm it only tells what it would do.
     Delete(Delete),
+    Retention(Retention),
 }
 
 #[derive(Debug, Subcommand)]
@@ -146,6 +150,7 @@ impl Cli {
             Command::Timeline(command) => command.run(server, output)?,
             Command::Branch(command) => command.run(server, output)?,
             Command::Lease(command) => command.run(server, output)?,
+            Command::Gc(command) => command.run(server, output)?,
             Command::Page(command) => return command.run(server, output),
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
@@ -180,6 +185,7 @@ impl TimelineCommand {
             TimelineCommand::Follow(follow) => follow.run(server, output),
             TimelineCommand::Unfollow { timeline } => branch::unfollow(timeline, server, output),
             TimelineCommand::Delete(delete) => delete.run("TIMELINE", server, output),
+            TimelineCommand::Retention(retention) => retention.run(server, output),
         }
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
 
+use super::gc::{GcAnswer, GcCommand};
 use super::lease::{LeaseCommand, LeaseInfo};
 use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
@@ -140,6 +141,9 @@ pub trait RepositoryBackend: Send + Sync + 'static {
     /// Gives, lists or ends leases: those that are concerned, as they are now; an ended one as it was.
     fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError>;
 
+    /// Looks after garbage collection, or collects. `progress` as for [`Self::import`], for what takes long.
+    fn gc(&self, command: &GcCommand, progress: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError>;
+
     /// Makes timeline `name` from a cluster's files on this machine, WAL included, and returns once it is readable. `progress` as for
     /// [`RepositoryBackend::import`].
     fn import_files(
@@ -167,7 +171,7 @@ pub trait TimelineBackend: Send + Sync + 'static {
     /// Nothing below is readable, unless leased. Cheap: asked for each request.
     fn first_readable_lsn(&self) -> Lsn;
 
-    /// True when a lease keeps exactly `lsn` readable although it is below [`Self::first_readable_lsn`].
+    /// True when a lease, or a branch, keeps exactly `lsn` readable although it is below [`Self::first_readable_lsn`].
     fn is_leased(&self, lsn: Lsn) -> bool {
         let _ = lsn;
         false

@@ -13,6 +13,7 @@ use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
+use super::gc::{self, GcAnswer, GcCommand};
 use super::lease::{self, LeaseCommand, LeaseInfo};
 use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::basebackup::{BackupError, BackupOptions};
@@ -20,6 +21,7 @@ use crate::import::{self, ClusterFiles, ImportError};
 use crate::redo::RedoErrorKind;
 use crate::replication::ReplicationError;
 use crate::store::StoreError;
+use crate::timeline::gc::GcError;
 use crate::timeline::{
     DatabaseTag, LeaseError, Primary, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline,
     TimelineState,
@@ -95,6 +97,7 @@ impl From<RepositoryError> for BackendError {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
             RepositoryError::Time(error) => return error.into(),
+            RepositoryError::Gc(error) => return error.into(),
             RepositoryError::Branch(ref error) => error.into(),
             RepositoryError::Import(ref error) => error.into(),
             RepositoryError::TimelineMissing { .. }
@@ -109,6 +112,19 @@ impl From<RepositoryError> for BackendError {
             _ => BackendErrorKind::Unavailable,
         };
         BackendError::new(kind, with_sources(&error))
+    }
+}
+
+impl From<GcError> for BackendError {
+    fn from(error: GcError) -> Self {
+        let kind = match error {
+            GcError::Read(error) => return error.into(),
+            GcError::Store(error) => return ReadError::from(error).into(),
+            GcError::Stopped => BackendErrorKind::Cancelled,
+            GcError::Busy => BackendErrorKind::NotYet,
+            GcError::Key(_) => BackendErrorKind::Corrupt,
+        };
+        BackendError::new(kind, error.to_string())
     }
 }
 
@@ -210,6 +226,10 @@ impl RepositoryBackend for Repository {
 
     fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
         lease::apply(self, command)
+    }
+
+    fn gc(&self, command: &GcCommand, progress: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError> {
+        gc::apply(self, command, progress)
     }
 
     fn import_files(
@@ -326,7 +346,7 @@ impl TimelineBackend for Timeline {
     }
 
     fn is_leased(&self, lsn: Lsn) -> bool {
-        Timeline::is_leased(self, lsn)
+        Timeline::is_pinned(self, lsn)
     }
 
     fn wait_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<Lsn, BackendError> {

@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use keyenc::{Key, OBJECT_PREFIX_LEN, TimelineNo, VersionKey};
 use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle, DBCompressionType,
-    DBRawIterator, ErrorKind, IngestExternalFileOptions, Options, ReadOptions, SliceTransform,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB, DBCompactionStyle,
+    DBCompressionType, DBRawIterator, ErrorKind, IngestExternalFileOptions, LiveFile, Options, ReadOptions,
+    SliceTransform,
 };
 
 use super::version_bound::VersionBound;
@@ -36,6 +37,10 @@ const ZSTD_LEVEL: i32 = 1;
 const DICTIONARY_SAMPLES: i32 = 100;
 const ZSTD_WINDOW_BITS: i32 = -14;
 const COMPACTION_READAHEAD_BYTES: usize = 2 << 20;
+/// A walk reads everything in order.
+const WALK_READAHEAD_BYTES: usize = 2 << 20;
+/// A file with fewer removals among its entries waits for the compaction that comes anyway.
+const REMOVALS_SHARE_MIN: u64 = 10;
 const RATE_LIMIT_REFILL_MICROS: i64 = 100_000;
 const RATE_LIMIT_FAIRNESS: i32 = 10;
 
@@ -113,6 +118,52 @@ impl Db {
         self.rocks.raw_iterator_cf_opt(self.versions(), options)
     }
 
+    /// An iterator over all versions of a timeline, for who reads them once: what it reads does not push other blocks out of the cache.
+    pub fn walk_iterator(&self, timeline: TimelineNo) -> DBRawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_total_order_seek(true);
+        options.fill_cache(false);
+        options.set_readahead_size(WALK_READAHEAD_BYTES);
+        options.set_iterate_lower_bound(timeline.0.to_be_bytes().to_vec());
+        if let Some(next) = timeline.0.checked_add(1) {
+            options.set_iterate_upper_bound(next.to_be_bytes().to_vec());
+        }
+        self.rocks.raw_iterator_cf_opt(self.versions(), options)
+    }
+
+    /// The files that hold versions of a timeline, or removals of some; those that lie higher first.
+    pub fn timeline_files(&self, timeline: TimelineNo) -> Vec<TimelineFile> {
+        let prefix = timeline.0.to_be_bytes();
+        let overlaps = |file: &LiveFile| {
+            file.column_family_name == VERSIONS
+                && file.start_key.as_deref().is_some_and(|start| start.get(..4) <= Some(&prefix[..]))
+                && file.end_key.as_deref().is_some_and(|end| end >= &prefix[..])
+        };
+        let mut files: Vec<LiveFile> = self.rocks.live_files().unwrap_or_default();
+        files.retain(overlaps);
+        files.sort_by(|one, other| (one.level, &one.start_key).cmp(&(other.level, &other.start_key)));
+        files.into_iter().map(TimelineFile::from).collect()
+    }
+
+    /// True while the file is part of the store.
+    pub fn has_file(&self, name: &str) -> bool {
+        self.rocks.live_files().unwrap_or_default().iter().any(|file| file.name == name)
+    }
+
+    /// Merges a file with what lies below it, down to the last level. Returns when done.
+    pub fn compact_file(&self, file: &TimelineFile) {
+        let mut options = CompactOptions::default();
+        // What RocksDB finds to do by itself goes on meanwhile.
+        options.set_exclusive_manual_compaction(false);
+        let (start, end) = (file.start_key.as_deref(), file.end_key.as_deref());
+        self.rocks.compact_range_cf_opt(self.versions(), start, end, &options);
+    }
+
+    /// What compaction has written since open.
+    pub fn compaction_written_bytes(&self) -> u64 {
+        self.options.get_ticker_count(Ticker::CompactWriteBytes)
+    }
+
     /// Options for an `SstFileWriter` whose files this RocksDB takes.
     pub fn file_options(&self) -> &Options {
         &self.file_options
@@ -177,6 +228,36 @@ impl Db {
 
     fn property(&self, name: &str) -> u64 {
         self.rocks.property_int_value_cf(self.versions(), name).ok().flatten().unwrap_or(0)
+    }
+}
+
+/// A file of RocksDB, as garbage collection needs it.
+pub(super) struct TimelineFile {
+    pub name: String,
+    pub bytes: u64,
+    pub start_key: Option<Vec<u8>>,
+    pub end_key: Option<Vec<u8>>,
+    entries: u64,
+    removals: u64,
+}
+
+impl From<LiveFile> for TimelineFile {
+    fn from(file: LiveFile) -> Self {
+        TimelineFile {
+            name: file.name,
+            bytes: file.size as u64,
+            start_key: file.start_key,
+            end_key: file.end_key,
+            entries: file.num_entries,
+            removals: file.num_deletions,
+        }
+    }
+}
+
+impl TimelineFile {
+    /// Merging it gives back space.
+    pub fn is_mostly_removals(&self) -> bool {
+        self.removals > 0 && self.removals.saturating_mul(REMOVALS_SHARE_MIN) >= self.entries
     }
 }
 

@@ -40,6 +40,8 @@ mod flusher;
 mod inner;
 mod scan;
 mod search;
+mod sweep;
+pub use sweep::{StoredVersion, SweepSet, SweepSetWritten};
 mod timeline_state;
 mod timeline_store;
 pub use timeline_store::TimelineStore;

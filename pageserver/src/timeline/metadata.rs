@@ -12,6 +12,7 @@ use keyenc::TimelineNo;
 use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 use serde::{Deserialize, Serialize};
 
+use super::gc::OwnRetention;
 use super::id::{TenantId, TimelineId};
 use crate::replication::ConnInfo;
 
@@ -44,6 +45,26 @@ pub struct TimelineMetadata {
     pub imported: Option<Imported>,
     /// Where its WAL comes from; none for one that only stands.
     pub primary: Option<Primary>,
+    /// How much history it keeps, where that is not as for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<OwnRetention>,
+    /// What garbage collection has done; none where it never had to do anything. An older server refuses the file for it, rightly: it would
+    /// show what is not there any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gc: Option<GcDone>,
+}
+
+/// How far a timeline's history was given up. Written before the first version goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GcDone {
+    /// Below it nothing can be read but what is pinned.
+    pub horizon_lsn: Lsn,
+    /// The horizon of the last pass that came to its end; none: the first one has not.
+    pub swept_lsn: Option<Lsn>,
+    /// The pins below it that the pass kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub swept_pins: Vec<Lsn>,
 }
 
 /// The point at which a branch leaves its ancestor.
@@ -216,6 +237,8 @@ mod tests {
             },
             imported: None,
             primary: Some(Primary { conninfo: "host=127.0.0.1".to_string(), slot: "pageserver".to_string() }),
+            retention: Some(OwnRetention { time: Some("7d".parse().unwrap()), wal: None }),
+            gc: Some(GcDone { horizon_lsn: Lsn::new(9), swept_lsn: None, swept_pins: vec![Lsn::new(7)] }),
         }
     }
 

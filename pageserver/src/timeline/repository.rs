@@ -6,6 +6,7 @@
 mod base_backup;
 mod branch_error;
 mod branching;
+mod collecting;
 mod deleting;
 mod detaching;
 mod engine;
@@ -30,6 +31,7 @@ use postgres_ffi::{Lsn, PgVersion};
 use tracing::{info, warn};
 
 use super::backlog::Backlog;
+use super::gc::GcError;
 use super::lineage::Lineage;
 use super::metadata::{MetadataError, TimelineMetadata};
 use super::version_cache::{VersionCache, VersionCacheStats};
@@ -44,6 +46,7 @@ use crate::wal_receiver::WalReceiver;
 
 pub use branch_error::BranchError;
 pub use branching::{BranchPoint, Changed};
+pub use collecting::{GcReport, GcState, GcStatus, OnCollected};
 pub use detaching::OnDetached;
 pub use importing::ImportReport;
 pub(super) use leases::Leases;
@@ -114,6 +117,9 @@ pub enum RepositoryError {
     /// A tenant's file cannot be used.
     #[error(transparent)]
     Tenant(#[from] TenantError),
+    /// Garbage collection did not come to its end.
+    #[error(transparent)]
+    Gc(#[from] GcError),
     /// The name is taken.
     #[error("a timeline of this name exists; choose another name. name=`{name}`")]
     NameTaken {
@@ -175,6 +181,7 @@ pub struct Repository {
     names: names::Names,
     busy: detaching::BusyTimelines,
     leases: Arc<Leases>,
+    collecting: collecting::Collecting,
     /// Held while a PostgreSQL timeline id is given out.
     pg_timeline_ids: Mutex<()>,
 }
@@ -190,6 +197,7 @@ impl Repository {
             0 => None,
             _ => Some(Backlog::start(store.long_chains()).map_err(RepositoryError::Thread)?),
         };
+        let collecting = collecting::Collecting::new(config.gc.paused);
         let repository = Arc::new_cyclic(|me| Repository {
             me: me.clone(),
             is_closing: AtomicBool::new(false),
@@ -207,10 +215,12 @@ impl Repository {
             names: names::Names::default(),
             busy: detaching::BusyTimelines::default(),
             leases: Arc::new(leases),
+            collecting,
             pg_timeline_ids: Mutex::default(),
         });
         let metadata = repository.load_metadata()?;
         repository.open_timelines(metadata)?;
+        repository.restore_pins();
         Ok(repository)
     }
 
@@ -377,6 +387,7 @@ impl Repository {
             let _changes = self.changes.lock();
             self.is_closing.store(true, Ordering::SeqCst);
         }
+        self.collecting.stop();
         if let Some(backlog) = &self.backlog {
             backlog.stop();
         }

@@ -20,6 +20,7 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 use self::import::ImportFrom;
 use self::object::ObjectClass;
 use super::basebackup::BackupRequest;
+use super::gc::GcCommand;
 use super::lease::LeaseCommand;
 use super::message::Column;
 use super::pagestream::wire::Version;
@@ -178,6 +179,8 @@ pub enum Command {
     TimelineChange(TimelineChange),
     /// `LEASE ...`
     Lease(LeaseCommand),
+    /// `GC ...`, `TIMELINE RETENTION`
+    Gc(GcCommand),
     /// `DATABASE LIST name [AT lsn]`
     DatabaseList {
         /// The timeline.
@@ -314,6 +317,7 @@ impl Command {
             Command::Help => const { &[Column::text("command"), Column::text("what_it_does")] },
             Command::TimelineList | Command::Import { .. } | Command::TimelineChange(_) => TIMELINES,
             Command::Lease(_) => super::lease::COLUMNS,
+            Command::Gc(command) => command.columns(),
             Command::TimelineShow { .. } | Command::Status | Command::StoreStats | Command::RedoStats => NAME_VALUE,
             Command::LastRecordLsn { .. } => const { &[Column::text("timeline"), Column::text("last_record_lsn")] },
             Command::Lag { .. } => {

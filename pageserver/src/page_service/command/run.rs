@@ -51,6 +51,11 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         }
         Command::TimelineChange(change) => change_timeline(repository, change, rows),
         Command::Lease(command) => repository.lease(command)?.iter().try_for_each(|lease| rows.row(&lease.row())),
+        Command::Gc(command) => {
+            let answer = with_progress(rows, |progress| repository.gc(command, progress))?;
+            answer.notices.iter().try_for_each(|notice| rows.notice(notice))?;
+            answer.rows.iter().try_for_each(|row| rows.row(row))
+        }
         Command::DatabaseList { timeline, at } => {
             let (timeline, at) = timeline_at(repository, timeline, *at)?;
             let row =

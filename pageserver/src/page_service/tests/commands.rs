@@ -50,6 +50,8 @@ fn rows_of_commands() {
     check("relation list main", "relation|fork|blocks", &["1663/5/16384|main|1000", "1663/5/16384|vm|1"]);
     check("relation list main in 1663/6", "relation|fork|blocks", &[]);
     check("slru list main", "slru|segment|pages", &["pg_xact|2|3"]);
+    let removed = "timeline|class|versions|bytes|images|image_bytes";
+    check("gc plan main", removed, &[r#"Run { timeline: Some("main"), dry_run: true }|||||"#]);
     check("select 'it''s'", "?column?", &["it's"]);
     check("select pg_is_in_recovery()", "pg_is_in_recovery", &["f"]);
     check("show server_encoding", "setting", &["UTF8"]);

@@ -17,7 +17,9 @@ use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use crate::page_service::basebackup::{BackupBegin, BackupRequest, BackupSink};
+use crate::page_service::gc::{GcAnswer, GcCommand};
 use crate::page_service::lease::{LeaseCommand, LeaseInfo};
+use crate::page_service::message::Value;
 use crate::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use crate::wall_time::WallTime;
 
@@ -220,6 +222,13 @@ impl RepositoryBackend for ToyRepository {
                 Err(BackendError::not_found(format!("no such lease. lease=`{lease_id}`")))
             }
         }
+    }
+
+    /// One row: the command itself.
+    fn gc(&self, command: &GcCommand, _: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError> {
+        let mut row = vec![Value::Null; command.columns().len()];
+        row[0] = Value::Text(format!("{command:?}"));
+        Ok(GcAnswer { rows: vec![row], notices: vec!["collected".to_owned()] })
     }
 
     fn import_files(

@@ -115,7 +115,8 @@ impl Leases {
         below.map(|lease| lease.lease_id).collect()
     }
 
-    fn all(&self) -> Vec<Lease> {
+    /// The leases that are valid.
+    pub(super) fn all(&self) -> Vec<Lease> {
         let now = now();
         self.file.lock().leases.iter().filter(|lease| now < lease.valid_until_unix_seconds).cloned().collect()
     }
@@ -173,14 +174,15 @@ impl Lease {
 }
 
 impl Repository {
-    /// Leases `lsn` of the timeline `name`, which must be readable now, for `duration`. Errors: [`LeaseError::Duration`]; the LSN is out of range; no such
-    /// timeline; the disk.
+    /// Leases `lsn` of the timeline `name`, which must be readable now, for `duration`. Errors: [`LeaseError::Duration`]; the LSN is out of range, or below
+    /// the horizon and not pinned; no such timeline; the disk.
     pub fn lease(&self, name: &str, lsn: Lsn, duration: Duration) -> Result<Lease, RepositoryError> {
         if duration.as_secs() == 0 || duration > LEASE_MAX {
             return Err(LeaseError::Duration { seconds: duration.as_secs() }.into());
         }
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
+        // What is leased or branched off already can be leased again, below the horizon too.
         timeline.check_readable(lsn)?;
         self.leases.add(timeline.metadata().timeline_id, lsn, duration)
     }
