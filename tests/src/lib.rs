@@ -5,7 +5,7 @@
 //! - Started as root, servers run as user `postgres`: PostgreSQL refuses root.
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
-//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`], [`computes`],
+//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`faulty_fs`], [`CutProxy`], [`PageServer`], [`computes`],
 //! [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`].
 
 mod wait;
@@ -23,6 +23,8 @@ pub(crate) use postgres_server::query_text;
 pub use postgres_server::{Auth, Postgres, PostgresBuilder, Stop};
 
 pub mod standby;
+
+pub mod faulty_fs;
 
 mod cut_proxy;
 pub use cut_proxy::CutProxy;
