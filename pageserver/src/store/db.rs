@@ -21,7 +21,8 @@ use rocksdb::{
 use super::version_bound::VersionBound;
 use super::{LevelStats, StoreConfig, StoreError, StoreStats};
 
-const VERSIONS: &str = "versions";
+/// The column family.
+pub(super) const VERSIONS: &str = "versions";
 /// About one miss in a hundred.
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// RocksDB wants a memtable; nothing is ever written to it.
@@ -44,6 +45,7 @@ pub(super) struct Db {
     options: Options,
     file_options: Options,
     block_cache: Cache,
+    rocks_dir: PathBuf,
     pending_dir: PathBuf,
     next_file_no: AtomicU64,
     /// Size at which the flusher closes a file.
@@ -83,11 +85,22 @@ impl Db {
             options,
             file_options,
             block_cache,
+            rocks_dir,
             pending_dir,
             next_file_no: AtomicU64::new(1),
             flushed_file_bytes: config.file_bytes * FLUSHED_FILE_FACTOR,
             level0_files_max: config.level0_files_max.into(),
         })
+    }
+
+    /// RocksDB itself.
+    pub fn rocks(&self) -> &DB {
+        &self.rocks
+    }
+
+    /// Its directory.
+    pub fn rocks_dir(&self) -> &Path {
+        &self.rocks_dir
     }
 
     fn versions(&self) -> &ColumnFamily {
@@ -136,9 +149,9 @@ impl Db {
         self.property("rocksdb.num-files-at-level0")
     }
 
-    /// Failures of compaction since open.
+    /// Failures of compaction since open, of whatever column family: RocksDB counts all of them at the default one.
     pub fn background_errors(&self) -> u64 {
-        self.property("rocksdb.background-errors")
+        self.rocks.property_int_value("rocksdb.background-errors").ok().flatten().unwrap_or(0)
     }
 
     /// Bytes of all SST files, obsolete ones that someone still reads included.
@@ -226,7 +239,8 @@ fn file_options(config: &StoreConfig, block_cache: &Cache) -> Options {
     options
 }
 
-fn options(config: &StoreConfig, block_cache: &Cache) -> Options {
+/// Options of RocksDB and of its column family.
+pub(super) fn options(config: &StoreConfig, block_cache: &Cache) -> Options {
     let mut options = file_options(config, block_cache);
     options.set_compaction_style(DBCompactionStyle::Level);
     options.set_level_compaction_dynamic_level_bytes(true);

@@ -7,9 +7,6 @@
 //! {"format": 1, "lease_id_last": 2, "leases": [{"lease_id": 2, "timeline_id": "...", "lsn": "0/3000060", "valid_until_unix_seconds": 1795651200}]}
 //! ```
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +15,7 @@ use postgres_ffi::Lsn;
 use serde::{Deserialize, Serialize};
 
 use super::{Repository, RepositoryError};
+use crate::sealed_file;
 use crate::timeline::TimelineId;
 
 /// Name of the file within the data directory.
@@ -145,15 +143,8 @@ impl Leases {
     }
 
     fn replace(&self, file: &mut LeasesFile, new: LeasesFile) -> Result<(), RepositoryError> {
-        let write = || {
-            let temporary = self.path.with_extension("json.new");
-            let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            out.write_all(&serde_json::to_vec_pretty(&new)?)?;
-            out.sync_all()?;
-            std::fs::rename(&temporary, &self.path)?;
-            self.path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
-        };
-        write().map_err(|source| RepositoryError::Io { doing: "write the leases", path: self.path.clone(), source })?;
+        let written = sealed_file::write(&self.path, &new);
+        written.map_err(|source| RepositoryError::Io { doing: "write the leases", path: self.path.clone(), source })?;
         *file = new;
         Ok(())
     }
@@ -202,7 +193,7 @@ impl Repository {
 }
 
 fn parse(bytes: &[u8]) -> Result<LeasesFile, String> {
-    let file: LeasesFile = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let file: LeasesFile = sealed_file::parse(bytes)?;
     match file.format {
         FORMAT => Ok(file),
         format => Err(format!("format {format} is not {FORMAT}")),
