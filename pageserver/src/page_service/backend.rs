@@ -12,12 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
 
+use super::command::verify::RepairRequest;
 use super::lease::{LeaseCommand, LeaseInfo};
 use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
 use super::basebackup::{BackupRequest, BackupSink};
 use crate::import::ClusterFiles;
+use crate::verify::{Repaired, VerifyCounts, VerifyOptions, VerifySink};
 use crate::wall_time::WallTime;
 
 /// What a caller does next about a failed call.
@@ -137,6 +139,12 @@ pub trait RepositoryBackend: Send + Sync + 'static {
 
     /// Gives, lists or ends leases: those that are concerned, as they are now; an ended one as it was.
     fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError>;
+
+    /// Checks one timeline or everything and tells `sink` what is wrong, as it is found. What was looked at.
+    fn verify(&self, options: &VerifyOptions, sink: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError>;
+
+    /// Mends what can be mended; what became of each damage.
+    fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError>;
 
     /// Makes timeline `name` from a cluster's files on this machine, WAL included, and returns once it is readable. `progress` as for
     /// [`RepositoryBackend::import`].

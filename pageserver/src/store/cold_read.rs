@@ -159,6 +159,14 @@ impl ColdRead<'_> {
         self.rocks.live_files().map_or(0, |files| files.len())
     }
 
+    /// The newest file of RocksDB's options, which nobody reads and every open writes anew, and what is wrong with it if it does not parse.
+    pub fn options_file_error(&self) -> Option<(PathBuf, String)> {
+        let env = rocksdb::Env::new().ok()?;
+        let cache = Cache::new_hyper_clock_cache(BLOCK_CACHE_BYTES, 0);
+        let error = Options::load_latest(self.rocks.path(), env, false, cache).err()?;
+        Some((PathBuf::from("store/rocksdb/OPTIONS-*"), error.into_string()))
+    }
+
     fn family(&self) -> &ColumnFamily {
         self.rocks.cf_handle(VERSIONS).expect("the column family was opened")
     }

@@ -7,7 +7,7 @@
 //! - Every block is checked against its checksum when it is read from disk.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -109,7 +109,17 @@ impl Db {
 
     /// An iterator over the versions of one object. It holds files of now: use it and drop it.
     pub fn object_iterator(&self, timeline: TimelineNo, key: &Key) -> DBRawIterator<'_> {
+        self.object_iterator_with(ReadOptions::default(), timeline, key)
+    }
+
+    /// The same; blocks that it reads do not enter the cache.
+    pub fn cold_object_iterator(&self, timeline: TimelineNo, key: &Key) -> DBRawIterator<'_> {
         let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        self.object_iterator_with(options, timeline, key)
+    }
+
+    fn object_iterator_with(&self, mut options: ReadOptions, timeline: TimelineNo, key: &Key) -> DBRawIterator<'_> {
         options.set_iterate_lower_bound(VersionKey::object_prefix(timeline, key).to_vec());
         options.set_prefix_same_as_start(true);
         self.rocks.raw_iterator_cf_opt(self.versions(), options)
@@ -154,6 +164,13 @@ impl Db {
         self.rocks.property_int_value("rocksdb.background-errors").ok().flatten().unwrap_or(0)
     }
 
+    /// What the last failure of compaction was, by RocksDB's own log; where that is.
+    pub fn background_error(&self) -> String {
+        let log = self.rocks_dir.join("LOG");
+        let said = last_background_error(&log).unwrap_or_else(|| "it does not say why".to_owned());
+        format!("compaction failed: {said}. log=`{}`", log.display())
+    }
+
     /// Bytes of all SST files, obsolete ones that someone still reads included.
     pub fn sst_bytes(&self) -> u64 {
         self.property("rocksdb.total-sst-files-size")
@@ -189,6 +206,21 @@ impl Db {
     fn property(&self, name: &str) -> u64 {
         self.rocks.property_int_value_cf(self.versions(), name).ok().flatten().unwrap_or(0)
     }
+}
+
+/// What follows these words on the last line that has them. RocksDB 11: db/db_impl/db_impl_compaction_flush.cc, BackgroundCallCompaction.
+fn last_background_error(log: &Path) -> Option<String> {
+    const WORDS: &str = "Waiting after background compaction error: ";
+    const TAIL_BYTES: u64 = 256 << 10;
+    let mut file = File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).ok()?;
+    let mut tail = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
+    let tail = String::from_utf8_lossy(&tail);
+    let line = tail.lines().rev().find(|line| line.contains(WORDS))?;
+    let said = line.split(WORDS).nth(1)?;
+    Some(said.split(", Accumulated").next().unwrap_or(said).to_owned())
 }
 
 /// An error met while reading, by what the caller can do about it.

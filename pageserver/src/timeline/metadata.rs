@@ -154,6 +154,11 @@ impl TimelineMetadata {
         sealed_file::write(&path, self).map_err(|source| MetadataError::Io { doing: "write", path, source })
     }
 
+    /// True if both would be written as the same file.
+    pub(crate) fn says_the_same(&self, other: &TimelineMetadata) -> bool {
+        serde_json::to_value(self).ok() == serde_json::to_value(other).ok()
+    }
+
     /// The number within keys.
     pub fn timeline_no(&self) -> TimelineNo {
         TimelineNo(self.timeline_no)

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use postgres_ffi::Lsn;
 
 mod branch;
+mod verify;
 
 use super::import::ImportFrom;
 use super::token::{Token, TokenKind, statements};
@@ -59,6 +60,11 @@ pub const FORMS: &[(&str, &str)] = &[
     ("LEASE name AT lsn [FOR seconds]", "keeps an LSN readable for a while, 600 seconds unless told"),
     ("LEASE LIST [name]", "leases that are valid"),
     ("LEASE END lease", "ends a lease"),
+    (
+        "VERIFY [name] [RATE mib]",
+        "reads everything again and lists what is damaged, at most so many MiB a second: store, pages, WAL, metadata",
+    ),
+    ("REPAIR [name] [DRY RUN]", "mends what can be mended: WAL from the primary, files of metadata; lists what cannot"),
     ("DATABASE LIST name [AT lsn]", "databases per tablespace"),
     ("RELATION LIST name [IN tablespace/database] [AT lsn]", "relation forks with their blocks"),
     ("SLRU LIST name [AT lsn]", "segments of pg_xact, pg_multixact, pg_commit_ts"),
@@ -96,6 +102,8 @@ fn parse_statement(tokens: &[Token<'_>]) -> Result<Command, PgError> {
         Some("import") => parser.import(),
         Some("branch") => parser.branch(),
         Some("lease") => parser.lease(),
+        Some("verify") => parser.verify(),
+        Some("repair") => parser.repair(),
         Some("database") => parser.then("list").and_then(|()| parser.database_list()),
         Some("relation") => parser.then("list").and_then(|()| parser.relation_list()),
         Some("slru") => parser.then("list").and_then(|()| parser.slru_list()),

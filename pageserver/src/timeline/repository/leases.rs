@@ -100,6 +100,37 @@ impl Leases {
         self.file.lock().leases.iter().any(|lease| lease.is_on(timeline_id, now) && lease.lsn == lsn)
     }
 
+    /// Where the file is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the file again. Err: it is damaged, or says something else than what was given out.
+    pub(super) fn check_file(&self) -> Result<(), String> {
+        let known = self.file.lock();
+        let found = match std::fs::read(&self.path) {
+            Ok(bytes) => parse(&bytes)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && known.lease_id_last == 0 => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let is_same = (found.lease_id_last, &found.leases) == (known.lease_id_last, &known.leases);
+        if is_same { Ok(()) } else { Err("it says something else than the server knows".to_owned()) }
+    }
+
+    /// Writes the file again as it is known.
+    pub(super) fn write_again(&self) -> Result<(), RepositoryError> {
+        let mut file = self.file.lock();
+        let known = LeasesFile { format: FORMAT, lease_id_last: file.lease_id_last, leases: file.leases.clone() };
+        self.replace(&mut file, known)
+    }
+
+    /// LSNs of the timeline that are leased.
+    pub(super) fn lsns_of(&self, timeline_id: TimelineId) -> Vec<Lsn> {
+        let now = now();
+        let file = self.file.lock();
+        file.leases.iter().filter(|lease| lease.is_on(timeline_id, now)).map(|lease| lease.lsn).collect()
+    }
+
     /// Leases on the timeline.
     pub(super) fn ids_of(&self, timeline_id: TimelineId) -> Vec<u64> {
         self.ids_below(timeline_id, Lsn::MAX)

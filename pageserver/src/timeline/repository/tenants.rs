@@ -18,13 +18,14 @@ use crate::timeline::{TenantId, Timeline};
 pub(super) const TENANTS_DIR: &str = "tenants";
 /// The first PostgreSQL timeline id that we give out.
 pub const PG_TIMELINE_ID_FIRST: TimeLineId = 0x1000;
-const FILE_NAME: &str = "tenant.json";
+/// Name of the file within a tenant's directory.
+pub(super) const FILE_NAME: &str = "tenant.json";
 /// Format of the file; raised when an older server could misread it.
 const FORMAT: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TenantFile {
+pub(super) struct TenantFile {
     format: u32,
     /// The highest PostgreSQL timeline id that was given out.
     pg_timeline_id_last: TimeLineId,
@@ -91,7 +92,8 @@ impl Repository {
     }
 }
 
-fn load(dir: &Path) -> Result<Option<TenantFile>, RepositoryError> {
+/// What `dir` holds; `None`: nothing yet.
+pub(super) fn load(dir: &Path) -> Result<Option<TenantFile>, RepositoryError> {
     let path = dir.join(FILE_NAME);
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
