@@ -19,6 +19,7 @@ use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
 use crate::redo::RedoCommand;
 use crate::time::{LsnAtTime, TimeAtLsn};
+use crate::verify::{Repair, Verify};
 use crate::wal_dump::WalDump;
 
 /// Exit code of a command that could not be carried out; clap uses the same for wrong arguments.
@@ -66,6 +67,8 @@ enum Command {
     Lsn(LsnAtTime),
     Time(TimeAtLsn),
     Compare(Compare),
+    Verify(Verify),
+    Repair(Repair),
     #[command(subcommand)]
     Compute(ComputeCommand),
     #[command(name = "basebackup")]
@@ -158,6 +161,8 @@ impl Cli {
             Command::Lsn(lsn) => lsn.run(server, output)?,
             Command::Time(time) => time.run(server, output)?,
             Command::Compare(compare) => return compare.run(server, output),
+            Command::Verify(verify) => return verify.run(server, output),
+            Command::Repair(repair) => return repair.run(server, output),
             Command::Compute(command) => return command.run(server, output),
             Command::BaseBackup(args) => args.run(server, output)?,
             Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,

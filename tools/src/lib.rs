@@ -19,5 +19,6 @@ pub mod page;
 pub mod page_dump;
 pub mod redo;
 pub mod time;
+pub mod verify;
 pub mod wal_dump;
 pub mod wal_segments;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
 
+use super::command::verify::RepairRequest;
 use super::gc::{GcAnswer, GcCommand};
 use super::lease::{LeaseCommand, LeaseInfo};
 use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
@@ -19,6 +20,7 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKin
 
 use super::basebackup::{BackupRequest, BackupSink};
 use crate::import::ClusterFiles;
+use crate::verify::{Repaired, VerifyCounts, VerifyOptions, VerifySink};
 use crate::wall_time::WallTime;
 
 /// What a caller does next about a failed call.
@@ -143,6 +145,11 @@ pub trait RepositoryBackend: Send + Sync + 'static {
 
     /// Looks after garbage collection, or collects. `progress` as for [`Self::import`], for what takes long.
     fn gc(&self, command: &GcCommand, progress: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError>;
+    /// Checks one timeline or everything and tells `sink` what is wrong, as it is found. What was looked at.
+    fn verify(&self, options: &VerifyOptions, sink: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError>;
+
+    /// Mends what can be mended; what became of each damage.
+    fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError>;
 
     /// Makes timeline `name` from a cluster's files on this machine, WAL included, and returns once it is readable. `progress` as for
     /// [`RepositoryBackend::import`].

@@ -13,6 +13,7 @@ use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
+use super::command::verify::RepairRequest;
 use super::gc::{self, GcAnswer, GcCommand};
 use super::lease::{self, LeaseCommand, LeaseInfo};
 use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
@@ -26,6 +27,8 @@ use crate::timeline::{
     DatabaseTag, LeaseError, Primary, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline,
     TimelineState,
 };
+use crate::verify::{Repaired, VerifyCounts, VerifyError, VerifyOptions, VerifySink};
+use crate::wal_receiver::{ReceiverState, ReceiverStatus};
 use crate::wall_time::WallTime;
 
 /// How often somebody who waits for an import hears of it.
@@ -125,6 +128,17 @@ impl From<GcError> for BackendError {
             GcError::Key(_) => BackendErrorKind::Corrupt,
         };
         BackendError::new(kind, error.to_string())
+    }
+}
+
+impl From<VerifyError> for BackendError {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Cancelled => BackendError::new(BackendErrorKind::Cancelled, error.to_string()),
+            VerifyError::Repository(error) => error.into(),
+            VerifyError::Read(error) => error.into(),
+            VerifyError::Store(error) => BackendError::new(BackendErrorKind::Unavailable, error.to_string()),
+        }
     }
 }
 
@@ -232,6 +246,14 @@ impl RepositoryBackend for Repository {
         gc::apply(self, command, progress)
     }
 
+    fn verify(&self, options: &VerifyOptions, sink: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError> {
+        Ok(Repository::verify(self, options, sink)?)
+    }
+
+    fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError> {
+        Ok(Repository::repair(self, request.timeline.as_deref(), request.dry_run)?)
+    }
+
     fn import_files(
         &self,
         name: &str,
@@ -310,6 +332,17 @@ fn flatten(path: &str, value: &serde_json::Value, rows: &mut Vec<(String, String
     }
 }
 
+/// What stopped a timeline, or what its receiver met last. Of one that failed its own error: it names the file as well.
+fn last_error(state: &TimelineState, receiver: Option<ReceiverStatus>) -> Option<String> {
+    match (state, receiver) {
+        (TimelineState::Stopped { reason, .. }, receiver) => {
+            let failed = receiver.filter(|status| matches!(status.state, ReceiverState::Failed { .. }));
+            failed.and_then(|status| status.last_error).or_else(|| Some(reason.clone()))
+        }
+        (_, receiver) => receiver.and_then(|status| status.last_error),
+    }
+}
+
 impl TimelineBackend for Timeline {
     fn info(&self) -> TimelineInfo {
         let metadata = self.metadata();
@@ -329,11 +362,7 @@ impl TimelineBackend for Timeline {
             source_end_lsn: receiver.as_ref().and_then(|status| status.primary_lsn),
             primary: metadata.primary.as_ref().map(Primary::server),
             receiver: receiver.as_ref().map(|status| status.state.name().to_string()),
-            // The receiver's names the file as well.
-            last_error: receiver.and_then(|status| status.last_error).or(match state {
-                TimelineState::Stopped { reason, .. } => Some(reason),
-                _ => None,
-            }),
+            last_error: last_error(&state, receiver),
         }
     }
 

@@ -7,7 +7,7 @@
 //! - Every block is checked against its checksum when it is read from disk.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,7 +22,8 @@ use rocksdb::{
 use super::version_bound::VersionBound;
 use super::{CompactionStyle, Compression, LevelStats, StoreConfig, StoreError, StoreStats};
 
-const VERSIONS: &str = "versions";
+/// The column family.
+pub(super) const VERSIONS: &str = "versions";
 /// About one miss in a hundred.
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// RocksDB wants a memtable; nothing is ever written to it.
@@ -51,6 +52,7 @@ pub(super) struct Db {
     options: Options,
     file_options: Options,
     block_cache: Cache,
+    rocks_dir: PathBuf,
     pending_dir: PathBuf,
     next_file_no: AtomicU64,
     /// Size at which the flusher closes a file.
@@ -88,11 +90,22 @@ impl Db {
             options,
             file_options,
             block_cache,
+            rocks_dir,
             pending_dir,
             next_file_no: AtomicU64::new(1),
             flushed_file_bytes: config.file_bytes * FLUSHED_FILE_FACTOR,
             level0_files_max: config.level0_files_max.into(),
         })
+    }
+
+    /// RocksDB itself.
+    pub fn rocks(&self) -> &DB {
+        &self.rocks
+    }
+
+    /// Its directory.
+    pub fn rocks_dir(&self) -> &Path {
+        &self.rocks_dir
     }
 
     fn versions(&self) -> &ColumnFamily {
@@ -101,7 +114,17 @@ impl Db {
 
     /// An iterator over the versions of one object. It holds files of now: use it and drop it.
     pub fn object_iterator(&self, timeline: TimelineNo, key: &Key) -> DBRawIterator<'_> {
+        self.object_iterator_with(ReadOptions::default(), timeline, key)
+    }
+
+    /// The same; blocks that it reads do not enter the cache.
+    pub fn cold_object_iterator(&self, timeline: TimelineNo, key: &Key) -> DBRawIterator<'_> {
         let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        self.object_iterator_with(options, timeline, key)
+    }
+
+    fn object_iterator_with(&self, mut options: ReadOptions, timeline: TimelineNo, key: &Key) -> DBRawIterator<'_> {
         options.set_iterate_lower_bound(VersionKey::object_prefix(timeline, key).to_vec());
         options.set_prefix_same_as_start(true);
         self.rocks.raw_iterator_cf_opt(self.versions(), options)
@@ -187,9 +210,16 @@ impl Db {
         self.property("rocksdb.num-files-at-level0")
     }
 
-    /// Failures of compaction since open.
+    /// Failures of compaction since open, of whatever column family: RocksDB counts all of them at the default one.
     pub fn background_errors(&self) -> u64 {
-        self.property("rocksdb.background-errors")
+        self.rocks.property_int_value("rocksdb.background-errors").ok().flatten().unwrap_or(0)
+    }
+
+    /// What the last failure of compaction was, by RocksDB's own log; where that is.
+    pub fn background_error(&self) -> String {
+        let log = self.rocks_dir.join("LOG");
+        let said = last_background_error(&log).unwrap_or_else(|| "it does not say why".to_owned());
+        format!("compaction failed: {said}. log=`{}`", log.display())
     }
 
     /// Bytes of all SST files, obsolete ones that someone still reads included.
@@ -259,6 +289,21 @@ impl TimelineFile {
     pub fn is_mostly_removals(&self) -> bool {
         self.removals > 0 && self.removals.saturating_mul(REMOVALS_SHARE_MIN) >= self.entries
     }
+}
+
+/// What follows these words on the last line that has them. RocksDB 11: db/db_impl/db_impl_compaction_flush.cc, BackgroundCallCompaction.
+fn last_background_error(log: &Path) -> Option<String> {
+    const WORDS: &str = "Waiting after background compaction error: ";
+    const TAIL_BYTES: u64 = 256 << 10;
+    let mut file = File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).ok()?;
+    let mut tail = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
+    let tail = String::from_utf8_lossy(&tail);
+    let line = tail.lines().rev().find(|line| line.contains(WORDS))?;
+    let said = line.split(WORDS).nth(1)?;
+    Some(said.split(", Accumulated").next().unwrap_or(said).to_owned())
 }
 
 /// An error met while reading, by what the caller can do about it.
@@ -336,7 +381,8 @@ fn compression_type(compression: Compression) -> DBCompressionType {
     }
 }
 
-fn options(config: &StoreConfig, block_cache: &Cache) -> Options {
+/// Options of RocksDB and of its column family.
+pub(super) fn options(config: &StoreConfig, block_cache: &Cache) -> Options {
     let mut options = file_options(config, block_cache);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_target_file_size_base(config.file_bytes);

@@ -127,6 +127,11 @@ impl Timeline {
         self.gather_with(key, request_lsn, |found| self.store.gather(key, request_lsn, found))
     }
 
+    /// As [`Timeline::gather`]; what is read from the store's files leaves its cache as it is.
+    pub(super) fn gather_cold(&self, key: &Key, request_lsn: Lsn) -> Result<Gathered, ReadError> {
+        self.gather_into(&Gathered::cold(), key, request_lsn, |found| self.store.gather(key, request_lsn, found))
+    }
+
     /// As [`Timeline::gather`]; `gather_own` gives this timeline's own versions, true if they are enough.
     pub(super) fn gather_with(
         &self,
@@ -134,10 +139,20 @@ impl Timeline {
         request_lsn: Lsn,
         gather_own: impl Fn(&mut Gathered) -> Result<bool, StoreError>,
     ) -> Result<Gathered, ReadError> {
+        self.gather_into(&Gathered::default(), key, request_lsn, gather_own)
+    }
+
+    fn gather_into(
+        &self,
+        nothing: &Gathered,
+        key: &Key,
+        request_lsn: Lsn,
+        gather_own: impl Fn(&mut Gathered) -> Result<bool, StoreError>,
+    ) -> Result<Gathered, ReadError> {
         loop {
             // A detach may make own versions of inherited ones after we have looked, and take the ancestors away before we come to them.
             let lineage_no = self.lineage_no.load(Ordering::SeqCst);
-            let mut found = Gathered::default();
+            let mut found = nothing.clone();
             if gather_own(&mut found)? {
                 self.check_here()?;
                 self.check_retained(request_lsn)?;
@@ -153,7 +168,7 @@ impl Timeline {
     /// `own`, which are all of this timeline's versions, with what the ancestors have below them.
     fn gather_inherited(&self, key: &Key, request_lsn: Lsn, own: &Gathered) -> Result<Gathered, ReadError> {
         self.through_ancestors(request_lsn, |ancestors| {
-            let mut found = Gathered { versions: own.versions.clone() };
+            let mut found = own.clone();
             for (ancestor, branch_lsn) in ancestors {
                 if ancestor.store.gather(key, request_lsn.min(*branch_lsn), &mut found)? {
                     break;

@@ -1,11 +1,8 @@
 //! What is known of a timeline besides its versions: `timelines/ID/timeline.json`.
 //!
-//! - Written whole to a new file, fsynced and renamed: a crash leaves the old or the new one.
+//! - Written whole to a new file, with a checksum ([`sealed_file`]): a crash leaves the old or the new one, a flipped bit is an error.
 //! - Holds the primary's connection string, so the file is readable by its owner alone.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use keyenc::TimelineNo;
@@ -15,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::gc::OwnRetention;
 use super::id::{TenantId, TimelineId};
 use crate::replication::ConnInfo;
+use crate::sealed_file;
 
 /// Name of the file within the timeline's directory.
 pub const METADATA_FILE_NAME: &str = "timeline.json";
@@ -171,7 +169,7 @@ impl TimelineMetadata {
         let bytes =
             std::fs::read(&path).map_err(|source| MetadataError::Io { doing: "read", path: path.clone(), source })?;
         let damaged = |message| MetadataError::Damaged { path: path.clone(), message };
-        let metadata: TimelineMetadata = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        let metadata: TimelineMetadata = sealed_file::parse(&bytes).map_err(damaged)?;
         if metadata.format != FORMAT {
             return Err(damaged(format!("format {} is not {FORMAT}", metadata.format)));
         }
@@ -182,15 +180,12 @@ impl TimelineMetadata {
     /// Replaces the metadata in `dir`; durable when it returns.
     pub fn save(&self, dir: &Path) -> Result<(), MetadataError> {
         let path = dir.join(METADATA_FILE_NAME);
-        let write = || {
-            let new = dir.join(format!("{METADATA_FILE_NAME}.new"));
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &path)?;
-            File::open(dir)?.sync_all()
-        };
-        write().map_err(|source| MetadataError::Io { doing: "write", path: path.clone(), source })
+        sealed_file::write(&path, self).map_err(|source| MetadataError::Io { doing: "write", path, source })
+    }
+
+    /// True if both would be written as the same file.
+    pub(crate) fn says_the_same(&self, other: &TimelineMetadata) -> bool {
+        serde_json::to_value(self).ok() == serde_json::to_value(other).ok()
     }
 
     /// The number within keys.

@@ -34,6 +34,7 @@ pub use id::{TenantId, TimelineId};
 pub use metadata::{Primary, TimelineMetadata};
 pub use objects::DatabaseTag;
 pub use read_error::ReadError;
+pub(crate) use repository::FileCheck;
 pub use repository::{
     BranchError, BranchPoint, Changed, GcReport, GcState, GcStatus, ImportReport, LEASE_DEFAULT, LEASE_MAX, Lease,
     LeaseError, OnCollected, OnDetached, PG_TIMELINE_ID_FIRST, PgHistory, Repository, RepositoryError, TenantError,
@@ -168,9 +169,16 @@ impl Timeline {
         self.metadata.read().clone()
     }
 
-    /// What it is doing. A receiver that cannot go on (our disk is full, a WAL file is damaged) has stopped it, too.
+    /// What it is doing. A receiver that cannot go on (our disk is full, a WAL file is damaged) has stopped it, too; so has a store that takes no more writes
+    /// or cannot be read, whether or not anything comes in.
     pub fn state(&self) -> TimelineState {
         let state = self.state.read().clone();
+        if matches!(state, TimelineState::Active | TimelineState::CatchingUp)
+            && let Some(reason) = self.store.trouble()
+        {
+            // Nothing goes on, even where nobody has tried yet.
+            return TimelineState::Stopped { at_lsn: self.last_record_lsn(), reason };
+        }
         if state == TimelineState::Active && !self.inherits_all() {
             return TimelineState::CatchingUp;
         }
@@ -193,6 +201,21 @@ impl Timeline {
         let branch_lsn = || self.metadata().ancestor.as_ref().map(|ancestor| ancestor.lsn);
         let own_lsn = self.store.watermark().map(|watermark| watermark.last_record_lsn).or_else(branch_lsn)?;
         Some(self.inherited_durable_lsn().map_or(own_lsn, |inherited_lsn| inherited_lsn.min(own_lsn)))
+    }
+
+    /// Its number in the store's keys.
+    pub(crate) fn timeline_no(&self) -> TimelineNo {
+        self.no
+    }
+
+    /// Its own watermark: versions of its own up to here are durable in the store.
+    pub(crate) fn own_durable_lsn(&self) -> Option<Lsn> {
+        self.store.watermark().map(|watermark| watermark.last_record_lsn)
+    }
+
+    /// End of the last record of its own, whatever its ancestors have.
+    pub(crate) fn own_last_record_lsn(&self) -> Lsn {
+        self.last_record.current()
     }
 
     /// The lowest LSN from which on all can be read; below it single ones may, see [`Timeline::is_pinned`]. `None` while the import is under way.

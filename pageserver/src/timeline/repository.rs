@@ -16,8 +16,10 @@ mod leases;
 mod marks;
 mod names;
 mod pg_history;
+mod repairing;
 mod slots;
 mod tenants;
+mod verifying;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -42,7 +44,7 @@ use crate::redo::{EngineReport, RedoStats, WalRedo};
 use crate::replication::ReplicationError;
 use crate::store::{Gathered, Store, StoreConfig, StoreError, StoreStats, TimelineStore};
 use crate::wal::WalFileError;
-use crate::wal_receiver::WalReceiver;
+use crate::wal_receiver::{ReceiverError, WalReceiver};
 
 pub use branch_error::BranchError;
 pub use branching::{BranchPoint, Changed};
@@ -53,6 +55,7 @@ pub(super) use leases::Leases;
 pub use leases::{LEASE_DEFAULT, LEASE_MAX, Lease, LeaseError};
 pub use pg_history::PgHistory;
 pub use tenants::{PG_TIMELINE_ID_FIRST, TenantError};
+pub(crate) use verifying::FileCheck;
 
 /// Directory of the timelines within the data directory.
 const TIMELINES_DIR: &str = "timelines";
@@ -88,6 +91,9 @@ pub enum RepositoryError {
     /// The primary's connection string cannot be used.
     #[error(transparent)]
     Replication(#[from] ReplicationError),
+    /// A primary does not give what it is asked for.
+    #[error(transparent)]
+    Receiver(#[from] ReceiverError),
     /// Ingest cannot begin.
     #[error(transparent)]
     Ingest(#[from] TimelineIngestError),

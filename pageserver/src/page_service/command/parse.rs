@@ -10,6 +10,7 @@ use postgres_ffi::Lsn;
 
 mod branch;
 mod gc;
+mod verify;
 
 use super::import::ImportFrom;
 use super::token::{Token, TokenKind, statements};
@@ -69,6 +70,11 @@ pub const FORMS: &[(&str, &str)] = &[
     ("GC RUN [name]", "removes history that nobody may ask for any more"),
     ("GC PAUSE", "no run begins by itself until GC RESUME, or the next start"),
     ("GC RESUME", "runs begin by themselves again"),
+    (
+        "VERIFY [name] [RATE mib]",
+        "reads everything again and lists what is damaged, at most so many MiB a second: store, pages, WAL, metadata",
+    ),
+    ("REPAIR [name] [DRY RUN]", "mends what can be mended: WAL from the primary, files of metadata; lists what cannot"),
     ("DATABASE LIST name [AT lsn]", "databases per tablespace"),
     ("RELATION LIST name [IN tablespace/database] [AT lsn]", "relation forks with their blocks"),
     ("SLRU LIST name [AT lsn]", "segments of pg_xact, pg_multixact, pg_commit_ts"),
@@ -107,6 +113,8 @@ fn parse_statement(tokens: &[Token<'_>]) -> Result<Command, PgError> {
         Some("branch") => parser.branch(),
         Some("lease") => parser.lease(),
         Some("gc") => parser.gc(),
+        Some("verify") => parser.verify(),
+        Some("repair") => parser.repair(),
         Some("database") => parser.then("list").and_then(|()| parser.database_list()),
         Some("relation") => parser.then("list").and_then(|()| parser.relation_list()),
         Some("slru") => parser.then("list").and_then(|()| parser.slru_list()),

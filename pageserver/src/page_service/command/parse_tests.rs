@@ -2,6 +2,7 @@
 use postgres_ffi::{ForkNumber, Lsn, RelTag, SlruKind};
 
 use super::super::object::ObjectClass;
+use super::super::verify::RepairRequest;
 use super::super::{DatabaseAddress, PageAddress};
 use super::*;
 use crate::page_service::gc::GcCommand;
@@ -9,6 +10,7 @@ use crate::page_service::lease::LeaseCommand;
 use crate::page_service::timeline_change::TimelineChange;
 use crate::timeline::BranchPoint;
 use crate::timeline::gc::{OwnRetention, RetentionTime, WalSize};
+use crate::verify::VerifyOptions;
 
 fn check(text: &str, expect: Command) {
     assert_eq!(parse(text), Ok(vec![expect]), "{text}");
@@ -53,6 +55,22 @@ fn forms() {
     check("show time main at 0/16B5A50", Command::TimeAtLsn { timeline: main(), at });
     check("show status", Command::Status);
     check("store stats", Command::StoreStats);
+    let verify = |timeline: Option<&str>, bytes_per_second| {
+        Command::Verify(VerifyOptions { timeline: timeline.map(str::to_owned), bytes_per_second })
+    };
+    check("verify", verify(None, None));
+    check("VERIFY main RATE 8", verify(Some("main"), Some(8 << 20)));
+    check("verify rate 8", verify(None, Some(8 << 20)));
+    check("verify 'rate'", verify(Some("rate"), None));
+    check_error("verify main rate 0", "22023", "no rate");
+    check_error("verify main rate 99999999999999999999", "22023", "number too large");
+    let repair = |timeline: Option<&str>, dry_run| {
+        Command::Repair(RepairRequest { timeline: timeline.map(str::to_owned), dry_run })
+    };
+    check("repair", repair(None, false));
+    check("REPAIR main DRY RUN", repair(Some("main"), true));
+    check("repair dry run", repair(None, true));
+    check_error("repair main dry", "42601", "RUN");
     check("show redo", Command::RedoStats);
     let conninfo = Conninfo("host=/tmp user='x'".into());
     let import = |from| Command::Import { name: main(), from };

@@ -12,6 +12,7 @@ use super::object::{self, ObjectClass};
 use super::parse::FORMS;
 use super::rows::Rows;
 use super::time;
+use super::verify;
 use super::{Command, DatabaseAddress, PageAddress, SelectItem};
 use crate::page_service::backend::{BackendError, BackendErrorKind, RepositoryBackend, TimelineBackend, TimelineInfo};
 use crate::page_service::connection::SERVER_VERSION;
@@ -56,6 +57,8 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
             answer.notices.iter().try_for_each(|notice| rows.notice(notice))?;
             answer.rows.iter().try_for_each(|row| rows.row(row))
         }
+        Command::Verify(options) => verify::verify(repository, options, rows),
+        Command::Repair(request) => verify::repair(repository, request, rows),
         Command::DatabaseList { timeline, at } => {
             let (timeline, at) = timeline_at(repository, timeline, *at)?;
             let row =

@@ -17,10 +17,12 @@ use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use crate::page_service::basebackup::{BackupBegin, BackupRequest, BackupSink};
+use crate::page_service::command::verify::RepairRequest;
 use crate::page_service::gc::{GcAnswer, GcCommand};
 use crate::page_service::lease::{LeaseCommand, LeaseInfo};
 use crate::page_service::message::Value;
 use crate::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
+use crate::verify::{Finding, Part, RepairOutcome, Repaired, VerifyCounts, VerifyOptions, VerifyProgress, VerifySink};
 use crate::wall_time::WallTime;
 
 pub const ID: &str = "3aa8fcc61f6d357410b7de754b1d9001";
@@ -207,6 +209,32 @@ impl RepositoryBackend for ToyRepository {
         let _ = progress(&ImportProgress { phase: "toy".into(), bytes_done: 1, bytes_total: None });
         let notices = vec![format!("{change:?}")];
         Ok(TimelineChanged { info: self.0.info(), notices })
+    }
+
+    /// One finding, so that a test sees what came through.
+    fn verify(&self, options: &VerifyOptions, sink: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError> {
+        let _ = sink.progress(&VerifyProgress { phase: "store", bytes_done: 1, bytes_total: Some(2) });
+        let _ = sink.finding(&Finding {
+            timeline: options.timeline.clone(),
+            part: Part::Wal,
+            object: "record at 0/28".to_owned(),
+            lsn: Some(Lsn::new(0x28)),
+            file: Some("wal/000000010000000000000000".into()),
+            what: format!("{:?}", options.bytes_per_second),
+            what_to_do: "nothing",
+        });
+        Ok(VerifyCounts { findings: 1, ..VerifyCounts::default() })
+    }
+
+    fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError> {
+        Ok(vec![Repaired {
+            timeline: request.timeline.clone(),
+            part: Part::Wal,
+            object: "segment".to_owned(),
+            file: None,
+            outcome: if request.dry_run { RepairOutcome::Possible } else { RepairOutcome::Repaired },
+            what: "toy".to_owned(),
+        }])
     }
 
     fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {

@@ -197,7 +197,7 @@ impl Timeline {
     }
 
     /// A stopped timeline tries again from its last record on.
-    fn begin_again(&self) {
+    pub(super) fn begin_again(&self) {
         let mut state = self.state.write();
         if let TimelineState::Stopped { at_lsn, reason } = &*state {
             warn!(timeline = %self.metadata().name, %at_lsn, reason, "ingest begins again where it stopped");
