@@ -13,6 +13,7 @@ use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 use serde::{Deserialize, Serialize};
 
 use super::id::{TenantId, TimelineId};
+use crate::failpoint::Failpoint;
 
 /// Name of the file within the timeline's directory.
 pub const METADATA_FILE_NAME: &str = "timeline.json";
@@ -158,8 +159,12 @@ impl TimelineMetadata {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             file.write_all(&serde_json::to_vec_pretty(self)?)?;
             file.sync_all()?;
+            Failpoint::MetadataBeforeRename.pass();
             std::fs::rename(&new, &path)?;
-            File::open(dir)?.sync_all()
+            Failpoint::MetadataRenamed.pass();
+            File::open(dir)?.sync_all()?;
+            Failpoint::MetadataSaved.pass();
+            Ok(())
         };
         write().map_err(|source| MetadataError::Io { doing: "write", path: path.clone(), source })
     }

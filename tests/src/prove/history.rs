@@ -42,6 +42,13 @@ pub struct Sample {
     page: Box<Page>,
 }
 
+impl Sample {
+    /// As of when it is.
+    pub(crate) fn request_lsn(&self) -> Lsn {
+        self.request_lsn
+    }
+}
+
 /// A block that could be looked at.
 struct Candidate {
     name: String,

@@ -16,6 +16,7 @@ use super::branch_error::BranchError;
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
 use crate::basebackup::wal_place;
+use crate::failpoint::Failpoint;
 use crate::timeline::metadata::{Ancestor, ClusterFacts, TimelineMetadata};
 use crate::timeline::{LsnAtTime, Timeline, TimelineId, TimelineState};
 use crate::wal::RecordAt;
@@ -62,6 +63,7 @@ impl Repository {
         let _changes = self.changes.lock();
         self.check_still_there(&found)?;
         let timeline = self.create_branch_at(&name, &found)?;
+        Failpoint::BranchOpened.pass();
         info!(branch = %name.as_str(), ancestor = %found.ancestor.metadata().name, branch_lsn = %found.branch_lsn, "branch created");
         Ok(Changed { timeline, notices: found.notices })
     }
@@ -174,6 +176,7 @@ impl Repository {
         };
         let new_dir = self.timelines_dir.join(format!("{NEW_DIR_PREFIX}{timeline_id}"));
         create_dir(&new_dir.join("wal"))?;
+        Failpoint::BranchDirMade.pass();
         let made = metadata
             .save(&new_dir)
             .map_err(RepositoryError::from)
@@ -196,8 +199,12 @@ impl Repository {
     fn make_visible(&self, new_dir: &PathBuf, timeline_id: TimelineId) -> Result<(), RepositoryError> {
         let dir = self.timeline_dir(timeline_id);
         let rename = || {
+            Failpoint::BranchBeforeRename.pass();
             std::fs::rename(new_dir, &dir)?;
-            File::open(&self.timelines_dir)?.sync_all()
+            Failpoint::BranchRenamed.pass();
+            File::open(&self.timelines_dir)?.sync_all()?;
+            Failpoint::BranchDurable.pass();
+            Ok(())
         };
         rename().map_err(|source| RepositoryError::Io { doing: "make a branch", path: dir.clone(), source })
     }

@@ -12,6 +12,7 @@ use tracing::info;
 use super::marks::{IMPORTING, clear_mark, set_mark};
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
+use crate::failpoint::Failpoint;
 use crate::import::base_backup::import_primary;
 use crate::import::{ClusterFiles, ImportError, ImportProgress, ImportSummary, OnProgress, data_dir};
 use crate::replication::{ConnInfo, ReplicationError};
@@ -121,7 +122,9 @@ impl Repository {
         let timeline_id = TimelineId::generate();
         let dir = self.timeline_dir(timeline_id);
         create_dir(&dir.join("wal"))?;
+        Failpoint::ImportDirMade.pass();
         set_mark(&dir, IMPORTING, no)?;
+        Failpoint::ImportMarked.pass();
         Ok(NewTimeline {
             tenant_id: TenantId::generate(),
             timeline_id,
@@ -167,6 +170,7 @@ impl Repository {
         ingest_progress: Option<OnProgress<'_>>,
         primary: Option<Primary>,
     ) -> Result<Arc<Timeline>, RepositoryError> {
+        Failpoint::ImportFilesDurable.pass();
         let control_file = &summary.control_file;
         let metadata = TimelineMetadata {
             format: TimelineMetadata::format(),
@@ -186,12 +190,14 @@ impl Repository {
             primary,
         };
         metadata.save(&new.dir)?;
+        Failpoint::ImportMetadataSaved.pass();
         let timeline = self.make_timeline(metadata)?;
         if let Some(on_progress) = ingest_progress {
             self.ingest_imported_wal(&timeline, on_progress)?;
             assert!(summary.first_readable_lsn <= timeline.last_record_lsn(), "WAL was proven to lead there");
         }
         clear_mark(&new.dir, IMPORTING)?;
+        Failpoint::ImportDone.pass();
         self.show_timeline(&timeline);
         Ok(timeline)
     }
@@ -216,6 +222,8 @@ impl Repository {
                 ControlFlow::Break(()) => Err(ImportError::Cancelled.into()),
             }
         })?;
-        Ok(timeline.store.flush(true)?)
+        timeline.store.flush(true)?;
+        Failpoint::ImportWalIngested.pass();
+        Ok(())
     }
 }

@@ -18,6 +18,7 @@ use postgres_ffi::Lsn;
 use serde::{Deserialize, Serialize};
 
 use super::{Repository, RepositoryError};
+use crate::failpoint::Failpoint;
 use crate::timeline::TimelineId;
 
 /// Name of the file within the data directory.
@@ -150,10 +151,13 @@ impl Leases {
             let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             out.write_all(&serde_json::to_vec_pretty(&new)?)?;
             out.sync_all()?;
+            Failpoint::LeaseBeforeRename.pass();
             std::fs::rename(&temporary, &self.path)?;
+            Failpoint::LeaseRenamed.pass();
             self.path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
         };
         write().map_err(|source| RepositoryError::Io { doing: "write the leases", path: self.path.clone(), source })?;
+        Failpoint::LeaseSaved.pass();
         *file = new;
         Ok(())
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::{Repository, RepositoryError, create_dir};
+use crate::failpoint::Failpoint;
 use crate::timeline::{TenantId, Timeline};
 
 /// Directory of the tenants within the data directory.
@@ -114,10 +115,14 @@ fn save(dir: &Path, file: &TenantFile) -> Result<(), RepositoryError> {
         let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         out.write_all(&serde_json::to_vec_pretty(file)?)?;
         out.sync_all()?;
+        Failpoint::TenantBeforeRename.pass();
         std::fs::rename(&new, &path)?;
+        Failpoint::TenantRenamed.pass();
         File::open(dir)?.sync_all()?;
         // The directory may be new as well.
         dir.ancestors().skip(1).take(2).try_for_each(|above| File::open(above)?.sync_all())
     };
-    write().map_err(|source| RepositoryError::Io { doing: "write a tenant's file", path: path.clone(), source })
+    write().map_err(|source| RepositoryError::Io { doing: "write a tenant's file", path: path.clone(), source })?;
+    Failpoint::TenantSaved.pass();
+    Ok(())
 }
