@@ -138,8 +138,10 @@ impl Running {
         self.server.process.kill()?;
         for round in 1..=self.course.rounds {
             let crash = plan.next_crash();
+            let begun = Instant::now();
             self.crash(crash, plan).with_context(|| format!("round {round}, {crash:?}"))?;
             self.check_while_down().with_context(|| format!("after round {round}, {crash:?}"))?;
+            self.narrator.say(format_args!("round {round}: {crash} in {:.1} s", begun.elapsed().as_secs_f64()));
             if round % ROUNDS_BETWEEN_COMPARISONS == 0 || round == self.course.rounds {
                 self.narrator.say(format_args!("round {round}: {}", self.progress()));
             }

@@ -37,7 +37,7 @@ const WORKLOADS: &[&str] = &[
 /// Between two bank transactions.
 const BANK_PAUSE: Duration = Duration::from_millis(4);
 /// Between two workloads.
-const WORKLOAD_PAUSE: Duration = Duration::from_millis(500);
+const WORKLOAD_PAUSE: Duration = Duration::from_millis(1500);
 /// A server that went away is asked again after this.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Schemas of workloads that stay: their pages are looked at. Those before are dropped.

@@ -12,6 +12,10 @@ use super::timelines::{Reach, Shown, Timelines};
 
 /// The timeline that follows the primary from the beginning and is never changed.
 pub const MAIN: &str = "main";
+/// What branches are called that left their ancestor at the end of a record, and those that may have left it within one: once the WAL there is gone
+/// from the page server's disk, an LSN is taken as it is. From there on the WAL of the ancestor's primary cannot be read.
+const BRANCH: &str = "branch";
+const POINT: &str = "point";
 /// Timelines at once; then some are deleted.
 const TIMELINES_MAX: usize = 9;
 /// Those that follow the primary, each of which has all of its WAL.
@@ -154,15 +158,19 @@ impl Situation<'_> {
         self.reaches.iter().find(|reach| reach.name == name)
     }
 
-    /// An LSN that can be read on `name`: more often than not one of which pages are known.
-    fn some_lsn(&self, name: &str, rng: &mut SmallRng) -> Option<Lsn> {
+    /// An LSN of which pages are known and that can be read on `name`: the end of a record.
+    fn known_lsn(&self, name: &str, rng: &mut SmallRng) -> Option<Lsn> {
+        let reach = self.reach(name)?;
+        let lsns = reach.first_readable_lsn?..=reach.last_record_lsn;
+        let known: Vec<Lsn> = self.moments.iter().copied().filter(|lsn| lsns.contains(lsn)).collect();
+        known.choose(rng).copied()
+    }
+
+    /// Any LSN that can be read on `name`.
+    fn any_lsn(&self, name: &str, rng: &mut SmallRng) -> Option<Lsn> {
         let reach = self.reach(name)?;
         let (first_lsn, last_lsn) = (reach.first_readable_lsn?, reach.last_record_lsn);
-        let known: Vec<Lsn> = self.moments.iter().copied().filter(|lsn| (first_lsn..=last_lsn).contains(lsn)).collect();
-        match known.choose(rng) {
-            Some(lsn) if rng.random_bool(0.6) => Some(*lsn),
-            _ => Some(Lsn::new(rng.random_range(first_lsn.as_u64()..=last_lsn.as_u64()))),
-        }
+        Some(Lsn::new(rng.random_range(first_lsn.as_u64()..=last_lsn.as_u64())))
     }
 
     fn new_name(&self, what: &str) -> String {
@@ -171,17 +179,23 @@ impl Situation<'_> {
 
     /// An operation of the kind `wish`, or one that makes it possible; any without a wish.
     pub fn choose(&self, wish: Option<Kind>, rng: &mut SmallRng) -> Operation {
-        let is_full = self.timelines.len() >= TIMELINES_MAX;
-        let wish = wish.or_else(|| if is_full { Some(Kind::Delete) } else { USUAL.choose(rng).copied() });
-        self.of_kind(wish.unwrap_or(Kind::Branch), rng).unwrap_or_else(|| self.branch(rng))
+        let wish = wish.or_else(|| USUAL.choose(rng).copied());
+        self.of_kind(wish.unwrap_or(Kind::Branch), rng).unwrap_or_else(|| self.plain_branch())
+    }
+
+    /// One that everything can be done with.
+    fn plain_branch(&self) -> Operation {
+        Operation::Branch { name: self.new_name(BRANCH), from: MAIN.to_owned(), at: None }
     }
 
     fn branch(&self, rng: &mut SmallRng) -> Operation {
         let is_source = |reach: &&Reach| reach.first_readable_lsn.is_some() && reach.state == "active";
         let sources: Vec<&Reach> = self.reaches.iter().filter(is_source).collect();
         let from = sources.choose(rng).map_or(MAIN, |reach| &reach.name).to_owned();
-        let at = if rng.random_bool(0.7) { self.some_lsn(&from, rng) } else { None };
-        Operation::Branch { name: self.new_name("branch"), from, at }
+        let known = self.known_lsn(&from, rng).filter(|_| rng.random_bool(0.6));
+        let at = known.or_else(|| self.any_lsn(&from, rng).filter(|_| rng.random_bool(0.5)));
+        let is_record_end = known.is_some() || at.is_none() && !from.starts_with(POINT);
+        Operation::Branch { name: self.new_name(if is_record_end { BRANCH } else { POINT }), from, at }
     }
 
     /// `None`: it cannot be done, and a branch would help.
@@ -191,11 +205,18 @@ impl Situation<'_> {
         let leaf = |shown: &Shown| shown.ancestor.is_some() && self.is_leaf(shown);
         let following_leaf = |shown: &Shown| leaf(shown) && shown.follows;
         Some(match kind {
+            Kind::Branch if self.timelines.len() >= TIMELINES_MAX => {
+                Operation::Delete(one(self.branches(leaf), rng)?)
+            }
             Kind::Branch => self.branch(rng),
             Kind::Follow if followers >= FOLLOWERS_MAX => {
                 Operation::Unfollow(one(self.branches(|shown| shown.follows), rng)?)
             }
-            Kind::Follow => Operation::Follow(one(self.branches(|shown| !shown.follows && leaf(shown)), rng)?),
+            Kind::Follow => {
+                let mut names = self.branches(|shown| !shown.follows && leaf(shown));
+                names.retain(|name| name.starts_with(BRANCH));
+                Operation::Follow(one(names, rng)?)
+            }
             Kind::Unfollow => match one(self.branches(|shown| shown.follows), rng) {
                 Some(name) => Operation::Unfollow(name),
                 None => self.of_kind(Kind::Follow, rng)?,
@@ -215,8 +236,8 @@ impl Situation<'_> {
             }
             Kind::Rename => {
                 // What imports are called tells what they are.
-                let branches = self.timelines.keys().filter(|name| name.starts_with("branch")).collect();
-                Operation::Rename { name: one(branches, rng)?, new_name: self.new_name("branch") }
+                let branches = self.timelines.keys().filter(|name| name.starts_with(BRANCH)).collect();
+                Operation::Rename { name: one(branches, rng)?, new_name: self.new_name(BRANCH) }
             }
             Kind::Reset => self.reset(one(self.branches(leaf), rng)?, rng),
             Kind::ResetFollower => match one(self.branches(following_leaf), rng) {
@@ -224,10 +245,10 @@ impl Situation<'_> {
                 None => self.of_kind(Kind::Follow, rng)?,
             },
             Kind::Detach => Operation::Detach(one(self.branches(|shown| shown.ancestor.is_some()), rng)?),
-            Kind::Lease => Operation::Lease(self.some_lsn(MAIN, rng)?),
+            Kind::Lease => Operation::Lease(self.any_lsn(MAIN, rng)?),
             Kind::EndLease => match self.leases.choose(rng) {
                 Some(lease_id) => Operation::EndLease(*lease_id),
-                None => Operation::Lease(self.some_lsn(MAIN, rng)?),
+                None => Operation::Lease(self.any_lsn(MAIN, rng)?),
             },
             Kind::Import | Kind::ImportFiles => {
                 let imports = self.timelines.iter().filter(|(name, _)| name.starts_with("import"));
@@ -244,9 +265,16 @@ impl Situation<'_> {
     fn reset(&self, name: String, rng: &mut SmallRng) -> Operation {
         let ancestor = self.timelines.get(&name).and_then(|shown| shown.ancestor.clone());
         let is_it = |shown: &&Shown| ancestor.as_ref().is_some_and(|(id, _)| *id == shown.id);
-        let ancestor = self.timelines.iter().find(|(_, shown)| is_it(shown)).map(|(name, _)| name);
-        let at = ancestor.and_then(|ancestor| self.some_lsn(ancestor, rng)).filter(|_| rng.random_bool(0.7));
-        Operation::Reset { name, at }
+        let ancestor = self.timelines.iter().find(|(_, shown)| is_it(shown)).map(|(name, _)| name.as_str());
+        let ancestor = ancestor.unwrap_or(MAIN);
+        let known = self.known_lsn(ancestor, rng).filter(|_| rng.random_bool(0.7));
+        if name.starts_with(POINT) {
+            return Operation::Reset { at: known.or_else(|| self.any_lsn(ancestor, rng)), name };
+        }
+        if known.is_none() && ancestor.starts_with(POINT) {
+            return Operation::Delete(name); // It would begin where no record ends.
+        }
+        Operation::Reset { name, at: known }
     }
 }
 

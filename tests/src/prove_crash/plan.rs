@@ -21,6 +21,16 @@ pub enum Crash {
     Starting,
 }
 
+impl std::fmt::Display for Crash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Crash::Failpoint(armed) => write!(f, "at {armed}"),
+            Crash::Random => f.write_str("at a random moment"),
+            Crash::Starting => f.write_str("while it started"),
+        }
+    }
+}
+
 /// What brings a running server to a failpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Provocation {
