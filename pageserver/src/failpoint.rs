@@ -79,9 +79,9 @@ failpoints! {
     MarkRemoved, "mark-removed", "a mark is removed, and its directory not fsynced";
     MarkCleared, "mark-cleared", "a mark is gone, durably";
     BranchDirMade, "branch-dir-made", "a branch's directory is there under another name, and empty";
-    BranchBeforeRename, "branch-before-rename", "a branch's directory is whole, under another name";
-    BranchRenamed, "branch-renamed", "a branch's directory has its name, and what is above it is not fsynced";
-    BranchDurable, "branch-durable", "a branch is durable, and not open";
+    BranchBeforeRename, "branch-before-rename", "the directory of a branch or an import is whole, under another name";
+    BranchRenamed, "branch-renamed", "the same has its name, and what is above it is not fsynced";
+    BranchDurable, "branch-durable", "the same is durable, and not open";
     BranchOpened, "branch-opened", "a branch is open, and nobody has been told";
     DeleteMarked, "delete-marked", "a timeline is marked as being deleted";
     DeleteSlotDropped, "delete-slot-dropped", "its slot at the primary is dropped";
@@ -100,7 +100,7 @@ failpoints! {
     DetachImagesDurable, "detach-images-durable", "all its images are durable, and it still has an ancestor";
     DetachHistoryWritten, "detach-history-written", "the history file is durable, and it still has an ancestor";
     DetachMetadataSaved, "detach-metadata-saved", "it has no ancestor any more, and nobody has been told";
-    ImportDirMade, "import-dir-made", "the directory of an import is there, without a mark";
+    ImportDirMade, "import-dir-made", "the directory of an import is there under another name, without a mark";
     ImportMarked, "import-marked", "an import is marked, and nothing of it is stored";
     ImportSlotMade, "import-slot-made", "the slot at the primary is there, nothing is stored";
     ImportFilesDurable, "import-files-durable", "all files are stored with a watermark, and there is no timeline.json";

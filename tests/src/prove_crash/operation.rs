@@ -205,9 +205,7 @@ impl Situation<'_> {
         let leaf = |shown: &Shown| shown.ancestor.is_some() && self.is_leaf(shown);
         let following_leaf = |shown: &Shown| leaf(shown) && shown.follows;
         Some(match kind {
-            Kind::Branch if self.timelines.len() >= TIMELINES_MAX => {
-                Operation::Delete(one(self.branches(leaf), rng)?)
-            }
+            Kind::Branch if self.timelines.len() >= TIMELINES_MAX => Operation::Delete(one(self.branches(leaf), rng)?),
             Kind::Branch => self.branch(rng),
             Kind::Follow if followers >= FOLLOWERS_MAX => {
                 Operation::Unfollow(one(self.branches(|shown| shown.follows), rng)?)

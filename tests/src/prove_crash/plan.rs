@@ -103,7 +103,9 @@ pub fn provocation(failpoint: Failpoint) -> Provocation {
         F::LeaseBeforeRename | F::LeaseRenamed | F::LeaseSaved => Operation(&[Kind::Lease, Kind::EndLease]),
         F::TenantBeforeRename | F::TenantRenamed | F::TenantSaved => Operation(&[Kind::Backup]),
         F::TenantRemoved => Operation(&[Kind::DeleteImport]),
-        F::OpenLeftOverRemoved => StartAfter(&[F::BranchDirMade, F::BranchBeforeRename, F::DeleteDirRenamed]),
+        F::OpenLeftOverRemoved => {
+            StartAfter(&[F::BranchDirMade, F::BranchBeforeRename, F::DeleteDirRenamed, F::ImportDirMade])
+        }
         F::OpenTakenAway => {
             StartAfter(&[F::DeleteMarked, F::DeleteVersionsGone, F::ImportMarked, F::ImportFilesDurable])
         }

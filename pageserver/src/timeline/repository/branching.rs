@@ -5,7 +5,7 @@
 //! - A branch of an LSN that its timeline shares with an ancestor is a branch of that ancestor: it needs nothing of the timeline between.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -22,7 +22,7 @@ use crate::timeline::{LsnAtTime, Timeline, TimelineId, TimelineState};
 use crate::wal::RecordAt;
 use crate::wall_time::TimeSpec;
 
-/// Directories of branches that are being made begin with this; no timeline id does. What a crash leaves of them is removed at the start.
+/// Directories of branches and imports that are being made begin with this; no timeline id does. What a crash leaves of them is removed at the start.
 pub(super) const NEW_DIR_PREFIX: &str = "new-";
 
 /// Where a branch is to leave its ancestor.
@@ -196,7 +196,8 @@ impl Repository {
         Ok(ClusterFacts { pg_timeline_id, ..found.ancestor.metadata().cluster.clone() })
     }
 
-    fn make_visible(&self, new_dir: &PathBuf, timeline_id: TimelineId) -> Result<(), RepositoryError> {
+    /// Gives a timeline's directory its name, durably, once it is whole.
+    pub(super) fn make_visible(&self, new_dir: &Path, timeline_id: TimelineId) -> Result<(), RepositoryError> {
         let dir = self.timeline_dir(timeline_id);
         let rename = || {
             Failpoint::BranchBeforeRename.pass();
@@ -206,7 +207,11 @@ impl Repository {
             Failpoint::BranchDurable.pass();
             Ok(())
         };
-        rename().map_err(|source| RepositoryError::Io { doing: "make a branch", path: dir.clone(), source })
+        rename().map_err(|source| RepositoryError::Io {
+            doing: "make a timeline's directory",
+            path: dir.clone(),
+            source,
+        })
     }
 
     /// A number that no timeline had since the server was started.

@@ -9,6 +9,7 @@ use keyenc::TimelineNo;
 use postgres_ffi::PgVersion;
 use tracing::info;
 
+use super::branching::NEW_DIR_PREFIX;
 use super::marks::{IMPORTING, clear_mark, set_mark};
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
@@ -121,9 +122,12 @@ impl Repository {
         let no = self.next_timeline_no();
         let timeline_id = TimelineId::generate();
         let dir = self.timeline_dir(timeline_id);
-        create_dir(&dir.join("wal"))?;
+        // Under another name until it bears its mark: a directory with neither mark nor metadata is nobody's, and the next start would stop there.
+        let new_dir = self.timelines_dir.join(format!("{NEW_DIR_PREFIX}{timeline_id}"));
+        create_dir(&new_dir.join("wal"))?;
         Failpoint::ImportDirMade.pass();
-        set_mark(&dir, IMPORTING, no)?;
+        set_mark(&new_dir, IMPORTING, no)?;
+        self.make_visible(&new_dir, timeline_id)?;
         Failpoint::ImportMarked.pass();
         Ok(NewTimeline {
             tenant_id: TenantId::generate(),
