@@ -7,9 +7,10 @@ EXTENSION_DIR := $(CARGO_TARGET_DIR)/redo_extension
 CARGO := nice cargo
 PG ?= 14 15 16 17 18
 SCALE ?= 10
+ROUNDS ?= 200
 
 .NOTPARALLEL:
-.PHONY: help setup build extension test test-only check fmt lint doc tidy deny demo prove-pages prove-clones prove-redo bench
+.PHONY: help setup build extension test test-only check fmt lint doc tidy deny demo prove-pages prove-clones prove-redo prove-crash bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -63,6 +64,10 @@ prove-pages: setup build ## compare every page with the primary's after load, cr
 
 prove-clones: setup build ## start stock PostgreSQL at LSNs of a busy primary's past and check all: PG="14 15 16 17 18" SCALE=1 SEED=n
 	$(CARGO_TARGET_DIR)/release/prove-clones $(if $(filter-out file,$(origin SCALE)),--scale $(SCALE)) $(if $(SEED),--seed $(SEED)) $(foreach version,$(PG),--pg $(version))
+
+prove-crash: setup build ## kill a page server under load at every failpoint and at random moments, and check all: ROUNDS=200 PG="15 17" SEED=n
+	$(CARGO_TARGET_DIR)/release/prove-crash --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(filter-out file,$(origin PG)),$(foreach version,$(PG),--pg $(version)))
 
 prove-redo: ## check native redo against every page image that busy primaries log: PG="14 15 16 17 18" SEED=n [TABLE=docs/redo.md]
 	scripts/setup --regression

@@ -6,6 +6,7 @@ pub mod basebackup;
 pub mod client;
 pub mod config;
 pub mod delta;
+pub mod failpoint;
 pub mod import;
 pub mod ingest;
 pub mod page_service;

@@ -18,6 +18,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::failpoint::Failpoint;
+
 /// The field that holds the checksum.
 const CHECKSUM_FIELD: &str = "crc32c";
 
@@ -37,14 +39,17 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 }
 
 /// Replaces the file at `path`; durable when it returns. After an error the old one or the new one is there, and nothing else was changed.
-pub(crate) fn write<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
+/// `points` are passed right before and right after the new one takes the old one's name.
+pub(crate) fn write<T: Serialize>(path: &Path, content: &T, points: [Failpoint; 2]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(&to_bytes(content)?)?;
     file.sync_all()?;
+    points[0].pass();
     fs::rename(&new, path)?;
+    points[1].pass();
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
@@ -86,8 +91,9 @@ mod tests {
     fn what_is_written_is_read_back_and_no_flipped_bit_is_believed() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file.json");
-        write(&path, &content()).expect("written");
-        write(&path, &content()).expect("written again");
+        let points = [Failpoint::MetadataBeforeRename, Failpoint::MetadataRenamed];
+        write(&path, &content(), points).expect("written");
+        write(&path, &content(), points).expect("written again");
         let bytes = fs::read(&path).expect("read");
         assert_eq!(parse::<Content>(&bytes), Ok(content()));
         for bit in 0..bytes.len() * 8 {

@@ -6,7 +6,8 @@
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
 //! In reading order: [`wait_until`], [`versions`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`faulty_fs`], [`CutProxy`], [`PageServer`],
-//! [`computes`], [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`].
+//! [`computes`], [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`],
+//! [`prove_crash`].
 
 mod wait;
 pub use wait::{wait_until, wait_until_some};
@@ -33,7 +34,7 @@ mod cut_proxy;
 pub use cut_proxy::CutProxy;
 
 mod pageserver_process;
-pub use pageserver_process::{Outcome, PageServer, PageServerBuilder, Pagectl, built_program};
+pub use pageserver_process::{Killed, Outcome, PageServer, PageServerBuilder, Pagectl, built_program};
 
 pub mod computes;
 pub use computes::{Compute, Computes};
@@ -47,3 +48,5 @@ pub mod prove;
 pub mod prove_redo;
 
 pub mod prove_clones;
+
+pub mod prove_crash;

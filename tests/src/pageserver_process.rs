@@ -4,6 +4,7 @@
 //! - `psql`-like commands go over the same libpq port that people use.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use pageserver::failpoint::{Armed, FAILPOINT_VARIABLE, REACHED};
 use postgres::{Client, NoTls, SimpleQueryMessage};
 use postgres_ffi::PgVersion;
 
@@ -85,6 +87,7 @@ impl PageServerBuilder {
             port,
             builder: self,
             process: None,
+            log_start: 0,
             expected: Vec::new(),
             dir: dir.clone(),
         };
@@ -97,6 +100,13 @@ impl PageServerBuilder {
     }
 }
 
+/// A page server's end by SIGKILL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Killed {
+    /// The failpoint at which it has killed itself; `None`: somebody else did.
+    pub failpoint: Option<String>,
+}
+
 /// One page server. Dropped: killed, and its log looked through.
 #[derive(Debug)]
 pub struct PageServer {
@@ -106,6 +116,8 @@ pub struct PageServer {
     port: u16,
     builder: PageServerBuilder,
     process: Option<Process>,
+    /// Where in the log the last start began.
+    log_start: u64,
     expected: Vec<String>,
     dir: TestDir, // Last: outlives the process.
 }
@@ -182,6 +194,29 @@ impl PageServer {
 
     /// Starts it and returns when it takes connections.
     pub fn start(&mut self) -> Result<()> {
+        self.launch(&[])?;
+        let started = self.wait_for_connections();
+        if started.is_err() {
+            self.process = None;
+        }
+        started
+    }
+
+    /// Starts it with a failpoint armed and returns when it takes connections. False: it came to the failpoint before, and has ended.
+    pub fn start_armed(&mut self, armed: Armed) -> Result<bool> {
+        self.launch(&[(FAILPOINT_VARIABLE, &armed.to_string())])?;
+        let waited = self.wait_for_connections();
+        match waited {
+            Err(error) => match self.killed()? {
+                Some(Killed { failpoint: Some(_) }) => Ok(false),
+                _ => Err(error),
+            },
+            Ok(()) => Ok(true),
+        }
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn launch(&mut self, environment: &[(&str, &str)]) -> Result<()> {
         ensure!(self.process.is_none(), "the page server is already running");
         let mut command = self.command("serve")?;
         command.arg("--data-dir").arg(&self.data_dir).arg("--listen").arg(format!("127.0.0.1:{}", self.port));
@@ -189,14 +224,36 @@ impl PageServer {
         for (name, value) in &self.builder.environment {
             command.env(name, value);
         }
-        let mut process = Process::start("the page server", &mut command, &self.log_path())?;
+        command.envs(environment.iter().copied());
+        self.log_start = fs::metadata(self.log_path()).map_or(0, |log| log.len());
+        self.process = Some(Process::start("the page server", &mut command, &self.log_path())?);
+        Ok(())
+    }
+
+    /// Waits until it takes connections. An error if it ends before.
+    pub fn wait_for_connections(&mut self) -> Result<()> {
         let started = wait_until("the page server to take connections", START_LIMIT, || {
-            process.check_alive()?;
+            self.check_alive()?;
             Ok(self.connect().is_ok())
         });
-        started.with_context(|| process.log_tail())?;
-        self.process = Some(process);
-        Ok(())
+        started.with_context(|| self.log_tail())
+    }
+
+    /// How it was killed, if it was: it does not run any more then. Errors: it has ended in another way.
+    pub fn killed(&mut self) -> Result<Option<Killed>> {
+        let process = self.process.as_mut().context("the page server is not running")?;
+        let Some(status) = process.exit_status()? else { return Ok(None) };
+        ensure!(
+            status.signal() == Some(Signal::SIGKILL as i32),
+            "the page server ended by itself: {status}\n{}",
+            process.log_tail()
+        );
+        self.process = None;
+        let log = fs::read(self.log_path()).unwrap_or_default();
+        let since = log.get(usize::try_from(self.log_start)?..).unwrap_or_default();
+        let text = String::from_utf8_lossy(since);
+        let failpoint = text.lines().find_map(|line| line.split_once(REACHED)).map(|(_, name)| name.trim().to_owned());
+        Ok(Some(Killed { failpoint }))
     }
 
     /// Ends it with SIGTERM; an error if it does not end well.

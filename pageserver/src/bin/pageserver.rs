@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{Signal, kill};
 use pageserver::config::{CONFIG_FILE_NAME, Config};
+use pageserver::failpoint::{Failpoint, arm_from_environment};
 use pageserver::import::ClusterFiles;
 use pageserver::page_service::{PageService, PageServiceConfig};
 use pageserver::pid_file::PidFile;
@@ -51,6 +52,8 @@ enum Command {
     Stop(DataDir),
     /// Says whether a server runs, and how its timelines are.
     Status(DataDir),
+    /// Lists the moments at which tests let the server crash: name and what has happened by then.
+    Failpoints,
 }
 
 #[derive(Args)]
@@ -104,6 +107,10 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Stop(args) => stop(&args.data_dir),
         Command::Status(args) => status(&args.data_dir),
+        Command::Failpoints => {
+            Failpoint::ALL.iter().for_each(|failpoint| println!("{}\t{}", failpoint.name(), failpoint.moment()));
+            Ok(())
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -156,6 +163,9 @@ fn serve(args: &Serve) -> anyhow::Result<()> {
     }
     config.check()?;
     start_logging(args.log_json);
+    if let Some(armed) = arm_from_environment()? {
+        info!(%armed, "a failpoint is armed: this server will crash");
+    }
     let _pid_file = PidFile::claim(&dir.join(PID_FILE_NAME))?;
     // Registered before anything is opened, so that an early signal ends us cleanly too.
     let mut signals = Signals::new([SIGTERM, SIGINT])?;

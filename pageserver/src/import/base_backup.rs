@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::progress::PROGRESS_INTERVAL;
 pub use super::progress::{ImportProgress, OnProgress};
 use super::{ImportError, ImportSink, ImportSummary};
+use crate::failpoint::Failpoint;
 use crate::replication::{BackupOptions, BaseBackup, ConnInfo, Connection, Mode};
 use crate::store::TimelineStore;
 
@@ -28,6 +29,7 @@ pub fn import_primary(
     if !keeps_wal {
         return Err(ImportError::SlotKeepsNothing { slot: slot.to_string() });
     }
+    Failpoint::ImportSlotMade.pass();
     let imported = import_backup(connection, store, on_progress);
     if imported.is_err() && is_new_slot {
         // The first error is the one to report; a slot that stays is named in the primary's pg_replication_slots.

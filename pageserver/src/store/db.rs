@@ -21,6 +21,7 @@ use rocksdb::{
 
 use super::version_bound::VersionBound;
 use super::{CompactionStyle, Compression, LevelStats, StoreConfig, StoreError, StoreStats};
+use crate::failpoint::Failpoint;
 
 /// The column family.
 pub(super) const VERSIONS: &str = "versions";
@@ -84,6 +85,7 @@ impl Db {
         let rocks = DB::open_cf_descriptors(&options, &rocks_dir, families).map_err(|error| open_error(dir, &error))?;
         // Only now: the lock is ours.
         empty_dir(&pending_dir).map_err(refused)?;
+        Failpoint::StoreOpened.pass();
         let file_options = file_options(config, &block_cache);
         Ok(Db {
             rocks,

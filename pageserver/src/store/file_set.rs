@@ -15,6 +15,7 @@ use rocksdb::SstFileWriter;
 use super::db::Db;
 use super::layer::{LayerData, LayerVersion, SortedWindows};
 use super::long_chains::ChainFinder;
+use crate::failpoint::Failpoint;
 
 /// An image that does not stand in the layer: a materialised page, or the watermark.
 pub(super) type ExtraImage = (Key, Lsn, Bytes);
@@ -155,6 +156,7 @@ impl<'a> FileSet<'a> {
     pub fn close_file(&mut self) -> Result<(), rocksdb::Error> {
         let Some(mut writer) = self.writer.take() else { return Ok(()) };
         writer.finish()?;
+        Failpoint::StoreFileWritten.pass();
         self.bytes += writer.file_size();
         Ok(())
     }
@@ -180,6 +182,7 @@ fn open_file<'a>(db: &'a Db, files: &mut Vec<PathBuf>) -> Result<SstFileWriter<'
 
 /// Deletes all versions of `timeline`, its watermark included: one range deletion in a file of its own, ingested.
 pub(super) fn delete_timeline(db: &Db, timeline: TimelineNo) -> Result<(), rocksdb::Error> {
+    Failpoint::StoreBeforeDelete.pass();
     let mut set = FileSet::new(db, timeline, false);
     let mut writer = open_file(db, &mut set.files)?;
     let first = timeline.0.to_be_bytes().to_vec();
@@ -190,5 +193,7 @@ pub(super) fn delete_timeline(db: &Db, timeline: TimelineNo) -> Result<(), rocks
     writer.delete_range(first, end)?;
     writer.finish()?;
     drop(writer);
-    set.ingest()
+    set.ingest()?;
+    Failpoint::StoreDeleted.pass();
+    Ok(())
 }

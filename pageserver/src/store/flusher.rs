@@ -19,6 +19,7 @@ use super::inner::{FlushJob, Inner};
 use super::long_chains::{ChainFinder, LongChains};
 use super::timeline_state::TimelineState;
 use super::watermark::watermark_key;
+use crate::failpoint::Failpoint;
 
 /// How often ages are looked at, at most.
 const AGE_CHECK_INTERVAL_MAX: Duration = Duration::from_secs(5);
@@ -75,11 +76,15 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
         return Ok(if state.is_deleted() { Outcome::Done } else { Outcome::Stopped });
     }
     let (versions, bytes, chains) = (set.versions, set.bytes, set.chains.take());
+    let has_pages = extra.len() > usize::from(frozen.publish);
+    pass(has_pages, Failpoint::StoreBeforeIngest, Failpoint::StorePagesBeforeIngest);
     set.ingest()?;
+    pass(has_pages, Failpoint::StoreIngested, Failpoint::StorePagesIngested);
     if frozen.publish {
         *state.watermark.lock() = Some(Watermark { last_record_lsn: frozen.last_record_lsn });
     }
     state.layers.drop_frozen(frozen);
+    Failpoint::StoreFlushed.pass();
     let counters = &inner.counters;
     counters.flushes.add(1);
     counters.flushed_versions.add(versions);
@@ -90,6 +95,14 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
         inner.tell_long_chains(LongChains { timeline: state.timeline, chains });
     }
     Ok(Outcome::Done)
+}
+
+/// With pages that are cached back in the set, both.
+fn pass(has_pages: bool, always: Failpoint, with_pages: Failpoint) {
+    always.pass();
+    if has_pages {
+        with_pages.pass();
+    }
 }
 
 /// The watermark and the materialised pages at or below it. Before a watermark may be written: nothing.

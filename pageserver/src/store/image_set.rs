@@ -9,6 +9,7 @@ use postgres_ffi::Lsn;
 use super::file_set::FileSet;
 use super::flusher::wait_for_level0;
 use super::{StoreError, TimelineStore};
+use crate::failpoint::Failpoint;
 
 /// Images on their way. Dropped before [`ImageSet::finish`]: nothing has happened.
 pub struct ImageSet<'a> {
@@ -49,10 +50,13 @@ impl ImageSet<'_> {
         let _writer = state.writer.lock();
         state.check_not_deleted()?;
         inner.check_writable()?;
+        Failpoint::StoreImagesBeforeIngest.pass();
         self.files.ingest().map_err(|error| {
             inner.poison(error.to_string());
             StoreError::Poisoned { cause: error.to_string() }
-        })
+        })?;
+        Failpoint::StoreImagesIngested.pass();
+        Ok(())
     }
 }
 

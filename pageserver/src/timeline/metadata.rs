@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::gc::OwnRetention;
 use super::id::{TenantId, TimelineId};
+use crate::failpoint::Failpoint;
 use crate::replication::ConnInfo;
 use crate::sealed_file;
 
@@ -180,7 +181,10 @@ impl TimelineMetadata {
     /// Replaces the metadata in `dir`; durable when it returns.
     pub fn save(&self, dir: &Path) -> Result<(), MetadataError> {
         let path = dir.join(METADATA_FILE_NAME);
-        sealed_file::write(&path, self).map_err(|source| MetadataError::Io { doing: "write", path, source })
+        let points = [Failpoint::MetadataBeforeRename, Failpoint::MetadataRenamed];
+        sealed_file::write(&path, self, points).map_err(|source| MetadataError::Io { doing: "write", path, source })?;
+        Failpoint::MetadataSaved.pass();
+        Ok(())
     }
 
     /// True if both would be written as the same file.

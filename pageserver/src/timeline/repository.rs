@@ -39,6 +39,7 @@ use super::metadata::{MetadataError, TimelineMetadata};
 use super::version_cache::{VersionCache, VersionCacheStats};
 use super::{ReadError, TenantId, TimeError, Timeline, TimelineId, TimelineIngestError};
 use crate::config::Config;
+use crate::failpoint::Failpoint;
 use crate::import::ImportError;
 use crate::redo::{EngineReport, RedoStats, WalRedo};
 use crate::replication::ReplicationError;
@@ -227,6 +228,7 @@ impl Repository {
         let metadata = repository.load_metadata()?;
         repository.open_timelines(metadata)?;
         repository.restore_pins();
+        Failpoint::OpenDone.pass();
         Ok(repository)
     }
 
@@ -239,16 +241,19 @@ impl Repository {
             let is_left_over = |prefix: &&str| entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes());
             if [branching::NEW_DIR_PREFIX, marks::OLD_DIR_PREFIX].iter().any(is_left_over) {
                 std::fs::remove_dir_all(&dir).map_err(io)?;
+                Failpoint::OpenLeftOverRemoved.pass();
                 continue;
             }
             if let Some(mark) = [marks::IMPORTING, marks::DELETING].into_iter().find(|mark| dir.join(mark).exists()) {
                 warn!(dir = %dir.display(), mark, "taking away a timeline that a crash has left");
                 self.take_away(&dir, mark)?;
+                Failpoint::OpenTakenAway.pass();
                 continue;
             }
             let metadata = TimelineMetadata::load(&dir)?;
             if dir.join(marks::RESETTING).exists() {
                 self.finish_reset(&dir, &metadata)?;
+                Failpoint::OpenResetFinished.pass();
             }
             found.push(metadata);
         }

@@ -11,6 +11,7 @@ use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 use super::error::{WalFileError, io_error};
 use super::history::TimelineHistory;
 use super::names::{history_file_name, parse_history_file_name, parse_segment_file_name, segment_file_name};
+use crate::failpoint::Failpoint;
 
 /// Files that are being written; a crash leaves them, opening removes them.
 const TEMPORARY_SUFFIX: &str = ".tmp";
@@ -185,8 +186,12 @@ impl WalLayout {
         let temporary = PathBuf::from(temporary);
         let mut file = File::create(&temporary).map_err(io_error("create", &temporary))?;
         write(&mut file).and_then(|()| file.sync_all()).map_err(io_error("write", &temporary))?;
+        Failpoint::WalFileBeforeRename.pass();
         fs::rename(&temporary, path).map_err(io_error("rename", &temporary))?;
-        self.sync_directory()
+        Failpoint::WalFileRenamed.pass();
+        self.sync_directory()?;
+        Failpoint::WalFileDurable.pass();
+        Ok(())
     }
 
     pub(super) fn sync_directory(&self) -> Result<(), WalFileError> {
@@ -201,8 +206,10 @@ impl WalLayout {
         let mut options = OpenOptions::new();
         options.create(true).truncate(true).read(true).write(true);
         let file = options.open(&path).map_err(io_error("create", &path))?;
+        Failpoint::WalSegmentBeforeSync.pass();
         self.fill_with_zeroes(&file).and_then(|()| file.sync_all()).map_err(io_error("create", &path))?;
         self.sync_directory()?;
+        Failpoint::WalSegmentMade.pass();
         Ok(file)
     }
 
@@ -224,7 +231,10 @@ impl WalLayout {
 
     pub(super) fn remove_segment(&self, segment: Segment) -> Result<(), WalFileError> {
         let path = self.segment_path(segment);
-        fs::remove_file(&path).map_err(io_error("remove", &path))
+        Failpoint::WalBeforeRemove.pass();
+        fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        Failpoint::WalRemoved.pass();
+        Ok(())
     }
 
     /// Removes all files of one PostgreSQL timeline, its history last.

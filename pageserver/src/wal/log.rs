@@ -14,6 +14,7 @@ use postgres_ffi::{Lsn, TimeLineId};
 use super::error::{WalFileError, io_error};
 use super::layout::{Segment, WalLayout};
 use super::record_ends::RecordEnds;
+use crate::failpoint::Failpoint;
 
 /// Pieces of WAL are gathered into one write up to this size.
 const GATHER_BYTES_MAX: usize = 256 * 1024;
@@ -128,7 +129,9 @@ impl WalLog {
             let room = u64::from(self.layout.segment_bytes) - offset;
             let (here, later) = bytes.split_at(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
             let (segment, file) = self.current_segment()?;
+            Failpoint::WalBeforeWrite.pass();
             file.write_all_at(here, offset).map_err(io_error("write", &self.layout.segment_path(segment)))?;
+            Failpoint::WalWritten.pass();
             self.ends.follow(here);
             self.record_end_lsn = self.ends.record_end().or(self.record_end_lsn);
             self.written_lsn = Lsn::new(self.written_lsn.as_u64() + here.len() as u64);
@@ -167,6 +170,7 @@ impl WalLog {
         if let Some((segment, file)) = &self.open {
             // The length does not change and blocks are reserved, so data and extent states are all there is to write.
             file.sync_data().map_err(io_error("fsync", &self.layout.segment_path(*segment)))?;
+            Failpoint::WalSynced.pass();
         }
         self.flushed_lsn = self.written_lsn;
         self.flushed_record_end_lsn = self.record_end_lsn;
@@ -277,6 +281,7 @@ impl WalLog {
 pub(super) fn cut(layout: &WalLayout, timeline_id: TimeLineId, end_lsn: Lsn) -> Result<(), WalFileError> {
     let end_segment_no = layout.segment_no(end_lsn);
     let offset = layout.segment_offset(end_lsn);
+    Failpoint::WalBeforeCut.pass();
     // Newest first: a crash in between leaves no hole.
     for segment in layout.segments()?.into_iter().rev() {
         if end_segment_no < segment.segment_no || (segment.segment_no == end_segment_no && offset == 0) {
@@ -293,5 +298,6 @@ pub(super) fn cut(layout: &WalLayout, timeline_id: TimeLineId, end_lsn: Lsn) -> 
             .and_then(|()| file.sync_all())
             .map_err(io_error("cut", &path))?;
     }
+    Failpoint::WalCut.pass();
     Ok(())
 }

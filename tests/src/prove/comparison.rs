@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use postgres_ffi::page::Page;
-use postgres_ffi::{Lsn, RelTag};
+use postgres_ffi::{Lsn, PgVersion, RelTag};
 use serde_json::Value;
 
 use super::database_dirs::DatabaseDirs;
@@ -59,6 +59,18 @@ pub fn compare(server: &PageServer, timeline: &str, data_dir: &Path, remains: &C
             || remains.database_dirs.explain(mismatch, &remains.archive, lsn)?
             || remains.has_lost_bits(server, timeline, Path::new(&save_dir), lsn, mismatch)?)
     })
+}
+
+/// The same for a primary that has never crashed: every mismatch counts.
+pub fn compare_uncrashed(server: &PageServer, timeline: &str, data_dir: &Path) -> Result<Comparison> {
+    let archive = WalArchive { dirs: Vec::new(), version: PgVersion::V15, segment_bytes: 1 << 20 };
+    let nothing = CrashRemains {
+        orphans: BTreeSet::new(),
+        database_dirs: DatabaseDirs::default(),
+        archive, // Holds nothing, so that nothing is explained with it.
+        recoveries: Vec::new(),
+    };
+    compare(server, timeline, data_dir, &nothing)
 }
 
 fn judge(report: &Value, is_explained: impl Fn(&Value) -> Result<bool>) -> Result<Comparison> {

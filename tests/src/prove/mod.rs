@@ -24,6 +24,7 @@ mod events;
 
 mod leg;
 
+pub(crate) use comparison::compare_uncrashed;
 pub use events::Times;
 pub use leg::{Leg, Plan, Summary, run_leg};
 pub(crate) use load::Load;

@@ -5,7 +5,7 @@
 //! - A branch of an LSN that its timeline shares with an ancestor is a branch of that ancestor: it needs nothing of the timeline between.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -16,12 +16,13 @@ use super::branch_error::BranchError;
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
 use crate::basebackup::wal_place;
+use crate::failpoint::Failpoint;
 use crate::timeline::metadata::{Ancestor, ClusterFacts, TimelineMetadata};
 use crate::timeline::{LsnAtTime, ReadError, Timeline, TimelineId, TimelineState};
 use crate::wal::RecordAt;
 use crate::wall_time::TimeSpec;
 
-/// Directories of branches that are being made begin with this; no timeline id does. What a crash leaves of them is removed at the start.
+/// Directories of branches and imports that are being made begin with this; no timeline id does. What a crash leaves of them is removed at the start.
 pub(super) const NEW_DIR_PREFIX: &str = "new-";
 
 /// Where a branch is to leave its ancestor.
@@ -71,6 +72,7 @@ impl Repository {
         let _changes = self.changes.lock();
         self.check_still_there(&found)?;
         let timeline = self.create_branch_at(&name, &found)?;
+        Failpoint::BranchOpened.pass();
         info!(branch = %name.as_str(), ancestor = %found.ancestor.metadata().name, branch_lsn = %found.branch_lsn, "branch created");
         Ok(Changed { timeline, notices: found.notices })
     }
@@ -192,6 +194,7 @@ impl Repository {
         };
         let new_dir = self.timelines_dir.join(format!("{NEW_DIR_PREFIX}{timeline_id}"));
         create_dir(&new_dir.join("wal"))?;
+        Failpoint::BranchDirMade.pass();
         let made = metadata
             .save(&new_dir)
             .map_err(RepositoryError::from)
@@ -211,13 +214,22 @@ impl Repository {
         Ok(ClusterFacts { pg_timeline_id, ..found.ancestor.metadata().cluster.clone() })
     }
 
-    fn make_visible(&self, new_dir: &PathBuf, timeline_id: TimelineId) -> Result<(), RepositoryError> {
+    /// Gives a timeline's directory its name, durably, once it is whole.
+    pub(super) fn make_visible(&self, new_dir: &Path, timeline_id: TimelineId) -> Result<(), RepositoryError> {
         let dir = self.timeline_dir(timeline_id);
         let rename = || {
+            Failpoint::BranchBeforeRename.pass();
             std::fs::rename(new_dir, &dir)?;
-            File::open(&self.timelines_dir)?.sync_all()
+            Failpoint::BranchRenamed.pass();
+            File::open(&self.timelines_dir)?.sync_all()?;
+            Failpoint::BranchDurable.pass();
+            Ok(())
         };
-        rename().map_err(|source| RepositoryError::Io { doing: "make a branch", path: dir.clone(), source })
+        rename().map_err(|source| RepositoryError::Io {
+            doing: "make a timeline's directory",
+            path: dir.clone(),
+            source,
+        })
     }
 
     /// A number that no timeline had since the server was started.

@@ -14,6 +14,7 @@ use super::branching::{BranchPoint, Changed};
 use super::marks::{DELETING, RESETTING, clear_mark, read_mark, set_mark};
 use super::slots::drop_slot;
 use super::{Repository, RepositoryError};
+use crate::failpoint::Failpoint;
 use crate::timeline::metadata::{Ancestor, TimelineMetadata};
 use crate::timeline::{Timeline, TimelineId};
 
@@ -28,12 +29,15 @@ impl Repository {
         let metadata = timeline.metadata();
         let dir = self.timeline_dir(metadata.timeline_id);
         set_mark(&dir, DELETING, metadata.timeline_no)?;
+        Failpoint::DeleteMarked.pass();
         timeline.stop_receiver();
         let notices = metadata.primary.iter().map(drop_slot).collect();
+        Failpoint::DeleteSlotDropped.pass();
         timeline.mark_gone();
         self.timelines.write().remove(&metadata.timeline_id);
         self.take_away(&dir, DELETING)?;
         self.forget_tenant_without_timelines(&metadata)?;
+        Failpoint::DeleteDone.pass();
         info!(timeline = %metadata.name, timeline_id = %metadata.timeline_id, "timeline deleted");
         Ok(Changed { timeline, notices })
     }
@@ -44,6 +48,7 @@ impl Repository {
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
         self.change_metadata(&timeline, |metadata| metadata.name = new_name.as_str().to_owned())?;
+        Failpoint::RenameSaved.pass();
         info!(from = name, to = new_name.as_str(), "timeline renamed");
         Ok(Changed { timeline, notices: Vec::new() })
     }
@@ -67,12 +72,16 @@ impl Repository {
         new.gc = None;
         let dir = self.timeline_dir(metadata.timeline_id);
         set_mark(&dir, RESETTING, metadata.timeline_no)?;
+        Failpoint::ResetMarked.pass();
         timeline.stop_receiver();
         let mut notices = found.notices;
         notices.extend(metadata.primary.iter().map(drop_slot));
+        Failpoint::ResetSlotDropped.pass();
         new.save(&dir)?;
+        Failpoint::ResetMetadataSaved.pass();
         timeline.mark_gone();
         self.finish_reset(&dir, &new)?;
+        Failpoint::ResetDone.pass();
         let timeline = self.open_timeline(new)?;
         info!(branch = name, branch_lsn = %found.branch_lsn, "branch reset");
         Ok(Changed { timeline, notices })
@@ -88,7 +97,9 @@ impl Repository {
                 .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
                 .and_then(|()| std::fs::create_dir(&wal_dir))
                 .map_err(|source| RepositoryError::Io { doing: "empty the WAL of a branch", path: wal_dir, source })?;
+            Failpoint::ResetWalEmptied.pass();
             self.take_away_versions(old_no, false)?;
+            Failpoint::ResetVersionsGone.pass();
         }
         clear_mark(dir, RESETTING)
     }
@@ -131,7 +142,10 @@ impl Repository {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(RepositoryError::Io { doing: "remove a tenant's directory", path: dir, source: error })
             }
-            _ => Ok(()),
+            _ => {
+                Failpoint::TenantRemoved.pass();
+                Ok(())
+            }
         }
     }
 }

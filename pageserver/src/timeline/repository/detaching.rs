@@ -20,6 +20,7 @@ use tracing::info;
 use super::branch_error::BranchError;
 use super::branching::Changed;
 use super::{Repository, RepositoryError};
+use crate::failpoint::Failpoint;
 use crate::store::ImageSet;
 use crate::timeline::lineage::Lineage;
 use crate::timeline::metadata::{Imported, TimelineMetadata};
@@ -61,8 +62,10 @@ impl Repository {
         let (timeline, branch_lsn, _busy) = self.begin_detach(name)?;
         if timeline.store.watermark().is_none() {
             timeline.publish_at(branch_lsn)?; // Before its first version, so that whoever deletes it knows of them.
+            Failpoint::DetachPublished.pass();
         }
         let bytes = Copy::new(&timeline, branch_lsn, on_progress)?.run()?;
+        Failpoint::DetachImagesDurable.pass();
         self.end_detach(&timeline, branch_lsn)?;
         let seconds = begun.elapsed().as_secs_f64();
         info!(branch = %timeline.metadata().name, %branch_lsn, bytes, seconds, "branch detached");
@@ -95,10 +98,12 @@ impl Repository {
         let _changes = self.changes.lock();
         self.check_no_lease_below(timeline, branch_lsn)?;
         self.write_history_before(timeline, branch_lsn)?;
+        Failpoint::DetachHistoryWritten.pass();
         self.change_metadata(timeline, |metadata| {
             metadata.ancestor = None;
             metadata.imported = Some(Imported { start_lsn: branch_lsn, first_readable_lsn: branch_lsn });
         })?;
+        Failpoint::DetachMetadataSaved.pass();
         timeline.set_lineage(Lineage::new(&timeline.metadata(), Vec::new()));
         // Those that left it read no further than it, and it has all that they find below the branch LSN.
         for descendant in self.timelines() {

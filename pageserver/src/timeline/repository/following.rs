@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::branch_error::BranchError;
 use super::branching::Changed;
 use super::{Repository, RepositoryError, create_dir};
+use crate::failpoint::Failpoint;
 use crate::replication::{ConnInfo, ReplicationError};
 use crate::store::Batch;
 use crate::timeline::metadata::{Primary, TimelineMetadata};
@@ -68,9 +69,11 @@ impl Repository {
         let primary = Primary { conninfo: conninfo.to_owned(), slot: slot.clone() };
         let before = timeline.metadata().primary.clone();
         self.change_metadata(&timeline, |metadata| metadata.primary = Some(primary))?;
+        Failpoint::FollowSaved.pass();
         timeline.stop_receiver();
         timeline.begin_again();
         self.follow(&timeline)?;
+        Failpoint::FollowDone.pass();
         let mut notices = Vec::new();
         if let Some(before) = before.filter(|before| before.conninfo != conninfo) {
             let server = before.server();
@@ -99,7 +102,9 @@ impl Repository {
         if timeline.store.watermark().is_some() {
             timeline.store.flush(true)?;
         }
+        Failpoint::UnfollowFlushed.pass();
         self.change_metadata(&timeline, |metadata| metadata.primary = None)?;
+        Failpoint::UnfollowSaved.pass();
         info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
         Ok(Changed { timeline, notices: vec![super::slots::drop_slot(&primary)] })
     }
@@ -128,6 +133,7 @@ impl Repository {
         let Some(ancestor) = timeline.metadata().ancestor.clone() else { return Ok(()) };
         if timeline.store.watermark().is_none() {
             timeline.publish_at(ancestor.lsn)?;
+            Failpoint::FollowPublished.pass();
         }
         self.write_history_before(timeline, ancestor.lsn)
     }
@@ -237,7 +243,9 @@ impl WalSink for TimelineSink {
 
     fn ingest(&mut self, start_lsn: Lsn, bytes: Bytes) -> Result<Lsn, SinkError> {
         assert!(start_lsn == self.ingest.fed_until(), "WAL comes without gaps");
-        Ok(self.ingest.feed(bytes)?)
+        let last_record_lsn = self.ingest.feed(bytes)?;
+        Failpoint::WalIngested.pass();
+        Ok(last_record_lsn)
     }
 
     /// WAL from the last checkpoint on stays too: a standby that starts from a base backup replays it.

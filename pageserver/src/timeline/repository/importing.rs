@@ -9,9 +9,11 @@ use keyenc::TimelineNo;
 use postgres_ffi::PgVersion;
 use tracing::info;
 
+use super::branching::NEW_DIR_PREFIX;
 use super::marks::{IMPORTING, clear_mark, set_mark};
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
+use crate::failpoint::Failpoint;
 use crate::import::base_backup::import_primary;
 use crate::import::{ClusterFiles, ImportError, ImportProgress, ImportSummary, OnProgress, data_dir};
 use crate::replication::{ConnInfo, ReplicationError};
@@ -120,8 +122,13 @@ impl Repository {
         let no = self.next_timeline_no();
         let timeline_id = TimelineId::generate();
         let dir = self.timeline_dir(timeline_id);
-        create_dir(&dir.join("wal"))?;
-        set_mark(&dir, IMPORTING, no)?;
+        // Under another name until it bears its mark: a directory with neither mark nor metadata is nobody's, and the next start would stop there.
+        let new_dir = self.timelines_dir.join(format!("{NEW_DIR_PREFIX}{timeline_id}"));
+        create_dir(&new_dir.join("wal"))?;
+        Failpoint::ImportDirMade.pass();
+        set_mark(&new_dir, IMPORTING, no)?;
+        self.make_visible(&new_dir, timeline_id)?;
+        Failpoint::ImportMarked.pass();
         Ok(NewTimeline {
             tenant_id: TenantId::generate(),
             timeline_id,
@@ -167,6 +174,7 @@ impl Repository {
         ingest_progress: Option<OnProgress<'_>>,
         primary: Option<Primary>,
     ) -> Result<Arc<Timeline>, RepositoryError> {
+        Failpoint::ImportFilesDurable.pass();
         let control_file = &summary.control_file;
         let metadata = TimelineMetadata {
             format: TimelineMetadata::format(),
@@ -188,12 +196,14 @@ impl Repository {
             gc: None,
         };
         metadata.save(&new.dir)?;
+        Failpoint::ImportMetadataSaved.pass();
         let timeline = self.make_timeline(metadata)?;
         if let Some(on_progress) = ingest_progress {
             self.ingest_imported_wal(&timeline, on_progress)?;
             assert!(summary.first_readable_lsn <= timeline.last_record_lsn(), "WAL was proven to lead there");
         }
         clear_mark(&new.dir, IMPORTING)?;
+        Failpoint::ImportDone.pass();
         self.show_timeline(&timeline);
         Ok(timeline)
     }
@@ -218,6 +228,8 @@ impl Repository {
                 ControlFlow::Break(()) => Err(ImportError::Cancelled.into()),
             }
         })?;
-        Ok(timeline.store.flush(true)?)
+        timeline.store.flush(true)?;
+        Failpoint::ImportWalIngested.pass();
+        Ok(())
     }
 }

@@ -15,6 +15,7 @@ use postgres_ffi::Lsn;
 use serde::{Deserialize, Serialize};
 
 use super::{Repository, RepositoryError};
+use crate::failpoint::Failpoint;
 use crate::sealed_file;
 use crate::timeline::TimelineId;
 
@@ -175,8 +176,9 @@ impl Leases {
     }
 
     fn replace(&self, file: &mut LeasesFile, new: LeasesFile) -> Result<(), RepositoryError> {
-        let written = sealed_file::write(&self.path, &new);
+        let written = sealed_file::write(&self.path, &new, [Failpoint::LeaseBeforeRename, Failpoint::LeaseRenamed]);
         written.map_err(|source| RepositoryError::Io { doing: "write the leases", path: self.path.clone(), source })?;
+        Failpoint::LeaseSaved.pass();
         *file = new;
         Ok(())
     }

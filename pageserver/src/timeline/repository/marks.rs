@@ -11,6 +11,7 @@ use keyenc::TimelineNo;
 use tracing::warn;
 
 use super::{Repository, RepositoryError};
+use crate::failpoint::Failpoint;
 
 /// An import is under way.
 pub(super) const IMPORTING: &str = "importing";
@@ -26,12 +27,15 @@ pub(super) fn set_mark(dir: &Path, name: &str, no: u32) -> Result<(), Repository
     let path = dir.join(name);
     let write = || {
         let mut file = File::create(&path)?;
+        Failpoint::MarkBeforeSync.pass();
         writeln!(file, "{no}")?;
         file.sync_all()?;
         File::open(dir)?.sync_all()?;
         dir.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
     };
-    write().map_err(|source| RepositoryError::Io { doing: "mark a timeline", path: path.clone(), source })
+    write().map_err(|source| RepositoryError::Io { doing: "mark a timeline", path: path.clone(), source })?;
+    Failpoint::MarkSet.pass();
+    Ok(())
 }
 
 /// Takes the mark away, durably.
@@ -39,9 +43,12 @@ pub(super) fn clear_mark(dir: &Path, name: &str) -> Result<(), RepositoryError> 
     let path = dir.join(name);
     let clear = || {
         std::fs::remove_file(&path)?;
+        Failpoint::MarkRemoved.pass();
         File::open(dir)?.sync_all()
     };
-    clear().map_err(|source| RepositoryError::Io { doing: "take a mark away", path: path.clone(), source })
+    clear().map_err(|source| RepositoryError::Io { doing: "take a mark away", path: path.clone(), source })?;
+    Failpoint::MarkCleared.pass();
+    Ok(())
 }
 
 /// The number in the mark. `None`: an empty mark, which a crash has cut off before anything was done.
@@ -58,6 +65,7 @@ impl Repository {
         if let Some(no) = read_mark(dir, name)? {
             self.take_away_versions(no, name == IMPORTING)?;
         }
+        Failpoint::DeleteVersionsGone.pass();
         self.remove_timeline_dir(dir)
     }
 
@@ -79,10 +87,12 @@ impl Repository {
         let old = self.timelines_dir.join(old_name);
         std::fs::rename(dir, &old).map_err(io)?;
         File::open(&self.timelines_dir).and_then(|above| above.sync_all()).map_err(io)?;
+        Failpoint::DeleteDirRenamed.pass();
         // What is left of it goes at the next start.
         if let Err(error) = std::fs::remove_dir_all(&old) {
             warn!(dir = %old.display(), %error, "a directory that is not needed stays until the next start");
         }
+        Failpoint::DeleteDirRemoved.pass();
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::{Repository, RepositoryError, create_dir};
+use crate::failpoint::Failpoint;
 use crate::sealed_file;
 use crate::timeline::{TenantId, Timeline};
 
@@ -111,9 +112,11 @@ pub(super) fn load(dir: &Path) -> Result<Option<TenantFile>, RepositoryError> {
 fn save(dir: &Path, file: &TenantFile) -> Result<(), RepositoryError> {
     let path = dir.join(FILE_NAME);
     let write = || {
-        sealed_file::write(&path, file)?;
+        sealed_file::write(&path, file, [Failpoint::TenantBeforeRename, Failpoint::TenantRenamed])?;
         // The directory may be new as well.
         dir.ancestors().skip(1).take(2).try_for_each(|above| File::open(above)?.sync_all())
     };
-    write().map_err(|source| RepositoryError::Io { doing: "write a tenant's file", path: path.clone(), source })
+    write().map_err(|source| RepositoryError::Io { doing: "write a tenant's file", path: path.clone(), source })?;
+    Failpoint::TenantSaved.pass();
+    Ok(())
 }
