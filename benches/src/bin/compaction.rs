@@ -57,7 +57,7 @@ struct Setting {
     set: fn(&mut StoreSection),
 }
 
-const SETTINGS: [Setting; 10] = [
+const SETTINGS: [Setting; 12] = [
     Setting { name: "level, LZ4, last level ZSTD", set: |_| () },
     Setting { name: "level, LZ4", set: |store| store.bottommost_compression = Compression::Lz4 },
     Setting { name: "level, ZSTD", set: |store| store.compression = Compression::Zstd },
@@ -68,6 +68,14 @@ const SETTINGS: [Setting; 10] = [
     Setting {
         name: "level, last level ZSTD, blocks of 32 KiB, 64 KiB of dictionary",
         set: |store| (store.block_kib, store.dictionary_kib) = (32, 64),
+    },
+    Setting {
+        name: "level, last level ZSTD, blocks of 16 KiB, 64 KiB of dictionary",
+        set: |store| (store.block_kib, store.dictionary_kib) = (16, 64),
+    },
+    Setting {
+        name: "level, last level ZSTD, blocks of 64 KiB, 64 KiB of dictionary",
+        set: |store| (store.block_kib, store.dictionary_kib) = (64, 64),
     },
     Setting { name: "universal, LZ4, last run ZSTD", set: |store| store.compaction = CompactionStyle::Universal },
     Setting {
