@@ -61,7 +61,7 @@ pub struct GcSection {
     pub period_seconds: u64,
     /// What it may read and write in a second, on average, in MiB; 0 for no limit.
     pub mib_per_second: u64,
-    /// A timeline's versions are gone through when its horizon has moved by this much WAL, in MiB.
+    /// A timeline's versions are gone through when its horizon has moved by this much WAL, in MiB, and by a sixteenth of what its files take.
     pub horizon_step_mib: u64,
     /// It waits until it is resumed by hand.
     pub paused: bool,

@@ -1,7 +1,7 @@
 //! When garbage collection has something to do, over all timelines: horizons and pins are fixed, passes run, one at a time.
 //!
 //! - Horizon and pins of a timeline are fixed while nobody makes or ends a branch or gives a lease (`changes`), and durable before the first version goes.
-//! - A pass is due when the horizon has moved by a step since the last one, or something that pinned history is gone.
+//! - A pass is due when the horizon has moved by a step since the last one, which is larger for a large timeline, or something that pinned history is gone.
 //! - Passes by hand run on their caller's thread, also while the others are paused.
 
 use std::collections::HashMap;
@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use super::branching::Changed;
 use super::{Repository, RepositoryError};
 use crate::basebackup::wal_place;
+use crate::store::StoreError;
 use crate::timeline::gc::{
     GcCounts, GcError, OwnRetention, Pace, Pass, PassProgress, RemovedOfClass, Retention, WalSize,
 };
@@ -30,6 +31,9 @@ use crate::wall_time::TimeSpec;
 
 /// How often who waits for a pass hears of it. Always in unit tests.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 500 });
+
+/// A pass walks at most so many bytes of files for each byte of WAL by which the horizon has moved.
+const WALKED_PER_STEP: u64 = 16;
 
 /// What is to be done with one timeline.
 struct Plan {
@@ -396,13 +400,15 @@ impl Repository {
         let Some(GcDone { swept_lsn: Some(swept_lsn), swept_pins, .. }) = timeline.metadata().gc.clone() else {
             return Ok(true);
         };
-        let step = self.config.gc.horizon_step_mib << 20;
+        let (_, file_bytes) = timeline.store.disk_bytes_before(&Key::from(keyenc::Object::Watermark));
+        let step = (self.config.gc.horizon_step_mib << 20).max(file_bytes / WALKED_PER_STEP);
         let is_pin_gone = swept_pins.iter().any(|pin_lsn| plan.pins.binary_search(pin_lsn).is_err());
         Ok(is_pin_gone || plan.horizon_lsn.saturating_sub(swept_lsn) >= step)
     }
 
     /// One round over all timelines. `stop`: the thread is to end.
     fn collect_round(&self, stop: &Receiver<Infallible>) {
+        self.collecting.told.lock().retain(|timeline_id, _| self.timeline(*timeline_id).is_ok());
         for timeline in self.timelines() {
             let is_paused = || self.collecting.paused.load(Ordering::SeqCst);
             if is_paused() || self.is_closing.load(Ordering::SeqCst) {
@@ -421,12 +427,7 @@ impl Repository {
             let name = &timeline.metadata().name;
             match outcome {
                 Ok(()) => {}
-                Err(
-                    RepositoryError::Gc(GcError::Stopped | GcError::Read(ReadError::Gone { .. }))
-                    | RepositoryError::Read(ReadError::Gone { .. } | ReadError::ShuttingDown),
-                ) => {
-                    debug!(timeline = name, "a pass was stopped");
-                }
+                Err(error) if is_end(&error) => debug!(timeline = name, %error, "a pass was stopped"),
                 Err(error) => warn!(timeline = name, %error, "garbage was not collected"),
             }
         }
@@ -441,6 +442,19 @@ impl Timeline {
             Some((_, branch_lsn)) => branch_lsn.checked_add(1),
             None => self.metadata().imported.as_ref().map(|imported| imported.first_readable_lsn),
         }
+    }
+}
+
+/// True for what ends a pass in good order: somebody stopped it, or the timeline or the server goes away.
+fn is_end(error: &RepositoryError) -> bool {
+    let is_read_end = |error: &ReadError| matches!(error, ReadError::Gone { .. } | ReadError::ShuttingDown);
+    match error {
+        RepositoryError::Gc(GcError::Read(error)) | RepositoryError::Read(error) => is_read_end(error),
+        RepositoryError::Gc(GcError::Stopped) => true,
+        RepositoryError::Gc(GcError::Store(error)) => {
+            matches!(error, StoreError::TimelineDeleted { .. } | StoreError::ShuttingDown)
+        }
+        _ => false,
     }
 }
 

@@ -173,7 +173,7 @@ pub fn version(write: &Write) -> (Key, Kind, Vec<u8>) {
 /// A delta of a CLOG page. Long, so that a few make a long chain.
 fn committed(index: u16) -> Vec<u8> {
     let mut value = Vec::new();
-    let indexes = vec![Index::new(index); 250];
+    let indexes = vec![Index::new(index); 2000];
     Delta::ClogStatus { status: XidStatus::Committed, indexes: &indexes }.encode(&mut value);
     value
 }

@@ -213,7 +213,19 @@ impl Run {
                 }
             }
             if matches!(object, Object::SlruPage { .. }) {
-                chain_bytes += PAGE_BYTES * kept.len() as u64;
+                // A page that begins with zeroes takes next to nothing.
+                let bytes_of = |newest: &(Lsn, Kind)| match newest.1 {
+                    Kind::Image
+                        if !self.lives[life]
+                            .copied
+                            .iter()
+                            .any(|(copied, lsn, _)| (copied, lsn) == (&key, &newest.0)) =>
+                    {
+                        31
+                    }
+                    _ => PAGE_BYTES,
+                };
+                chain_bytes += kept.iter().map(bytes_of).sum::<u64>();
             } else if !kept.is_empty() {
                 needed.insert(key, kept);
             }
