@@ -18,6 +18,7 @@ use rocksdb::{
     DBRawIterator, ErrorKind, IngestExternalFileOptions, Options, ReadOptions, SliceTransform,
 };
 
+use super::manifest;
 use super::version_bound::VersionBound;
 use super::{LevelStats, StoreConfig, StoreError, StoreStats};
 
@@ -76,6 +77,7 @@ impl Db {
             ColumnFamilyDescriptor::new("default", Options::default()),
             ColumnFamilyDescriptor::new(VERSIONS, versions_options),
         ];
+        manifest::check_tail(&rocks_dir).map_err(|detail| StoreError::Corrupt { detail })?;
         let rocks = DB::open_cf_descriptors(&options, &rocks_dir, families).map_err(|error| open_error(dir, &error))?;
         // Only now: the lock is ours.
         empty_dir(&pending_dir).map_err(refused)?;
