@@ -19,6 +19,7 @@ use rocksdb::{
     SliceTransform,
 };
 
+use super::manifest;
 use super::version_bound::VersionBound;
 use super::{CompactionStyle, Compression, LevelStats, StoreConfig, StoreError, StoreStats};
 use crate::failpoint::Failpoint;
@@ -82,6 +83,7 @@ impl Db {
             ColumnFamilyDescriptor::new("default", Options::default()),
             ColumnFamilyDescriptor::new(VERSIONS, versions_options),
         ];
+        manifest::check_tail(&rocks_dir).map_err(|detail| StoreError::Corrupt { detail })?;
         let rocks = DB::open_cf_descriptors(&options, &rocks_dir, families).map_err(|error| open_error(dir, &error))?;
         // Only now: the lock is ours.
         empty_dir(&pending_dir).map_err(refused)?;

@@ -29,6 +29,7 @@ mod long_chains;
 pub use long_chains::{LongChain, LongChains};
 mod cold_read;
 mod db;
+mod manifest;
 pub use cold_read::{ColdItem, ColdRead, UnreadableRange};
 mod gather;
 mod layer;
