@@ -6,7 +6,7 @@
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
 //! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`], [`computes`],
-//! [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`], [`prove_crash`].
+//! [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`], [`prove_crash`], [`long_run`].
 
 mod wait;
 pub use wait::{wait_until, wait_until_some};
@@ -44,3 +44,5 @@ pub mod prove_redo;
 pub mod prove_clones;
 
 pub mod prove_crash;
+
+pub mod long_run;

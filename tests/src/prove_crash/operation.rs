@@ -16,8 +16,9 @@ pub const MAIN: &str = "main";
 /// from the page server's disk, an LSN is taken as it is. From there on the WAL of the ancestor's primary cannot be read.
 const BRANCH: &str = "branch";
 const POINT: &str = "point";
-/// What imports of the primary are called, and those of a stopped server's directory.
+/// What imports of the primary are called.
 const IMPORT: &str = "import";
+/// What imports of a stopped server's directory are called.
 pub const FILES: &str = "files";
 /// Timelines at once; then some are deleted.
 const TIMELINES_MAX: usize = 9;
@@ -217,10 +218,14 @@ impl Situation<'_> {
     fn of_kind(&self, kind: Kind, rng: &mut SmallRng) -> Option<Operation> {
         let one = |names: Vec<&String>, rng: &mut SmallRng| names.choose(rng).map(|name| (*name).clone());
         let followers = self.timelines.values().filter(|shown| shown.follows).count();
+        // Detached ones and imports, too.
+        let any_leaf = |shown: &Shown| self.is_leaf(shown);
         let leaf = |shown: &Shown| shown.ancestor.is_some() && self.is_leaf(shown);
         let following_leaf = |shown: &Shown| leaf(shown) && shown.follows;
         Some(match kind {
-            Kind::Branch if self.timelines.len() >= TIMELINES_MAX => Operation::Delete(one(self.branches(leaf), rng)?),
+            Kind::Branch if self.timelines.len() >= TIMELINES_MAX => {
+                Operation::Delete(one(self.branches(any_leaf), rng)?)
+            }
             Kind::Branch => self.branch(rng),
             Kind::Follow if followers >= FOLLOWERS_MAX => {
                 Operation::Unfollow(one(self.branches(|shown| shown.follows), rng)?)
@@ -234,7 +239,7 @@ impl Situation<'_> {
                 Some(name) => Operation::Unfollow(name),
                 None => self.of_kind(Kind::Follow, rng)?,
             },
-            Kind::Delete => Operation::Delete(one(self.branches(leaf), rng)?),
+            Kind::Delete => Operation::Delete(one(self.branches(any_leaf), rng)?),
             Kind::DeleteFollower => match one(self.branches(following_leaf), rng) {
                 Some(name) => Operation::Delete(name),
                 None => self.of_kind(Kind::Follow, rng)?,
