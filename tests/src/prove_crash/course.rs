@@ -333,7 +333,8 @@ impl Running {
         let target = self.target.clone();
         let _quiet = target.quiesce();
         self.primary.stop(Stop::Fast)?;
-        self.compare(MAIN, &self.primary.data_dir().to_owned())?;
+        let data_dir = self.primary.data_dir().to_path_buf();
+        self.compare(MAIN, &data_dir)?;
         let of_files: Vec<String> = self.imports_of_files();
         for name in of_files {
             self.compare(&name, &self.stopped_dir.clone())?;
@@ -369,7 +370,8 @@ impl Running {
         self.summary.count("pages compared meanwhile", read);
         self.catch_up()?;
         self.primary.stop(Stop::Fast)?;
-        self.compare(MAIN, &self.primary.data_dir().to_owned())?;
+        let data_dir = self.primary.data_dir().to_path_buf();
+        self.compare(MAIN, &data_dir)?;
         for reach in self.server.reaches.clone() {
             let process = &mut self.server.process;
             let conninfo = process.conninfo();

@@ -156,10 +156,10 @@ fn drop_old_schemas(target: &Target) -> Result<()> {
         let dropped =
             client.batch_execute(&format!("SET lock_timeout = '1s'; DROP SCHEMA {} CASCADE", row.get::<_, &str>(0)));
         // A prepared transaction may still hold a lock: the next time.
-        if let Err(error) = dropped {
-            if error.as_db_error().is_none() {
-                return Err(error.into());
-            }
+        if let Err(error) = dropped
+            && error.as_db_error().is_none()
+        {
+            return Err(error.into());
         }
     }
     Ok(())
