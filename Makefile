@@ -8,9 +8,10 @@ CARGO := nice cargo
 PG ?= 14 15 16 17 18
 SCALE ?= 10
 ROUNDS ?= 200
+MINUTES ?= 30
 
 .NOTPARALLEL:
-.PHONY: help setup build extension test test-only check fmt lint doc tidy deny demo prove-pages prove-clones prove-redo prove-crash bench
+.PHONY: help setup build extension test test-only check fmt lint doc tidy deny demo prove-pages prove-clones prove-redo prove-crash long-run bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -68,6 +69,9 @@ prove-clones: setup build ## start stock PostgreSQL at LSNs of a busy primary's 
 prove-crash: setup build ## kill a page server under load at every failpoint and at random moments, and check all: ROUNDS=200 PG="15 17" SEED=n
 	$(CARGO_TARGET_DIR)/release/prove-crash --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(filter-out file,$(origin PG)),$(foreach version,$(PG),--pg $(version)))
+
+long-run: setup build ## update a database of a fixed size and draw what the page server takes: MINUTES=30 COMMAND="TIMELINE RETENTION main TIME '1m'"
+	$(CARGO_TARGET_DIR)/release/long-run --minutes $(MINUTES) $(if $(COMMAND),--command "$(COMMAND)")
 
 prove-redo: ## check native redo against every page image that busy primaries log: PG="14 15 16 17 18" SEED=n [TABLE=docs/redo.md]
 	scripts/setup --regression

@@ -7,7 +7,7 @@
 //!
 //! In reading order: [`wait_until`], [`versions`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`faulty_fs`], [`CutProxy`], [`PageServer`],
 //! [`computes`], [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`],
-//! [`prove_crash`].
+//! [`prove_crash`], [`long_run`].
 
 mod wait;
 pub use wait::{wait_until, wait_until_some};
@@ -50,3 +50,5 @@ pub mod prove_redo;
 pub mod prove_clones;
 
 pub mod prove_crash;
+
+pub mod long_run;

@@ -1,6 +1,7 @@
 //! What keeps the primary busy: bank transactions at a steady pace, and workloads one after the other, each of which is thrown away again.
 //!
-//! The pace is what a page server on the same two processors keeps up with: a course is about crashes, not about lag.
+//! The pace is what a page server on the same processors keeps up with, since a course is about crashes and not about lag: bank transactions wait until
+//! the page server has ingested them, workloads for nobody.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,7 +36,7 @@ const WORKLOADS: &[&str] = &[
     "unlogged",
 ];
 /// Between two bank transactions.
-const BANK_PAUSE: Duration = Duration::from_millis(4);
+const BANK_PAUSE: Duration = Duration::from_millis(8);
 /// Between two workloads.
 const WORKLOAD_PAUSE: Duration = Duration::from_millis(1500);
 /// A server that went away is asked again after this.
@@ -121,7 +122,9 @@ fn run_bank(target: &Target, scale: i32, committed: &AtomicU64, mut rng: SmallRn
 
 fn bank_transaction(session: &mut Option<Client>, target: &Target, rng: &mut SmallRng, scale: i32) -> Result<()> {
     if session.is_none() {
-        *session = Some(target.connect("postgres")?);
+        let mut client = target.connect("postgres")?;
+        client.batch_execute("SET synchronous_commit = remote_apply")?;
+        *session = Some(client);
     }
     match session {
         Some(client) => Ok(tpcb::transaction(client, rng, scale)?),
@@ -153,10 +156,10 @@ fn drop_old_schemas(target: &Target) -> Result<()> {
         let dropped =
             client.batch_execute(&format!("SET lock_timeout = '1s'; DROP SCHEMA {} CASCADE", row.get::<_, &str>(0)));
         // A prepared transaction may still hold a lock: the next time.
-        if let Err(error) = dropped {
-            if error.as_db_error().is_none() {
-                return Err(error.into());
-            }
+        if let Err(error) = dropped
+            && error.as_db_error().is_none()
+        {
+            return Err(error.into());
         }
     }
     Ok(())

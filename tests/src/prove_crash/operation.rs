@@ -16,14 +16,24 @@ pub const MAIN: &str = "main";
 /// from the page server's disk, an LSN is taken as it is. From there on the WAL of the ancestor's primary cannot be read.
 const BRANCH: &str = "branch";
 const POINT: &str = "point";
+/// What imports of the primary are called.
+const IMPORT: &str = "import";
+/// What imports of a stopped server's directory are called.
+pub const FILES: &str = "files";
 /// Timelines at once; then some are deleted.
 const TIMELINES_MAX: usize = 9;
 /// Those that follow the primary, each of which has all of its WAL.
 const FOLLOWERS_MAX: usize = 3;
+/// WAL that a branch may have to catch up with when it begins to follow the primary.
+const FOLLOW_BYTES_MAX: u64 = 32 << 20;
 /// Imports at once.
 const IMPORTS_MAX: usize = 2;
 /// So long that none is over before the course is.
 const LEASE_SECONDS: u64 = 86_400;
+
+fn is_import(name: &str) -> bool {
+    [IMPORT, FILES].iter().any(|what| name.starts_with(what))
+}
 
 /// Kinds of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -166,6 +176,12 @@ impl Situation<'_> {
         known.choose(rng).copied()
     }
 
+    /// It has not much to catch up with, should it follow the primary.
+    fn is_near(&self, name: &str) -> bool {
+        let last_record_lsn = |name: &str| self.reach(name).map_or(Lsn::ZERO, |reach| reach.last_record_lsn);
+        last_record_lsn(MAIN).saturating_sub(last_record_lsn(name)) < FOLLOW_BYTES_MAX
+    }
+
     /// Any LSN that can be read on `name`.
     fn any_lsn(&self, name: &str, rng: &mut SmallRng) -> Option<Lsn> {
         let reach = self.reach(name)?;
@@ -202,34 +218,38 @@ impl Situation<'_> {
     fn of_kind(&self, kind: Kind, rng: &mut SmallRng) -> Option<Operation> {
         let one = |names: Vec<&String>, rng: &mut SmallRng| names.choose(rng).map(|name| (*name).clone());
         let followers = self.timelines.values().filter(|shown| shown.follows).count();
+        // Detached ones and imports, too.
+        let any_leaf = |shown: &Shown| self.is_leaf(shown);
         let leaf = |shown: &Shown| shown.ancestor.is_some() && self.is_leaf(shown);
         let following_leaf = |shown: &Shown| leaf(shown) && shown.follows;
         Some(match kind {
-            Kind::Branch if self.timelines.len() >= TIMELINES_MAX => Operation::Delete(one(self.branches(leaf), rng)?),
+            Kind::Branch if self.timelines.len() >= TIMELINES_MAX => {
+                Operation::Delete(one(self.branches(any_leaf), rng)?)
+            }
             Kind::Branch => self.branch(rng),
             Kind::Follow if followers >= FOLLOWERS_MAX => {
                 Operation::Unfollow(one(self.branches(|shown| shown.follows), rng)?)
             }
             Kind::Follow => {
                 let mut names = self.branches(|shown| !shown.follows && leaf(shown));
-                names.retain(|name| name.starts_with(BRANCH));
+                names.retain(|name| name.starts_with(BRANCH) && self.is_near(name));
                 Operation::Follow(one(names, rng)?)
             }
             Kind::Unfollow => match one(self.branches(|shown| shown.follows), rng) {
                 Some(name) => Operation::Unfollow(name),
                 None => self.of_kind(Kind::Follow, rng)?,
             },
-            Kind::Delete => Operation::Delete(one(self.branches(leaf), rng)?),
+            Kind::Delete => Operation::Delete(one(self.branches(any_leaf), rng)?),
             Kind::DeleteFollower => match one(self.branches(following_leaf), rng) {
                 Some(name) => Operation::Delete(name),
                 None => self.of_kind(Kind::Follow, rng)?,
             },
             Kind::DeleteImport => {
-                let imports = self.timelines.iter().filter(|(name, _)| name.starts_with("import"));
+                let imports = self.timelines.iter().filter(|(name, _)| is_import(name));
                 let imports = imports.filter(|(_, shown)| self.is_leaf(shown)).map(|(name, _)| name).collect();
                 match one(imports, rng) {
                     Some(name) => Operation::Delete(name),
-                    None => Operation::ImportFiles(self.new_name("import")),
+                    None => Operation::ImportFiles(self.new_name(FILES)),
                 }
             }
             Kind::Rename => {
@@ -249,12 +269,14 @@ impl Situation<'_> {
                 None => Operation::Lease(self.any_lsn(MAIN, rng)?),
             },
             Kind::Import | Kind::ImportFiles => {
-                let imports = self.timelines.iter().filter(|(name, _)| name.starts_with("import"));
+                let imports = self.timelines.iter().filter(|(name, _)| is_import(name));
                 if imports.count() >= IMPORTS_MAX {
                     return self.of_kind(Kind::DeleteImport, rng);
                 }
-                let name = self.new_name("import");
-                if kind == Kind::Import { Operation::Import(name) } else { Operation::ImportFiles(name) }
+                match kind {
+                    Kind::Import => Operation::Import(self.new_name(IMPORT)),
+                    _ => Operation::ImportFiles(self.new_name(FILES)),
+                }
             }
             Kind::Backup => Operation::Backup,
         })
