@@ -150,6 +150,7 @@ fn measure(setting: &Setting, data_dir: &Path, arguments: &Arguments, primary: &
     config.store.layer_mib = arguments.layer_mib;
     config.store.block_cache_mib = 32;
     config.store.flush_interval_seconds = 1;
+    (config.store.block_kib, config.store.dictionary_kib) = (8, 0);
     (setting.set)(&mut config.store);
     let repository = Repository::open(data_dir, config)?;
     let timeline = repository.timeline_named("main")?;

@@ -41,8 +41,8 @@ pub struct StoreConfig {
     pub flush_interval: Duration,
     /// Size of an SST file that compaction writes; the flusher closes one at four times that.
     pub file_bytes: u64,
-    /// Uncompressed size of a data block. A page image is a block of its own; a smaller one costs index, a larger one each read
-    /// that misses the cache.
+    /// Uncompressed size of a data block: a larger one takes less space, since pages are compressed together, and costs each read that misses
+    /// the cache more.
     pub block_bytes: usize,
     /// How compaction arranges files. May be changed between two opens.
     pub compaction: CompactionStyle,
@@ -74,11 +74,11 @@ impl Default for StoreConfig {
             cache_back_bytes: 32 << 20,
             flush_interval: Duration::from_secs(600),
             file_bytes: 64 << 20,
-            block_bytes: 8 << 10,
+            block_bytes: 32 << 10,
             compaction: CompactionStyle::Level,
             compression: Compression::Lz4,
             bottommost_compression: Compression::Zstd,
-            dictionary_bytes: 0,
+            dictionary_bytes: 64 << 10,
             blob_bytes_min: 0,
             background_jobs: 2,
             compaction_bytes_per_second: 0,
