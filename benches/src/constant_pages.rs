@@ -11,6 +11,7 @@ use pageserver::page_service::backend::{
     BackendError, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use pageserver::page_service::basebackup::{BackupRequest, BackupSink};
+use pageserver::page_service::gc::{GcAnswer, GcCommand};
 use pageserver::page_service::lease::{LeaseCommand, LeaseInfo};
 use pageserver::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use pageserver::wall_time::WallTime;
@@ -78,6 +79,10 @@ impl RepositoryBackend for ConstantPages {
 
     fn lease(&self, _: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
         Err(BackendError::not_found("nothing can be leased here"))
+    }
+
+    fn gc(&self, _: &GcCommand, _: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError> {
+        Err(BackendError::not_found("nothing is collected here"))
     }
 
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
