@@ -120,6 +120,7 @@ fn history_goes_and_what_is_promised_stays() {
     let leased_lsn = rig.catch_up();
     let lease = rig.server.query(&format!("LEASE main AT '{leased_lsn}' FOR 3600")).unwrap()[0][0].clone();
     let branch_lsn: Lsn = rig.server.timeline("past", "ancestor_lsn").unwrap().parse().unwrap();
+    let leased_time = rig.server.query(&format!("SHOW TIME main AT '{leased_lsn}'")).unwrap()[0][2].clone();
     let (past, leased) = (rig.everything("past", branch_lsn), rig.everything("main", leased_lsn));
     for sql in [
         "DROP TABLE dropped",
@@ -156,10 +157,18 @@ fn history_goes_and_what_is_promised_stays() {
     );
     assert!(total["versions"].as_u64() > Some(1000), "{done:?}");
     assert!(bytes_after < bytes_before, "{bytes_before} -> {bytes_after}");
+    let time_at = |rig: &Rig, lsn: Lsn| rig.server.query(&format!("SHOW TIME main AT '{lsn}'")).unwrap()[0][2].clone();
     let check = |rig: &Rig| {
         assert_eq!((rig.everything("past", branch_lsn), rig.everything("main", leased_lsn)), (past, leased));
         let horizon_lsn: Lsn = rig.server.timeline("main", "first_readable_lsn").unwrap().parse().unwrap();
         assert!(leased_lsn < horizon_lsn);
+        // The time there is known; which LSN a time has, from the horizon on.
+        assert_eq!(time_at(rig, leased_lsn), leased_time);
+        let horizon_time = time_at(rig, horizon_lsn);
+        let found = &rig.server.query(&format!("SHOW LSN main AT TIME '{horizon_time}'")).unwrap()[0];
+        assert!(horizon_lsn <= found[1].parse().unwrap() && found[2] == horizon_time, "{found:?}");
+        let refusal = rig.refusal(&format!("SHOW LSN main AT TIME '{leased_time}'"));
+        assert!(refusal.contains("before the first one"), "{refusal}");
         let gone_lsn = Lsn::new(horizon_lsn.as_u64() - 8);
         for command in [
             format!("PAGE GET main 1663/5/1259/main/0 AT '{gone_lsn}'"),
@@ -185,10 +194,8 @@ fn history_goes_and_what_is_promised_stays() {
         rig.server.query(&format!("LEASE END {lease}")).unwrap();
     }
     rig.pagectl_json(&["gc", "run", "main"]);
-    assert!(
-        rig.refusal(&format!("PAGE GET main 1663/5/1259/main/0 AT '{leased_lsn}'"))
-            .contains("below the first readable")
-    );
+    let refusal = rig.refusal(&format!("PAGE GET main 1663/5/1259/main/0 AT '{leased_lsn}'"));
+    assert!(refusal.contains(&leased_lsn.to_string()), "{refusal}");
     assert_eq!(rig.everything("past", branch_lsn), past);
     let paused = rig.pagectl_json(&["gc", "pause"]).remove(0);
     assert_eq!(paused["state"], "paused");

@@ -177,12 +177,13 @@ impl Db {
         self.rocks.live_files().unwrap_or_default().iter().any(|file| file.name == name)
     }
 
-    /// Merges a file with what lies below it, down to the last level. Returns when done.
-    pub fn compact_file(&self, file: &TimelineFile) {
+    /// Merges files, and what lies between them, with what lies below, down to the last level. Returns when done.
+    pub fn compact_files(&self, files: &[TimelineFile]) {
         let mut options = CompactOptions::default();
         // What RocksDB finds to do by itself goes on meanwhile.
         options.set_exclusive_manual_compaction(false);
-        let (start, end) = (file.start_key.as_deref(), file.end_key.as_deref());
+        let start = files.iter().filter_map(|file| file.start_key.as_deref()).min();
+        let end = files.iter().filter_map(|file| file.end_key.as_deref()).max();
         self.rocks.compact_range_cf_opt(self.versions(), start, end, &options);
     }
 

@@ -9,10 +9,14 @@ use std::ops::ControlFlow;
 use keyenc::{Key, Kind, TimelineNo, VersionKey};
 use postgres_ffi::Lsn;
 
-use super::db::read_error;
+use super::db::{TimelineFile, read_error};
 use super::file_set::FileSet;
 use super::flusher::wait_for_level0;
 use super::{StoreError, TimelineStore};
+
+/// Files of removals that are merged together with what lies below them. Neighbours share files below; who waits for one merge to end waits for
+/// some 100 MiB.
+const FILES_MERGED_AT_ONCE: usize = 4;
 
 /// A version in RocksDB, without its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,19 +84,22 @@ impl TimelineStore {
         })
     }
 
-    /// Merges files in which removals are at least a tenth of the entries with what they remove, so that space comes back; one file after the
+    /// Merges files in which removals are at least a tenth of the entries with what they remove, so that space comes back; some files after the
     /// other, until `stop` says so or none is left. Returns the bytes that compaction wrote meanwhile.
     pub fn compact_removed(&self, stop: &mut dyn FnMut(u64) -> bool) -> u64 {
         let db = &self.store().inner().db;
         let begun = db.compaction_written_bytes();
         let written = || db.compaction_written_bytes().saturating_sub(begun);
-        // A file that cannot be got rid of is met once: what it becomes is not looked at again.
-        for file in db.timeline_files(self.timeline_no()) {
+        let mut files = db.timeline_files(self.timeline_no());
+        files.retain(TimelineFile::is_mostly_removals);
+        files.sort_by(|one, other| one.start_key.cmp(&other.start_key));
+        // What a file becomes that cannot be got rid of is not looked at again.
+        for neighbours in files.chunks(FILES_MERGED_AT_ONCE) {
             if stop(written()) {
                 break;
             }
-            if file.is_mostly_removals() && db.has_file(&file.name) {
-                db.compact_file(&file);
+            if neighbours.iter().any(|file| db.has_file(&file.name)) {
+                db.compact_files(neighbours);
             }
         }
         written()

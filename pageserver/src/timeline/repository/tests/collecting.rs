@@ -145,6 +145,32 @@ fn time_keeps_history_while_the_size_of_wal_does_not() {
 }
 
 #[test]
+fn passes_begin_by_themselves_unless_paused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config { page_cache_mib: 1, ..Config::default() };
+    (config.gc.period_seconds, config.gc.horizon_step_mib, config.gc.paused) = (1, 0, true);
+    (config.retention.time, config.retention.wal_mib) = (RetentionTime::from_seconds(0), 0);
+    let repository = Repository::open(dir.path(), config).unwrap();
+    let main = import(&repository, "main");
+    write_rounds(&repository, &main, 1..=9);
+    main.store.flush(true).unwrap();
+    repository.start_collecting().unwrap();
+    let state = || repository.collecting_status(Some("main")).unwrap()[0].state;
+    assert_eq!((state(), main.first_readable_lsn()), (GcState::Paused, Some(START_LSN)));
+    // By hand it runs all the same.
+    collect(&repository, "main", 4);
+    assert_eq!((state(), main.first_readable_lsn()), (GcState::Paused, Some(at(5))));
+    repository.set_retention("main", None).unwrap();
+    repository.resume_collecting();
+    while main.metadata().gc.as_ref().and_then(|gc| gc.swept_lsn) != Some(at(9)) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!((state(), tag_at(&main, 9, 1).unwrap(), main.first_readable_lsn()), (GcState::Idle, 9001, Some(at(9))));
+    drop(main);
+    repository.shutdown().unwrap();
+}
+
+#[test]
 fn readers_beside_a_moving_horizon_see_right_pages_or_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let repository = open(&dir);

@@ -1,6 +1,6 @@
 //! Goal: every timeline shows at every readable LSN what was written there or in its ancestors, whatever was branched, deleted, detached,
 //! reset, renamed, leased, collected, flushed, shut down or killed in between; and what is refused is refused for its reason.
-//! Method: random operations on a tree of timelines against a model that never forgets; `SEED=42 cargo test` replays one run.
+//! Method: random operations on a tree of timelines against a model that never forgets; `SEED=42 cargo test` replays one run, `OPERATIONS=10000` makes longer ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::timeline::BranchError;
 
 mod collecting;
 
-const OPERATIONS: usize = 600;
+const OPERATIONS: usize = 1000;
 const RELATIONS: u32 = 3;
 const BLOCKS: u32 = 6;
 
@@ -623,11 +623,12 @@ fn every_timeline_shows_what_was_written_to_it_and_its_ancestors() {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => (0..4).map(|_| rand::random_range(0..1_000_000)).collect(),
     };
+    let operations = std::env::var("OPERATIONS").map_or(OPERATIONS, |count| count.parse().unwrap());
     let mut done: BTreeMap<&str, usize> = BTreeMap::new();
     for seed in seeds {
         println!("SEED={seed}");
         let mut run = Run::new(seed);
-        for _ in 0..OPERATIONS {
+        for _ in 0..operations {
             run.step();
         }
         run.reopen(true);
