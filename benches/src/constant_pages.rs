@@ -11,8 +11,11 @@ use pageserver::page_service::backend::{
     BackendError, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use pageserver::page_service::basebackup::{BackupRequest, BackupSink};
+use pageserver::page_service::command::verify::RepairRequest;
+use pageserver::page_service::gc::{GcAnswer, GcCommand};
 use pageserver::page_service::lease::{LeaseCommand, LeaseInfo};
 use pageserver::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
+use pageserver::verify::{Repaired, VerifyCounts, VerifyOptions, VerifySink};
 use pageserver::wall_time::WallTime;
 use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
@@ -80,6 +83,18 @@ impl RepositoryBackend for ConstantPages {
         Err(BackendError::not_found("nothing can be leased here"))
     }
 
+    fn gc(&self, _: &GcCommand, _: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError> {
+        Err(BackendError::not_found("there is no garbage here"))
+    }
+
+    fn verify(&self, _: &VerifyOptions, _: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError> {
+        Err(BackendError::not_found("there is nothing to check here"))
+    }
+
+    fn repair(&self, _: &RepairRequest) -> Result<Vec<Repaired>, BackendError> {
+        Err(BackendError::not_found("there is nothing to mend here"))
+    }
+
     fn store_stats(&self) -> Result<Vec<(String, String)>, BackendError> {
         Ok(Vec::new())
     }
@@ -104,6 +119,7 @@ impl TimelineBackend for ConstantPages {
             received_lsn: None,
             source_end_lsn: None,
             receiver: None,
+            primary: None,
             last_error: None,
         }
     }

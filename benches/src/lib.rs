@@ -8,6 +8,7 @@ pub fn is_full_size() -> bool {
     std::env::args().any(|argument| argument == "--bench")
 }
 pub mod constant_pages;
+pub mod recorded_wal;
 pub mod redo_cluster;
 
 /// The time now, to subtract from a later one: of the wall, or with `BENCH_CLOCK=cpu` of this thread on the processor (Linux). A machine

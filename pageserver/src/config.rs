@@ -11,6 +11,9 @@ use std::time::Duration;
 use postgres_ffi::PgVersion;
 use serde::{Deserialize, Serialize};
 
+use crate::store::{CompactionStyle, Compression, StoreConfig};
+use crate::timeline::gc::RetentionTime;
+
 /// Name of the configuration file within the data directory.
 pub const CONFIG_FILE_NAME: &str = "pageserver.toml";
 
@@ -34,6 +37,34 @@ pub struct Config {
     pub redo: RedoSection,
     /// How WAL comes in.
     pub wal: WalSection,
+    /// How much history is kept, unless a timeline has its own retention.
+    pub retention: RetentionSection,
+    /// How history that is not kept goes.
+    pub gc: GcSection,
+}
+
+/// `[retention]`: what lies within either is kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionSection {
+    /// History since so long ago is kept: `7d`, `36h`; `0`: none for its time.
+    pub time: RetentionTime,
+    /// This much WAL before the last record is kept, in MiB; 0: none for its size.
+    pub wal_mib: u64,
+}
+
+/// `[gc]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GcSection {
+    /// How often it is looked whether something can go.
+    pub period_seconds: u64,
+    /// What it may read and write in a second, on average, in MiB; 0 for no limit.
+    pub mib_per_second: u64,
+    /// A timeline's versions are gone through when its horizon has moved by this much WAL, in MiB, and by a sixteenth of what its files take.
+    pub horizon_step_mib: u64,
+    /// It waits until it is resumed by hand.
+    pub paused: bool,
 }
 
 /// `[store]`
@@ -48,6 +79,18 @@ pub struct StoreSection {
     pub flush_interval_seconds: u64,
     /// Bytes per second that compaction and flush may write, in MiB; 0 for no limit.
     pub background_mib_per_second: u64,
+    /// How RocksDB arranges files: `level` or `universal`.
+    pub compaction: CompactionStyle,
+    /// Compression of what is not in the last level: `lz4` or `zstd`.
+    pub compression: Compression,
+    /// Compression of the last level, where most of everything is: `lz4` or `zstd`.
+    pub bottommost_compression: Compression,
+    /// Dictionary of each file of the last level, in KiB, if that is `zstd`; 0 for none.
+    pub dictionary_kib: u32,
+    /// Uncompressed size of a block, in KiB: larger ones take less space, and more time to read.
+    pub block_kib: u32,
+    /// Values of at least so many bytes go into blob files; 0 for none.
+    pub blob_bytes_min: u64,
 }
 
 /// `[redo]`
@@ -91,7 +134,7 @@ pub enum RedoEngine {
 pub struct WalSection {
     /// Progress is reported to the primary at least this often.
     pub status_interval_seconds: u64,
-    /// WAL behind the store's watermark that is kept on disk, in MiB.
+    /// WAL behind the store's watermark that is kept on disk, in MiB. What a standby needs that starts now, back to the last checkpoint, is kept anyway.
     pub keep_mib: u64,
 }
 
@@ -106,13 +149,35 @@ impl Default for Config {
             page_cache_mib: 128,
             redo: RedoSection::default(),
             wal: WalSection::default(),
+            retention: RetentionSection::default(),
+            gc: GcSection::default(),
         }
     }
 }
 
 impl Default for StoreSection {
     fn default() -> Self {
-        StoreSection { layer_mib: 256, block_cache_mib: 256, flush_interval_seconds: 600, background_mib_per_second: 0 }
+        let StoreConfig {
+            compaction,
+            compression,
+            bottommost_compression,
+            dictionary_bytes,
+            block_bytes,
+            blob_bytes_min,
+            ..
+        } = StoreConfig::default();
+        StoreSection {
+            layer_mib: 256,
+            block_cache_mib: 256,
+            flush_interval_seconds: 600,
+            background_mib_per_second: 0,
+            compaction,
+            compression,
+            bottommost_compression,
+            dictionary_kib: dictionary_bytes >> 10,
+            block_kib: u32::try_from(block_bytes >> 10).expect("a block has 1 MiB at most"),
+            blob_bytes_min,
+        }
     }
 }
 
@@ -134,6 +199,18 @@ impl Default for RedoSection {
 impl Default for WalSection {
     fn default() -> Self {
         WalSection { status_interval_seconds: 10, keep_mib: 64 }
+    }
+}
+
+impl Default for RetentionSection {
+    fn default() -> Self {
+        RetentionSection { time: RetentionTime::from_seconds(7 * 86_400), wal_mib: 1024 }
+    }
+}
+
+impl Default for GcSection {
+    fn default() -> Self {
+        GcSection { period_seconds: 60, mib_per_second: 32, horizon_step_mib: 64, paused: false }
     }
 }
 
@@ -198,10 +275,21 @@ impl Config {
             ("redo.cache_back_records_min", self.redo.cache_back_records_min as u64),
             ("wal.status_interval_seconds", self.wal.status_interval_seconds),
             ("store.flush_interval_seconds", self.store.flush_interval_seconds),
+            ("gc.period_seconds", self.gc.period_seconds),
         ];
         for (key, value) in at_least_one {
             if value == 0 {
                 return refuse(key, value.to_string(), "must be at least 1");
+            }
+        }
+        let shifted = [
+            ("retention.wal_mib", self.retention.wal_mib),
+            ("gc.mib_per_second", self.gc.mib_per_second),
+            ("gc.horizon_step_mib", self.gc.horizon_step_mib),
+        ];
+        for (key, mib) in shifted {
+            if mib > 1 << 40 {
+                return refuse(key, mib.to_string(), "must be at most 1099511627776");
             }
         }
         for (key, mib) in [("store.layer_mib", self.store.layer_mib), ("page_cache_mib", self.page_cache_mib)] {

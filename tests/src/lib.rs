@@ -5,11 +5,15 @@
 //! - Started as root, servers run as user `postgres`: PostgreSQL refuses root.
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
-//! In reading order: [`wait_until`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`CutProxy`], [`PageServer`], [`computes`],
-//! [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`], [`prove_crash`], [`long_run`].
+//! In reading order: [`wait_until`], [`versions`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`faulty_fs`], [`CutProxy`], [`PageServer`],
+//! [`computes`], [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`],
+//! [`prove_crash`], [`long_run`].
 
 mod wait;
 pub use wait::{wait_until, wait_until_some};
+
+mod versions;
+pub use versions::versions;
 
 mod test_dir;
 pub use test_dir::TestDir;
@@ -23,6 +27,8 @@ pub(crate) use postgres_server::query_text;
 pub use postgres_server::{Auth, Postgres, PostgresBuilder, Stop};
 
 pub mod standby;
+
+pub mod faulty_fs;
 
 mod cut_proxy;
 pub use cut_proxy::CutProxy;

@@ -165,7 +165,7 @@ impl Drop for Process {
     }
 }
 
-/// A shell that kills one process when the test dies without having ended it: its standard input closes then.
+/// A shell that ends something when the test dies without having ended it: its standard input closes then.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     shell: Child,
@@ -176,8 +176,13 @@ impl Watcher {
     /// SIGQUIT: PostgreSQL's immediate shutdown, which takes its children along; ends any other program as well, unless the test was
     /// started by a shell in the background, which makes it and its children ignore that signal. So SIGKILL comes after it.
     pub(crate) fn start(pid: u32) -> Result<Self> {
+        Self::run(&format!("kill -QUIT {pid} && sleep 5 && kill -KILL {pid}"))
+    }
+
+    /// Runs `cleanup`, a line of shell, when the test dies.
+    pub(crate) fn run(cleanup: &str) -> Result<Self> {
         let mut shell = Command::new("/bin/sh")
-            .args(["-c", &format!("read word || {{ kill -QUIT {pid} && sleep 5 && kill -KILL {pid}; }}")])
+            .args(["-c", &format!("read word || {{ {cleanup}; }}")])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -213,13 +213,8 @@ fn stopped_cleanly(version: PgVersion) {
 }
 
 #[test]
-fn a_stopped_directory_comes_whole_and_goes_on_15() {
-    stopped_cleanly(PgVersion::V15);
-}
-
-#[test]
-fn a_stopped_directory_comes_whole_and_goes_on_17() {
-    stopped_cleanly(PgVersion::V17);
+fn a_stopped_directory_comes_whole_and_goes_on() {
+    tests::versions().into_iter().for_each(stopped_cleanly);
 }
 
 fn killed_under_load(version: PgVersion) {
@@ -251,13 +246,8 @@ fn killed_under_load(version: PgVersion) {
 }
 
 #[test]
-fn a_killed_server_s_directory_recovers_here_as_it_does_there_15() {
-    killed_under_load(PgVersion::V15);
-}
-
-#[test]
-fn a_killed_server_s_directory_recovers_here_as_it_does_there_17() {
-    killed_under_load(PgVersion::V17);
+fn a_killed_server_s_directory_recovers_here_as_it_does_there() {
+    tests::versions().into_iter().for_each(killed_under_load);
 }
 
 fn standby_s_directories(version: PgVersion) {
@@ -293,13 +283,8 @@ fn standby_s_directories(version: PgVersion) {
 }
 
 #[test]
-fn a_standby_s_directory_comes_whole_and_goes_on_15() {
-    standby_s_directories(PgVersion::V15);
-}
-
-#[test]
-fn a_standby_s_directory_comes_whole_and_goes_on_17() {
-    standby_s_directories(PgVersion::V17);
+fn a_standby_s_directory_comes_whole_and_goes_on() {
+    tests::versions().into_iter().for_each(standby_s_directories);
 }
 
 #[test]

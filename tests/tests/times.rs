@@ -261,11 +261,6 @@ fn check_refusals_and_tools(pageserver: &PageServer, ends: &[End], imported: i64
 }
 
 #[test]
-fn a_time_is_where_recovery_to_it_stops_15() {
-    check(PgVersion::V15);
-}
-
-#[test]
-fn a_time_is_where_recovery_to_it_stops_17() {
-    check(PgVersion::V17);
+fn a_time_is_where_recovery_to_it_stops() {
+    tests::versions().into_iter().for_each(check);
 }

@@ -37,7 +37,7 @@ pub struct BaseBackupArgs {
     #[arg(long)]
     no_data: bool,
     /// For a hot standby of who writes the timeline: set primary_conninfo before it is started. Needs WAL since the last checkpoint on the page
-    /// server's disk (wal.keep_mib)
+    /// server's disk: for an older LSN raise wal.keep_mib
     #[arg(long)]
     standby: bool,
     /// Write the archive to this file, or to standard output (-). A file is there only once it is whole

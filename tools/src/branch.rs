@@ -194,7 +194,7 @@ impl LeaseCommand {
 }
 
 /// Runs a command that changes timelines: its rows, its notices and its progress.
-fn change(server: &ServerArgs, command: &str, output: &mut Output) -> Result<()> {
+pub(crate) fn change(server: &ServerArgs, command: &str, output: &mut Output) -> Result<()> {
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {eta} left")?);
     let mut on_notice = |notice: &str| match ImportProgress::parse(notice) {

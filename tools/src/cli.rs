@@ -13,11 +13,13 @@ use crate::branch::{self, BranchCommand, Delete, Follow, LeaseCommand};
 use crate::compare::Compare;
 use crate::compute::ComputeCommand;
 use crate::connect::ServerArgs;
+use crate::gc::{GcCommand, Retention};
 use crate::import::Import;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
 use crate::redo::RedoCommand;
 use crate::time::{LsnAtTime, TimeAtLsn};
+use crate::verify::{Repair, Verify};
 use crate::wal_dump::WalDump;
 
 /// Exit code of a command that could not be carried out; clap uses the same for wrong arguments.
@@ -47,6 +49,8 @@ enum Command {
     Branch(BranchCommand),
     #[command(subcommand)]
     Lease(LeaseCommand),
+    #[command(subcommand)]
+    Gc(GcCommand),
     /// Looks at pages
     #[command(subcommand)]
     Page(PageCommand),
@@ -63,6 +67,8 @@ enum Command {
     Lsn(LsnAtTime),
     Time(TimeAtLsn),
     Compare(Compare),
+    Verify(Verify),
+    Repair(Repair),
     #[command(subcommand)]
     Compute(ComputeCommand),
     #[command(name = "basebackup")]
@@ -104,6 +110,7 @@ enum TimelineCommand {
     ///
     /// Without --confirm it only tells what it would do.
     Delete(Delete),
+    Retention(Retention),
 }
 
 #[derive(Debug, Subcommand)]
@@ -146,6 +153,7 @@ impl Cli {
             Command::Timeline(command) => command.run(server, output)?,
             Command::Branch(command) => command.run(server, output)?,
             Command::Lease(command) => command.run(server, output)?,
+            Command::Gc(command) => command.run(server, output)?,
             Command::Page(command) => return command.run(server, output),
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
@@ -153,6 +161,8 @@ impl Cli {
             Command::Lsn(lsn) => lsn.run(server, output)?,
             Command::Time(time) => time.run(server, output)?,
             Command::Compare(compare) => return compare.run(server, output),
+            Command::Verify(verify) => return verify.run(server, output),
+            Command::Repair(repair) => return repair.run(server, output),
             Command::Compute(command) => return command.run(server, output),
             Command::BaseBackup(args) => args.run(server, output)?,
             Command::Bench(BenchCommand::GetPage(args)) => bench_getpage::run(args, server)?,
@@ -180,6 +190,7 @@ impl TimelineCommand {
             TimelineCommand::Follow(follow) => follow.run(server, output),
             TimelineCommand::Unfollow { timeline } => branch::unfollow(timeline, server, output),
             TimelineCommand::Delete(delete) => delete.run("TIMELINE", server, output),
+            TimelineCommand::Retention(retention) => retention.run(server, output),
         }
     }
 }

@@ -7,12 +7,12 @@
 //!
 //! Needs PostgreSQL 17 and `pgbench` (`scripts/setup`).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::Bytes;
+use benches::recorded_wal;
 use clap::Parser;
 use pageserver::config::Config;
 use pageserver::timeline::{Repository, TimelineIngest};
@@ -22,7 +22,8 @@ use tests::{PageServer, Postgres, Stop, TestDir, standby, wait_until};
 
 /// What is fed to ingest at once: what a read of the socket may bring.
 const CHUNK_BYTES: usize = 1 << 20;
-const SEGMENT_BYTES: u64 = 16 << 20;
+/// USER_HZ, 100 on every Linux that we run on.
+const TICKS_PER_SECOND: u32 = 100;
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// Measure ingest of four kinds of WAL beside a hot standby.
@@ -183,7 +184,7 @@ fn ingest_in_process(data_dir: &Path, pg_wal: &Path, end: Lsn) -> Result<(Durati
     let cluster = timeline.metadata().cluster.clone();
     let mut ingest = TimelineIngest::new(timeline)?;
     let start = ingest.fed_until();
-    let wal = read_wal(pg_wal, start, end)?;
+    let wal = recorded_wal::read(pg_wal, start, end)?;
     let mut decoder = WalStreamDecoder::new(cluster.pg_version, start, cluster.wal_segment_bytes);
     decoder.feed(wal.clone());
     let mut records = 0;
@@ -197,19 +198,6 @@ fn ingest_in_process(data_dir: &Path, pg_wal: &Path, end: Lsn) -> Result<(Durati
     let in_process = started.elapsed();
     repository.shutdown()?;
     Ok((in_process, started.elapsed(), records))
-}
-
-/// The bytes of `start..end`.
-fn read_wal(pg_wal: &Path, start: Lsn, end: Lsn) -> Result<Bytes> {
-    let mut bytes = Vec::new();
-    for segment_no in start.segment_no(SEGMENT_BYTES)..=end.segment_no(SEGMENT_BYTES) {
-        let name = format!("00000001{:08X}{:08X}", segment_no / 256, segment_no % 256);
-        let path: PathBuf = pg_wal.join(name);
-        bytes.extend(std::fs::read(&path).with_context(|| format!("read {}", path.display()))?);
-    }
-    let skipped = start.segment_offset(SEGMENT_BYTES) as usize;
-    let len = end.saturating_sub(start) as usize;
-    Ok(Bytes::from(bytes).slice(skipped..skipped + len))
 }
 
 fn wait_for(server: &PageServer, lsn: Lsn) -> Result<()> {
@@ -232,8 +220,10 @@ fn usage_of(server: &PageServer) -> Result<(Duration, f64)> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let Some(peak) = status.lines().find_map(|line| line.strip_prefix("VmHWM:")) else { bail!("no VmHWM") };
     let peak_kb: f64 = peak.trim().trim_end_matches(" kB").parse()?;
-    let cpu = std::fs::read_dir(format!("/proc/{pid}/task"))?
-        .map(|task| Ok(benches::cpu_time(&format!("{pid}/task/{}", task?.file_name().to_string_lossy()))))
-        .sum::<Result<Duration>>()?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Behind the name, which may hold anything: user and system time are the 12th and 13th, in ticks. Threads that have ended count too.
+    let (_, fields) = stat.rsplit_once(')').context("a name in brackets")?;
+    let fields = fields.split_whitespace().skip(11).take(2).map(|ticks| Ok(ticks.parse::<u64>()?));
+    let cpu = Duration::from_secs(fields.sum::<Result<u64>>()?) / TICKS_PER_SECOND;
     Ok((cpu, peak_kb / 1024.0))
 }

@@ -173,6 +173,7 @@ fn serve(args: &Serve) -> anyhow::Result<()> {
     let repository = Repository::open(dir, config.clone())?;
     let service = PageService::start(service_config(&config), Arc::clone(&repository) as _)?;
     repository.follow_primaries()?;
+    repository.start_collecting()?;
     info!(listen = %service.local_addr(), open_seconds = begun.elapsed().as_secs_f64(), "serving");
     let signal = signals.forever().next();
     info!(signal, "shutting down");

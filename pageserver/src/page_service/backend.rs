@@ -12,12 +12,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
 
+use super::command::verify::RepairRequest;
+use super::gc::{GcAnswer, GcCommand};
 use super::lease::{LeaseCommand, LeaseInfo};
 use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
 use super::basebackup::{BackupRequest, BackupSink};
 use crate::import::ClusterFiles;
+use crate::verify::{Repaired, VerifyCounts, VerifyOptions, VerifySink};
 use crate::wall_time::WallTime;
 
 /// What a caller does next about a failed call.
@@ -88,6 +91,8 @@ pub struct TimelineInfo {
     pub received_lsn: Option<Lsn>,
     /// End of WAL at the source as it last told us.
     pub source_end_lsn: Option<Lsn>,
+    /// Whose WAL it takes, without a password; `None` when it follows nobody.
+    pub primary: Option<String>,
     /// What the receiver of the source's WAL is doing: `streaming`, `waiting`, `wal removed`, ...
     pub receiver: Option<String>,
     /// Why nothing comes in: what stopped ingest, or the receiver's last error.
@@ -138,6 +143,14 @@ pub trait RepositoryBackend: Send + Sync + 'static {
     /// Gives, lists or ends leases: those that are concerned, as they are now; an ended one as it was.
     fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError>;
 
+    /// Looks after garbage collection, or collects. `progress` as for [`Self::import`], for what takes long.
+    fn gc(&self, command: &GcCommand, progress: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError>;
+    /// Checks one timeline or everything and tells `sink` what is wrong, as it is found. What was looked at.
+    fn verify(&self, options: &VerifyOptions, sink: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError>;
+
+    /// Mends what can be mended; what became of each damage.
+    fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError>;
+
     /// Makes timeline `name` from a cluster's files on this machine, WAL included, and returns once it is readable. `progress` as for
     /// [`RepositoryBackend::import`].
     fn import_files(
@@ -165,7 +178,7 @@ pub trait TimelineBackend: Send + Sync + 'static {
     /// Nothing below is readable, unless leased. Cheap: asked for each request.
     fn first_readable_lsn(&self) -> Lsn;
 
-    /// True when a lease keeps exactly `lsn` readable although it is below [`Self::first_readable_lsn`].
+    /// True when a lease, or a branch, keeps exactly `lsn` readable although it is below [`Self::first_readable_lsn`].
     fn is_leased(&self, lsn: Lsn) -> bool {
         let _ = lsn;
         false

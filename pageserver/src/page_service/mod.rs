@@ -4,10 +4,11 @@
 //! - No input makes it panic or allocate without a bound (fuzz targets and property tests over [`fuzzing`]).
 //! - Knows nothing of how pages are stored: [`backend`] is all it needs.
 //!
-//! In reading order: what it serves ([`backend`], [`timeline_change`], [`lease`]), bytes in ([`frame`], [`startup`], [`frontend`]), bytes out ([`message`], [`error`]),
+//! In reading order: what it serves ([`backend`], [`timeline_change`], [`lease`], [`gc`]), bytes in ([`frame`], [`startup`], [`frontend`]), bytes out ([`message`], [`error`]),
 //! the socket (`transport`), threads ([`server`]), one client (`connection`, `extended`), [`command`]s, [`pagestream`]s, [`basebackup`]s.
 
 pub mod backend;
+pub mod gc;
 pub mod lease;
 mod repository_backend;
 pub mod timeline_change;

@@ -13,6 +13,8 @@ use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
+use super::command::verify::RepairRequest;
+use super::gc::{self, GcAnswer, GcCommand};
 use super::lease::{self, LeaseCommand, LeaseInfo};
 use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::basebackup::{BackupError, BackupOptions};
@@ -20,9 +22,13 @@ use crate::import::{self, ClusterFiles, ImportError};
 use crate::redo::RedoErrorKind;
 use crate::replication::ReplicationError;
 use crate::store::StoreError;
+use crate::timeline::gc::GcError;
 use crate::timeline::{
-    DatabaseTag, LeaseError, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline, TimelineState,
+    DatabaseTag, LeaseError, Primary, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline,
+    TimelineState,
 };
+use crate::verify::{Repaired, VerifyCounts, VerifyError, VerifyOptions, VerifySink};
+use crate::wal_receiver::{ReceiverState, ReceiverStatus};
 use crate::wall_time::WallTime;
 
 /// How often somebody who waits for an import hears of it.
@@ -94,6 +100,7 @@ impl From<RepositoryError> for BackendError {
         let kind = match error {
             RepositoryError::Read(error) => return error.into(),
             RepositoryError::Time(error) => return error.into(),
+            RepositoryError::Gc(error) => return error.into(),
             RepositoryError::Branch(ref error) => error.into(),
             RepositoryError::Import(ref error) => error.into(),
             RepositoryError::TimelineMissing { .. }
@@ -108,6 +115,30 @@ impl From<RepositoryError> for BackendError {
             _ => BackendErrorKind::Unavailable,
         };
         BackendError::new(kind, with_sources(&error))
+    }
+}
+
+impl From<GcError> for BackendError {
+    fn from(error: GcError) -> Self {
+        let kind = match error {
+            GcError::Read(error) => return error.into(),
+            GcError::Store(error) => return ReadError::from(error).into(),
+            GcError::Stopped => BackendErrorKind::Cancelled,
+            GcError::Busy => BackendErrorKind::NotYet,
+            GcError::Key(_) => BackendErrorKind::Corrupt,
+        };
+        BackendError::new(kind, error.to_string())
+    }
+}
+
+impl From<VerifyError> for BackendError {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Cancelled => BackendError::new(BackendErrorKind::Cancelled, error.to_string()),
+            VerifyError::Repository(error) => error.into(),
+            VerifyError::Read(error) => error.into(),
+            VerifyError::Store(error) => BackendError::new(BackendErrorKind::Unavailable, error.to_string()),
+        }
     }
 }
 
@@ -211,6 +242,18 @@ impl RepositoryBackend for Repository {
         lease::apply(self, command)
     }
 
+    fn gc(&self, command: &GcCommand, progress: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError> {
+        gc::apply(self, command, progress)
+    }
+
+    fn verify(&self, options: &VerifyOptions, sink: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError> {
+        Ok(Repository::verify(self, options, sink)?)
+    }
+
+    fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError> {
+        Ok(Repository::repair(self, request.timeline.as_deref(), request.dry_run)?)
+    }
+
     fn import_files(
         &self,
         name: &str,
@@ -289,6 +332,17 @@ fn flatten(path: &str, value: &serde_json::Value, rows: &mut Vec<(String, String
     }
 }
 
+/// What stopped a timeline, or what its receiver met last. Of one that failed its own error: it names the file as well.
+fn last_error(state: &TimelineState, receiver: Option<ReceiverStatus>) -> Option<String> {
+    match (state, receiver) {
+        (TimelineState::Stopped { reason, .. }, receiver) => {
+            let failed = receiver.filter(|status| matches!(status.state, ReceiverState::Failed { .. }));
+            failed.and_then(|status| status.last_error).or_else(|| Some(reason.clone()))
+        }
+        (_, receiver) => receiver.and_then(|status| status.last_error),
+    }
+}
+
 impl TimelineBackend for Timeline {
     fn info(&self) -> TimelineInfo {
         let metadata = self.metadata();
@@ -306,12 +360,9 @@ impl TimelineBackend for Timeline {
             durable_lsn: self.durable_lsn(),
             received_lsn: receiver.as_ref().and_then(|status| status.flushed_lsn),
             source_end_lsn: receiver.as_ref().and_then(|status| status.primary_lsn),
+            primary: metadata.primary.as_ref().map(Primary::server),
             receiver: receiver.as_ref().map(|status| status.state.name().to_string()),
-            // The receiver's names the file as well.
-            last_error: receiver.and_then(|status| status.last_error).or(match state {
-                TimelineState::Stopped { reason, .. } => Some(reason),
-                _ => None,
-            }),
+            last_error: last_error(&state, receiver),
         }
     }
 
@@ -324,7 +375,7 @@ impl TimelineBackend for Timeline {
     }
 
     fn is_leased(&self, lsn: Lsn) -> bool {
-        Timeline::is_leased(self, lsn)
+        Timeline::is_pinned(self, lsn)
     }
 
     fn wait_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<Lsn, BackendError> {

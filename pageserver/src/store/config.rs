@@ -6,6 +6,26 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 
+/// How compaction arranges files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CompactionStyle {
+    /// Levels, each ten times the one above: little space, more writing.
+    Level,
+    /// Runs that are merged when there are many of a size: less writing, up to twice the space for a while.
+    Universal,
+}
+
+/// How blocks are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Fast.
+    Lz4,
+    /// Small, at level 1.
+    Zstd,
+}
+
 /// Settings of the store. Sizes in bytes. Memory in use is about `layer_bytes + block_cache_bytes + cache_back_bytes`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -21,9 +41,19 @@ pub struct StoreConfig {
     pub flush_interval: Duration,
     /// Size of an SST file that compaction writes; the flusher closes one at four times that.
     pub file_bytes: u64,
-    /// Uncompressed size of a data block. A page image is a block of its own; a smaller one costs index, a larger one each read
-    /// that misses the cache.
+    /// Uncompressed size of a data block: a larger one takes less space, since pages are compressed together, and costs each read that misses
+    /// the cache more.
     pub block_bytes: usize,
+    /// How compaction arranges files. May be changed between two opens.
+    pub compaction: CompactionStyle,
+    /// Compression of files that compaction writes, but for the last level. What the flusher writes is LZ4.
+    pub compression: Compression,
+    /// Compression of the last level, where most of everything is.
+    pub bottommost_compression: Compression,
+    /// Size of the dictionary of each file of the last level, if that is ZSTD; 0: none.
+    pub dictionary_bytes: u32,
+    /// Compaction moves values of at least this size into blob files, which it need not rewrite each time. 0: none.
+    pub blob_bytes_min: u64,
     /// Threads that RocksDB may use for compaction.
     pub background_jobs: u32,
     /// Limit of compaction's writes, in bytes per second. 0: none.
@@ -44,7 +74,12 @@ impl Default for StoreConfig {
             cache_back_bytes: 32 << 20,
             flush_interval: Duration::from_secs(600),
             file_bytes: 64 << 20,
-            block_bytes: 8 << 10,
+            block_bytes: 32 << 10,
+            compaction: CompactionStyle::Level,
+            compression: Compression::Lz4,
+            bottommost_compression: Compression::Zstd,
+            dictionary_bytes: 64 << 10,
+            blob_bytes_min: 0,
             background_jobs: 2,
             compaction_bytes_per_second: 0,
             level0_files_max: 12,

@@ -7,22 +7,25 @@
 //! - Every block is checked against its checksum when it is read from disk.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyenc::{Key, OBJECT_PREFIX_LEN, TimelineNo, VersionKey};
 use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle, DBCompressionType,
-    DBRawIterator, ErrorKind, IngestExternalFileOptions, Options, ReadOptions, SliceTransform,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB, DBCompactionStyle,
+    DBCompressionType, DBRawIterator, ErrorKind, IngestExternalFileOptions, LiveFile, Options, ReadOptions,
+    SliceTransform,
 };
 
+use super::manifest;
 use super::version_bound::VersionBound;
-use super::{LevelStats, StoreConfig, StoreError, StoreStats};
+use super::{CompactionStyle, Compression, LevelStats, StoreConfig, StoreError, StoreStats};
 use crate::failpoint::Failpoint;
 
-const VERSIONS: &str = "versions";
+/// The column family.
+pub(super) const VERSIONS: &str = "versions";
 /// About one miss in a hundred.
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// RocksDB wants a memtable; nothing is ever written to it.
@@ -33,8 +36,14 @@ const FLUSHED_FILE_FACTOR: u64 = 4;
 const INFO_LOG_BYTES: usize = 4 << 20;
 /// The fastest: compaction competes with reads and ingest for processors. The window is RocksDB's default.
 const ZSTD_LEVEL: i32 = 1;
+/// A dictionary is trained with so many times its size of the file: what RocksDB recommends.
+const DICTIONARY_SAMPLES: i32 = 100;
 const ZSTD_WINDOW_BITS: i32 = -14;
 const COMPACTION_READAHEAD_BYTES: usize = 2 << 20;
+/// A walk reads everything in order.
+const WALK_READAHEAD_BYTES: usize = 2 << 20;
+/// A file with fewer removals among its entries waits for the compaction that comes anyway.
+const REMOVALS_SHARE_MIN: u64 = 10;
 const RATE_LIMIT_REFILL_MICROS: i64 = 100_000;
 const RATE_LIMIT_FAIRNESS: i32 = 10;
 
@@ -45,6 +54,7 @@ pub(super) struct Db {
     options: Options,
     file_options: Options,
     block_cache: Cache,
+    rocks_dir: PathBuf,
     pending_dir: PathBuf,
     next_file_no: AtomicU64,
     /// Size at which the flusher closes a file.
@@ -68,13 +78,12 @@ impl Db {
         options.enable_statistics();
         options.set_statistics_level(StatsLevel::ExceptTimers);
         let mut versions_options = options.clone();
-        // Only compaction sees this: `SstFileWriter` would take it for every file.
-        versions_options.set_bottommost_compression_type(DBCompressionType::Zstd);
-        versions_options.set_bottommost_compression_options(ZSTD_WINDOW_BITS, ZSTD_LEVEL, 0, 0, true);
+        set_compaction(&mut versions_options, config);
         let families = [
             ColumnFamilyDescriptor::new("default", Options::default()),
             ColumnFamilyDescriptor::new(VERSIONS, versions_options),
         ];
+        manifest::check_tail(&rocks_dir).map_err(|detail| StoreError::Corrupt { detail })?;
         let rocks = DB::open_cf_descriptors(&options, &rocks_dir, families).map_err(|error| open_error(dir, &error))?;
         // Only now: the lock is ours.
         empty_dir(&pending_dir).map_err(refused)?;
@@ -85,11 +94,22 @@ impl Db {
             options,
             file_options,
             block_cache,
+            rocks_dir,
             pending_dir,
             next_file_no: AtomicU64::new(1),
             flushed_file_bytes: config.file_bytes * FLUSHED_FILE_FACTOR,
             level0_files_max: config.level0_files_max.into(),
         })
+    }
+
+    /// RocksDB itself.
+    pub fn rocks(&self) -> &DB {
+        &self.rocks
+    }
+
+    /// Its directory.
+    pub fn rocks_dir(&self) -> &Path {
+        &self.rocks_dir
     }
 
     fn versions(&self) -> &ColumnFamily {
@@ -98,7 +118,17 @@ impl Db {
 
     /// An iterator over the versions of one object. It holds files of now: use it and drop it.
     pub fn object_iterator(&self, timeline: TimelineNo, key: &Key) -> DBRawIterator<'_> {
+        self.object_iterator_with(ReadOptions::default(), timeline, key)
+    }
+
+    /// The same; blocks that it reads do not enter the cache.
+    pub fn cold_object_iterator(&self, timeline: TimelineNo, key: &Key) -> DBRawIterator<'_> {
         let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        self.object_iterator_with(options, timeline, key)
+    }
+
+    fn object_iterator_with(&self, mut options: ReadOptions, timeline: TimelineNo, key: &Key) -> DBRawIterator<'_> {
         options.set_iterate_lower_bound(VersionKey::object_prefix(timeline, key).to_vec());
         options.set_prefix_same_as_start(true);
         self.rocks.raw_iterator_cf_opt(self.versions(), options)
@@ -113,6 +143,52 @@ impl Db {
         after_last.push(0); // An upper bound is exclusive.
         options.set_iterate_upper_bound(after_last);
         self.rocks.raw_iterator_cf_opt(self.versions(), options)
+    }
+
+    /// An iterator over all versions of a timeline, for who reads them once: what it reads does not push other blocks out of the cache.
+    pub fn walk_iterator(&self, timeline: TimelineNo) -> DBRawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_total_order_seek(true);
+        options.fill_cache(false);
+        options.set_readahead_size(WALK_READAHEAD_BYTES);
+        options.set_iterate_lower_bound(timeline.0.to_be_bytes().to_vec());
+        if let Some(next) = timeline.0.checked_add(1) {
+            options.set_iterate_upper_bound(next.to_be_bytes().to_vec());
+        }
+        self.rocks.raw_iterator_cf_opt(self.versions(), options)
+    }
+
+    /// The files that hold versions of a timeline, or removals of some; those that lie higher first.
+    pub fn timeline_files(&self, timeline: TimelineNo) -> Vec<TimelineFile> {
+        let prefix = timeline.0.to_be_bytes();
+        let overlaps = |file: &LiveFile| {
+            file.column_family_name == VERSIONS
+                && file.start_key.as_deref().is_some_and(|start| start.get(..4) <= Some(&prefix[..]))
+                && file.end_key.as_deref().is_some_and(|end| end >= &prefix[..])
+        };
+        let mut files: Vec<LiveFile> = self.rocks.live_files().unwrap_or_default();
+        files.retain(overlaps);
+        files.sort_by(|one, other| (one.level, &one.start_key).cmp(&(other.level, &other.start_key)));
+        files.into_iter().map(TimelineFile::from).collect()
+    }
+
+    /// True while the file is part of the store.
+    pub fn has_file(&self, name: &str) -> bool {
+        self.rocks.live_files().unwrap_or_default().iter().any(|file| file.name == name)
+    }
+
+    /// Merges a file with what lies below it, down to the last level. Returns when done.
+    pub fn compact_file(&self, file: &TimelineFile) {
+        let mut options = CompactOptions::default();
+        // What RocksDB finds to do by itself goes on meanwhile.
+        options.set_exclusive_manual_compaction(false);
+        let (start, end) = (file.start_key.as_deref(), file.end_key.as_deref());
+        self.rocks.compact_range_cf_opt(self.versions(), start, end, &options);
+    }
+
+    /// What compaction has written since open.
+    pub fn compaction_written_bytes(&self) -> u64 {
+        self.options.get_ticker_count(Ticker::CompactWriteBytes)
     }
 
     /// Options for an `SstFileWriter` whose files this RocksDB takes.
@@ -138,9 +214,16 @@ impl Db {
         self.property("rocksdb.num-files-at-level0")
     }
 
-    /// Failures of compaction since open.
+    /// Failures of compaction since open, of whatever column family: RocksDB counts all of them at the default one.
     pub fn background_errors(&self) -> u64 {
-        self.property("rocksdb.background-errors")
+        self.rocks.property_int_value("rocksdb.background-errors").ok().flatten().unwrap_or(0)
+    }
+
+    /// What the last failure of compaction was, by RocksDB's own log; where that is.
+    pub fn background_error(&self) -> String {
+        let log = self.rocks_dir.join("LOG");
+        let said = last_background_error(&log).unwrap_or_else(|| "it does not say why".to_owned());
+        format!("compaction failed: {said}. log=`{}`", log.display())
     }
 
     /// Bytes of all SST files, obsolete ones that someone still reads included.
@@ -166,6 +249,8 @@ impl Db {
         }
         stats.versions_estimate = self.property("rocksdb.estimate-num-keys");
         stats.sst_bytes = self.sst_bytes();
+        stats.blob_bytes = self.property("rocksdb.total-blob-file-size");
+        stats.blob_written_bytes = ticker(Ticker::BlobDbBlobFileBytesWritten);
         stats.compaction_pending_bytes = self.property("rocksdb.estimate-pending-compaction-bytes");
         stats.compaction_read_bytes = ticker(Ticker::CompactReadBytes);
         stats.compaction_written_bytes = ticker(Ticker::CompactWriteBytes);
@@ -178,6 +263,51 @@ impl Db {
     fn property(&self, name: &str) -> u64 {
         self.rocks.property_int_value_cf(self.versions(), name).ok().flatten().unwrap_or(0)
     }
+}
+
+/// A file of RocksDB, as garbage collection needs it.
+pub(super) struct TimelineFile {
+    pub name: String,
+    pub bytes: u64,
+    pub start_key: Option<Vec<u8>>,
+    pub end_key: Option<Vec<u8>>,
+    entries: u64,
+    removals: u64,
+}
+
+impl From<LiveFile> for TimelineFile {
+    fn from(file: LiveFile) -> Self {
+        TimelineFile {
+            name: file.name,
+            bytes: file.size as u64,
+            start_key: file.start_key,
+            end_key: file.end_key,
+            entries: file.num_entries,
+            removals: file.num_deletions,
+        }
+    }
+}
+
+impl TimelineFile {
+    /// Merging it gives back space.
+    pub fn is_mostly_removals(&self) -> bool {
+        self.removals > 0 && self.removals.saturating_mul(REMOVALS_SHARE_MIN) >= self.entries
+    }
+}
+
+/// What follows these words on the last line that has them. RocksDB 11: db/db_impl/db_impl_compaction_flush.cc, BackgroundCallCompaction.
+fn last_background_error(log: &Path) -> Option<String> {
+    const WORDS: &str = "Waiting after background compaction error: ";
+    const TAIL_BYTES: u64 = 256 << 10;
+    let mut file = File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).ok()?;
+    let mut tail = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
+    let tail = String::from_utf8_lossy(&tail);
+    let line = tail.lines().rev().find(|line| line.contains(WORDS))?;
+    let said = line.split(WORDS).nth(1)?;
+    Some(said.split(", Accumulated").next().unwrap_or(said).to_owned())
 }
 
 /// An error met while reading, by what the caller can do about it.
@@ -228,9 +358,36 @@ fn file_options(config: &StoreConfig, block_cache: &Cache) -> Options {
     options
 }
 
-fn options(config: &StoreConfig, block_cache: &Cache) -> Options {
+/// What only compaction should see: `SstFileWriter` would take the compression of the last level for every file.
+fn set_compaction(options: &mut Options, config: &StoreConfig) {
+    match config.compaction {
+        CompactionStyle::Level => options.set_compaction_style(DBCompactionStyle::Level),
+        CompactionStyle::Universal => options.set_compaction_style(DBCompactionStyle::Universal),
+    }
+    options.set_compression_type(compression_type(config.compression));
+    options.set_bottommost_compression_type(compression_type(config.bottommost_compression));
+    options.set_compression_options(ZSTD_WINDOW_BITS, ZSTD_LEVEL, 0, 0);
+    let dictionary_bytes = i32::try_from(config.dictionary_bytes).unwrap_or(0);
+    options.set_bottommost_compression_options(ZSTD_WINDOW_BITS, ZSTD_LEVEL, 0, dictionary_bytes, true);
+    options.set_bottommost_zstd_max_train_bytes(dictionary_bytes.saturating_mul(DICTIONARY_SAMPLES), true);
+    if config.blob_bytes_min > 0 {
+        options.set_enable_blob_files(true);
+        options.set_min_blob_size(config.blob_bytes_min);
+        options.set_blob_compression_type(compression_type(config.bottommost_compression));
+        options.set_enable_blob_gc(true);
+    }
+}
+
+fn compression_type(compression: Compression) -> DBCompressionType {
+    match compression {
+        Compression::Lz4 => DBCompressionType::Lz4,
+        Compression::Zstd => DBCompressionType::Zstd,
+    }
+}
+
+/// Options of RocksDB and of its column family.
+pub(super) fn options(config: &StoreConfig, block_cache: &Cache) -> Options {
     let mut options = file_options(config, block_cache);
-    options.set_compaction_style(DBCompactionStyle::Level);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_target_file_size_base(config.file_bytes);
     // About what four files of level 0 hold, so that merging them into the next level rewrites little else.

@@ -54,6 +54,14 @@ pub enum StoreError {
         /// The first failure.
         cause: String,
     },
+    /// Something of this timeline could not be read: nothing more is put into it until the store is reopened. Reads of intact data go on.
+    #[error(
+        "timeline takes no more versions until the server is restarted, because a file of the store could not be read; `pagectl verify` lists what is damaged: {cause}"
+    )]
+    Damaged {
+        /// The first failure.
+        cause: String,
+    },
     /// A batch begins below what was put already: reads would meet versions in the wrong order.
     #[error(
         "versions put out of LSN order. key=`{key}`, version_lsn=`{version_lsn}`, last_record_lsn=`{last_record_lsn}`"

@@ -116,7 +116,26 @@ impl<'a> FileSet<'a> {
         self.put(key, lsn, Kind::Image, image)
     }
 
+    /// Adds the removal of a version. Requires: keys come in ascending order.
+    pub fn remove(&mut self, key: &Key, lsn: Lsn, kind: Kind) -> Result<(), rocksdb::Error> {
+        let version = VersionKey { timeline: self.timeline, key: *key, lsn, kind };
+        self.writer_for(key)?.delete(version.encode())
+    }
+
+    /// True when nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
     fn put(&mut self, key: &Key, lsn: Lsn, kind: Kind, value: &[u8]) -> Result<(), rocksdb::Error> {
+        let version = VersionKey { timeline: self.timeline, key: *key, lsn, kind };
+        self.versions += 1;
+        self.chains.add(key, kind);
+        self.writer_for(key)?.put(version.encode(), value)
+    }
+
+    /// The file that the next version of `key` goes into.
+    fn writer_for(&mut self, key: &Key) -> Result<&mut SstFileWriter<'a>, rocksdb::Error> {
         if self.last_key != Some(*key) {
             if self.split_before_blocks && key.is_block() && !self.last_key.is_some_and(|last| last.is_block()) {
                 self.close_file()?;
@@ -127,14 +146,10 @@ impl<'a> FileSet<'a> {
                 self.close_file()?;
             }
         }
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            none => none.insert(open_file(self.db, &mut self.files)?),
-        };
-        let version = VersionKey { timeline: self.timeline, key: *key, lsn, kind };
-        self.versions += 1;
-        self.chains.add(key, kind);
-        writer.put(version.encode(), value)
+        match &mut self.writer {
+            Some(writer) => Ok(writer),
+            none => Ok(none.insert(open_file(self.db, &mut self.files)?)),
+        }
     }
 
     /// Ends the file that is being written, if there is one.

@@ -2,7 +2,7 @@
 //!
 //! - Order: files written and synced, ingested with the watermark in one step, watermark published, layer dropped. A reader between two
 //!   of these steps sees the same versions.
-//! - The first failure poisons the store and ends the thread. Layers that were not written stay readable.
+//! - The first failure, of a flush or of a compaction, poisons the store and ends the thread. Layers that were not written stay readable.
 //! - Waits while level 0 is full: memory fills up, `put` blocks, and the primary sees replication lag.
 
 use std::io;
@@ -37,14 +37,18 @@ pub(super) fn run(inner: &Arc<Inner>) {
                 Ok(Outcome::Done) => inner.finish_job(&job),
                 Ok(Outcome::Stopped) => return,
                 Err(error) => {
-                    tracing::error!(timeline_no = job.timeline.timeline.0, %error, "flush failed, store takes no more writes");
-                    return inner.poison(error.to_string());
+                    return inner
+                        .poison(format!("flush of timeline number {} failed: {error}", job.timeline.timeline.0));
                 }
             },
             Ok(None) => {}
             Err(_) => return,
         }
         if Instant::now() >= next_age_check {
+            if inner.db.background_errors() > 0 {
+                // Told now, and not when somebody puts something next.
+                return inner.poison(inner.db.background_error());
+            }
             freeze_old_layers(inner);
             next_age_check = Instant::now() + age_check_interval;
         }

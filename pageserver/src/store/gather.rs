@@ -21,13 +21,20 @@ use super::version_bound::VersionBound;
 const SCRATCH_BYTES_KEPT: usize = 256 << 10;
 
 /// What a page at an LSN is made of, as found so far.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Gathered {
     /// Newest first; the last one ends the gather when `gather` said true.
     pub versions: Vec<(Lsn, Kind, Bytes)>,
+    /// Blocks that are read for it do not enter RocksDB's cache.
+    is_cold: bool,
 }
 
 impl Gathered {
+    /// Nothing yet, to be found without pushing anything out of RocksDB's cache.
+    pub fn cold() -> Self {
+        Gathered { versions: Vec::new(), is_cold: true }
+    }
+
     /// How many of them are records to apply.
     pub fn delta_count(&self) -> usize {
         self.versions.iter().filter(|(_, kind, _)| matches!(kind, Kind::Delta | Kind::InitDelta)).count()
@@ -63,7 +70,7 @@ pub(super) fn gather(
             Progress::Exhausted => false,
             Progress::Below(bound) => {
                 counters.gather_seeks.add(1);
-                scratch.add_from_db(db, timeline, key, bound)?
+                scratch.add_from_db(db, timeline, key, bound, found.is_cold)?
             }
         };
         counters.count_gather(scratch.versions.len());
@@ -129,9 +136,11 @@ impl Scratch {
         timeline: TimelineNo,
         key: &Key,
         bound: VersionBound,
+        is_cold: bool,
     ) -> Result<bool, StoreError> {
         let prefix = VersionKey::object_prefix(timeline, key);
-        let mut versions = db.object_iterator(timeline, key);
+        let mut versions =
+            if is_cold { db.cold_object_iterator(timeline, key) } else { db.object_iterator(timeline, key) };
         versions.seek_for_prev(bound.version_key(timeline, key).encode());
         while let Some((found_key, value)) = versions.item() {
             if !found_key.starts_with(&prefix) {

@@ -88,7 +88,9 @@ impl Inner {
 
     /// Takes no more writes from now on. The first cause stays.
     pub fn poison(&self, cause: String) {
-        let _ = self.poison.set(cause);
+        if self.poison.set(cause.clone()).is_ok() {
+            tracing::error!(cause, "the store takes no more writes");
+        }
         let _queue = self.queue.lock(); // Nobody is between looking at the poison and waiting.
         self.progress.notify_all();
     }

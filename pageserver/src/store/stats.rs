@@ -54,6 +54,10 @@ pub struct StoreStats {
     pub versions_estimate: u64,
     /// SST files on disk.
     pub sst_bytes: u64,
+    /// Blob files on disk.
+    pub blob_bytes: u64,
+    /// Bytes of blob files that compaction wrote, not counted by `compaction_written_bytes`.
+    pub blob_written_bytes: u64,
     /// Bytes that compaction read.
     pub compaction_read_bytes: u64,
     /// Bytes that compaction wrote. Write amplification since open is `1 + compaction_written_bytes / flushed_bytes`.

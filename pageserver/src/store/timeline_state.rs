@@ -1,5 +1,6 @@
 //! What all handles of one timeline share.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -21,6 +22,8 @@ pub(super) struct TimelineState {
     pub watermark: Mutex<Option<Watermark>>,
     pub cache_back: Mutex<CacheBack>,
     deleted: AtomicBool,
+    /// What could not be read of it, the first time.
+    damage: OnceLock<String>,
 }
 
 /// How far a timeline was put.
@@ -53,6 +56,7 @@ impl TimelineState {
             watermark: Mutex::new(watermark),
             cache_back: Mutex::default(),
             deleted: AtomicBool::new(false),
+            damage: OnceLock::new(),
         }
     }
 
@@ -63,6 +67,27 @@ impl TimelineState {
         self.check_not_deleted()?;
         self.deleted.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Remembers the first failure to read this timeline, and tells the log of it; every later put is refused. What it gives is what it was given.
+    pub fn note<T, E>(&self, outcome: Result<T, E>, store_error: impl Fn(&E) -> Option<&StoreError>) -> Result<T, E> {
+        if let Err(error) = &outcome
+            && let Some(error @ (StoreError::Corrupt { .. } | StoreError::Read { .. })) = store_error(error)
+            && self.damage.set(error.to_string()).is_ok()
+        {
+            tracing::error!(timeline_no = self.timeline.0, %error, "the store cannot be read, the timeline takes no more versions");
+        }
+        outcome
+    }
+
+    /// What could not be read of it, the first time.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.get().map(String::as_str)
+    }
+
+    /// Errors: [`StoreError::Damaged`].
+    pub fn check_not_damaged(&self) -> Result<(), StoreError> {
+        self.damage().map_or(Ok(()), |cause| Err(StoreError::Damaged { cause: cause.to_owned() }))
     }
 
     pub fn is_deleted(&self) -> bool {

@@ -37,6 +37,16 @@ impl TimelineStore {
         &self.state
     }
 
+    /// Why nothing can be put any more: a failed write of the store, or something of this timeline that could not be read. `None`: all is well.
+    pub fn trouble(&self) -> Option<String> {
+        let poisoned = self.store.inner().check_writable();
+        poisoned.and_then(|()| self.state.check_not_damaged()).err().map(|error| error.to_string())
+    }
+
+    fn note<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        self.state.note(outcome, |error| Some(error))
+    }
+
     /// Number of the timeline.
     pub fn timeline_no(&self) -> TimelineNo {
         self.state.timeline
@@ -63,13 +73,14 @@ impl TimelineStore {
     /// - Versions above `last_record_lsn` belong to the one record that is being ingested: the watermark stays below it, so it comes
     ///   again after a crash.
     ///
-    /// Errors: `Poisoned`, `TimelineDeleted`, `OutOfOrder`, `ShuttingDown`; then nothing was put.
+    /// Errors: `Poisoned`, `Damaged`, `TimelineDeleted`, `OutOfOrder`, `ShuttingDown`; then nothing was put.
     pub fn put(&self, batch: &Batch, last_record_lsn: Lsn) -> Result<(), StoreError> {
         let inner = self.store.inner();
         inner.wait_for_room()?;
         {
             let mut writer = self.state.writer.lock();
             self.state.check_not_deleted()?;
+            self.state.check_not_damaged()?;
             check_order(batch, writer.last_record_lsn)?;
             let layers = self.state.layers.current();
             let before = layers.open.allocated_bytes();
@@ -117,7 +128,7 @@ impl TimelineStore {
         let inner = self.store.inner();
         // First the layers, then (inside) the iterator: see `layer_map`.
         let layers = self.state.layers.current();
-        gather::gather(&inner.db, self.state.timeline, &layers, key, request_lsn, found, &inner.counters)
+        self.note(gather::gather(&inner.db, self.state.timeline, &layers, key, request_lsn, found, &inner.counters))
     }
 
     /// As [`TimelineStore::gather`], from RocksDB alone: takes no lock that `put` may have to wait for, however many versions there are.
@@ -126,7 +137,7 @@ impl TimelineStore {
     pub fn gather_durable(&self, key: &Key, request_lsn: Lsn, found: &mut Gathered) -> Result<bool, StoreError> {
         let inner = self.store.inner();
         let no_layers = LayerMap::new(Lsn::ZERO).current();
-        gather::gather(&inner.db, self.state.timeline, &no_layers, key, request_lsn, found, &inner.counters)
+        self.note(gather::gather(&inner.db, self.state.timeline, &no_layers, key, request_lsn, found, &inner.counters))
     }
 
     /// True if no version of `key` lies above `after` and at or below `through`, as far as the layers in memory can tell; they can where
@@ -154,13 +165,14 @@ impl TimelineStore {
         each: &mut dyn FnMut(Key, Lsn, Kind, Bytes) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         let layers = self.state.layers.current();
-        scan::scan_newest(&self.store.inner().db, self.state.timeline, &layers, (first, last), request_lsn, each)
+        let db = &self.store.inner().db;
+        self.note(scan::scan_newest(db, self.state.timeline, &layers, (first, last), request_lsn, each))
     }
 
     /// Every version of `key` with an LSN in `lsn_range` (end exclusive), newest first. Errors: `Corrupt`, `Read`.
     pub fn history(&self, key: &Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, StoreError> {
         let layers = self.state.layers.current();
-        scan::history(&self.store.inner().db, self.state.timeline, &layers, key, lsn_range)
+        self.note(scan::history(&self.store.inner().db, self.state.timeline, &layers, key, lsn_range))
     }
 
     /// The oldest version of `key` at or below `through` of which `holds` (given LSN and value) is true; `None` if there is none here.

@@ -34,7 +34,7 @@ impl Watermark {
     }
 
     /// Errors: `Corrupt` for a length or format that this release does not know.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         match bytes {
             [FORMAT, lsn @ ..] => {
                 if let Ok(lsn) = <[u8; 8]>::try_from(lsn) {

@@ -96,7 +96,7 @@ impl Timeline {
 
     /// What stands at or below `request_lsn`, here or in the ancestors.
     fn stored_time(&self, request_lsn: Lsn) -> Result<Option<CommitTime>, ReadError> {
-        let Gathered { versions } = self.gather(&Key::from(Object::CommitTime), request_lsn)?;
+        let Gathered { versions, .. } = self.gather(&Key::from(Object::CommitTime), request_lsn)?;
         let Some((version_lsn, kind, value)) = versions.into_iter().next() else { return Ok(None) };
         if kind != Kind::Image {
             return Err(damaged(version_lsn));

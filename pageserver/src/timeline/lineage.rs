@@ -4,6 +4,7 @@
 //!   ([`Timeline::mark_gone`]); whoever reads looks at the mark last.
 //! - **Never:** an answer above what the ancestors have. A branch is made at once, without waiting for its ancestor's newest records to be durable in the
 //!   store; they are in its WAL. After a crash they come again, and until then the branch can be read up to where they are.
+//! - **Never:** an answer from a history of which a part was removed meanwhile. Whoever reads looks at the horizons last ([`super::gc`]).
 //! - A lineage is taken once and kept for a read. It changes when a timeline is detached; then the read is done again with the new one.
 
 use std::sync::Arc;
@@ -126,6 +127,11 @@ impl Timeline {
         self.gather_with(key, request_lsn, |found| self.store.gather(key, request_lsn, found))
     }
 
+    /// As [`Timeline::gather`]; what is read from the store's files leaves its cache as it is.
+    pub(super) fn gather_cold(&self, key: &Key, request_lsn: Lsn) -> Result<Gathered, ReadError> {
+        self.gather_into(&Gathered::cold(), key, request_lsn, |found| self.store.gather(key, request_lsn, found))
+    }
+
     /// As [`Timeline::gather`]; `gather_own` gives this timeline's own versions, true if they are enough.
     pub(super) fn gather_with(
         &self,
@@ -133,12 +139,23 @@ impl Timeline {
         request_lsn: Lsn,
         gather_own: impl Fn(&mut Gathered) -> Result<bool, StoreError>,
     ) -> Result<Gathered, ReadError> {
+        self.gather_into(&Gathered::default(), key, request_lsn, gather_own)
+    }
+
+    fn gather_into(
+        &self,
+        nothing: &Gathered,
+        key: &Key,
+        request_lsn: Lsn,
+        gather_own: impl Fn(&mut Gathered) -> Result<bool, StoreError>,
+    ) -> Result<Gathered, ReadError> {
         loop {
             // A detach may make own versions of inherited ones after we have looked, and take the ancestors away before we come to them.
             let lineage_no = self.lineage_no.load(Ordering::SeqCst);
-            let mut found = Gathered::default();
+            let mut found = nothing.clone();
             if gather_own(&mut found)? {
                 self.check_here()?;
+                self.check_retained(request_lsn)?;
                 return Ok(found);
             }
             let all = self.gather_inherited(key, request_lsn, &found);
@@ -151,7 +168,7 @@ impl Timeline {
     /// `own`, which are all of this timeline's versions, with what the ancestors have below them.
     fn gather_inherited(&self, key: &Key, request_lsn: Lsn, own: &Gathered) -> Result<Gathered, ReadError> {
         self.through_ancestors(request_lsn, |ancestors| {
-            let mut found = Gathered { versions: own.versions.clone() };
+            let mut found = own.clone();
             for (ancestor, branch_lsn) in ancestors {
                 if ancestor.store.gather(key, request_lsn.min(*branch_lsn), &mut found)? {
                     break;
@@ -164,6 +181,17 @@ impl Timeline {
     /// What `read` makes of this timeline and its ancestors as they stand: read again if one of them goes meanwhile. `read` looks at this timeline's
     /// versions itself: those that it knows from before may be too few for the ancestors that it is given.
     pub(super) fn through_ancestors<T>(
+        &self,
+        request_lsn: Lsn,
+        read: impl Fn(&[(Arc<Timeline>, Lsn)]) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        let answer = self.through_ancestors_as_stored(request_lsn, read)?;
+        self.check_retained(request_lsn)?;
+        Ok(answer)
+    }
+
+    /// As [`Timeline::through_ancestors`], whatever was given up of the history at `request_lsn`: for what is no read as of an LSN.
+    pub(super) fn through_ancestors_as_stored<T>(
         &self,
         request_lsn: Lsn,
         read: impl Fn(&[(Arc<Timeline>, Lsn)]) -> Result<T, ReadError>,
@@ -181,11 +209,49 @@ impl Timeline {
             }
             let answer = read(&lineage.ancestors);
             self.check_here()?;
-            let Some((gone, _)) = lineage.ancestors.iter().find(|(ancestor, _)| ancestor.is_gone()) else {
-                return answer;
-            };
-            if Arc::ptr_eq(&lineage, &self.lineage()) {
+            // An ancestor keeps what is ours for as long as it is one.
+            if !Arc::ptr_eq(&lineage, &self.lineage()) {
+                continue;
+            }
+            if let Some((gone, _)) = lineage.ancestors.iter().find(|(ancestor, _)| ancestor.is_gone()) {
                 gone.check_here()?;
+            }
+            return answer;
+        }
+    }
+
+    /// To be called when all was read that an answer is made of. Errors: [`ReadError::BelowFirstReadable`] when the history at `request_lsn`
+    /// was given up, before or meanwhile.
+    pub(super) fn check_retained(&self, request_lsn: Lsn) -> Result<(), ReadError> {
+        if self.is_retained(request_lsn) {
+            return Ok(());
+        }
+        let first_readable_lsn = self.first_readable_lsn().unwrap_or(Lsn::MAX);
+        Err(ReadError::BelowFirstReadable { request_lsn, first_readable_lsn })
+    }
+
+    /// False when the history at `lsn` was given up: here, or in an ancestor that would have to show it.
+    pub(super) fn is_retained(&self, lsn: Lsn) -> bool {
+        let keeps = |(ancestor, branch_lsn): &(Arc<Timeline>, Lsn)| *branch_lsn <= lsn || ancestor.horizon.keeps(lsn);
+        self.horizon.keeps(lsn) && self.lineage().ancestors.iter().all(keeps)
+    }
+
+    /// True when `lsn` can be read although it is below the first readable one: a lease or a branch keeps it. Requires: it is below.
+    pub fn is_pinned(&self, lsn: Lsn) -> bool {
+        let lineage = self.lineage();
+        let root = lineage.ancestors.last().map_or_else(|| self.metadata(), |(root, _)| root.metadata());
+        let begins_at = root.imported.as_ref().map_or(Lsn::MAX, |imported| imported.first_readable_lsn);
+        begins_at <= lsn && self.is_retained(lsn)
+    }
+
+    /// Errors: [`ReadError::BelowFirstReadable`] for an LSN below the first readable one that is not pinned.
+    pub(super) fn check_in_history(&self, lsn: Lsn) -> Result<(), ReadError> {
+        match self.first_readable_lsn() {
+            Some(first_readable_lsn) if first_readable_lsn <= lsn => Ok(()),
+            Some(_) if self.is_pinned(lsn) => Ok(()),
+            first => {
+                let first_readable_lsn = first.unwrap_or(Lsn::MAX);
+                Err(ReadError::BelowFirstReadable { request_lsn: lsn, first_readable_lsn })
             }
         }
     }

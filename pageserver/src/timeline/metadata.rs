@@ -1,19 +1,19 @@
 //! What is known of a timeline besides its versions: `timelines/ID/timeline.json`.
 //!
-//! - Written whole to a new file, fsynced and renamed: a crash leaves the old or the new one.
+//! - Written whole to a new file, with a checksum ([`sealed_file`]): a crash leaves the old or the new one, a flipped bit is an error.
 //! - Holds the primary's connection string, so the file is readable by its owner alone.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use keyenc::TimelineNo;
 use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 use serde::{Deserialize, Serialize};
 
+use super::gc::OwnRetention;
 use super::id::{TenantId, TimelineId};
 use crate::failpoint::Failpoint;
+use crate::replication::ConnInfo;
+use crate::sealed_file;
 
 /// Name of the file within the timeline's directory.
 pub const METADATA_FILE_NAME: &str = "timeline.json";
@@ -44,6 +44,26 @@ pub struct TimelineMetadata {
     pub imported: Option<Imported>,
     /// Where its WAL comes from; none for one that only stands.
     pub primary: Option<Primary>,
+    /// How much history it keeps, where that is not as for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<OwnRetention>,
+    /// What garbage collection has done; none where it never had to do anything. An older server refuses the file for it, rightly: it would
+    /// show what is not there any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gc: Option<GcDone>,
+}
+
+/// How far a timeline's history was given up. Written before the first version goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GcDone {
+    /// Below it nothing can be read but what is pinned.
+    pub horizon_lsn: Lsn,
+    /// The horizon of the last pass that came to its end; none: the first one has not.
+    pub swept_lsn: Option<Lsn>,
+    /// The pins below it that the pass kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub swept_pins: Vec<Lsn>,
 }
 
 /// The point at which a branch leaves its ancestor.
@@ -91,6 +111,13 @@ pub struct Primary {
     pub conninfo: String,
     /// Replication slot on the primary.
     pub slot: String,
+}
+
+impl Primary {
+    /// User, hosts and ports, for people: no password, and not a connection string.
+    pub fn server(&self) -> String {
+        self.conninfo.parse::<ConnInfo>().map_or_else(|_| "the primary".to_owned(), |conninfo| conninfo.to_string())
+    }
 }
 
 mod decimal {
@@ -143,7 +170,7 @@ impl TimelineMetadata {
         let bytes =
             std::fs::read(&path).map_err(|source| MetadataError::Io { doing: "read", path: path.clone(), source })?;
         let damaged = |message| MetadataError::Damaged { path: path.clone(), message };
-        let metadata: TimelineMetadata = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        let metadata: TimelineMetadata = sealed_file::parse(&bytes).map_err(damaged)?;
         if metadata.format != FORMAT {
             return Err(damaged(format!("format {} is not {FORMAT}", metadata.format)));
         }
@@ -154,19 +181,15 @@ impl TimelineMetadata {
     /// Replaces the metadata in `dir`; durable when it returns.
     pub fn save(&self, dir: &Path) -> Result<(), MetadataError> {
         let path = dir.join(METADATA_FILE_NAME);
-        let write = || {
-            let new = dir.join(format!("{METADATA_FILE_NAME}.new"));
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.sync_all()?;
-            Failpoint::MetadataBeforeRename.pass();
-            std::fs::rename(&new, &path)?;
-            Failpoint::MetadataRenamed.pass();
-            File::open(dir)?.sync_all()?;
-            Failpoint::MetadataSaved.pass();
-            Ok(())
-        };
-        write().map_err(|source| MetadataError::Io { doing: "write", path: path.clone(), source })
+        let points = [Failpoint::MetadataBeforeRename, Failpoint::MetadataRenamed];
+        sealed_file::write(&path, self, points).map_err(|source| MetadataError::Io { doing: "write", path, source })?;
+        Failpoint::MetadataSaved.pass();
+        Ok(())
+    }
+
+    /// True if both would be written as the same file.
+    pub(crate) fn says_the_same(&self, other: &TimelineMetadata) -> bool {
+        serde_json::to_value(self).ok() == serde_json::to_value(other).ok()
     }
 
     /// The number within keys.
@@ -213,6 +236,8 @@ mod tests {
             },
             imported: None,
             primary: Some(Primary { conninfo: "host=127.0.0.1".to_string(), slot: "pageserver".to_string() }),
+            retention: Some(OwnRetention { time: Some("7d".parse().unwrap()), wal: None }),
+            gc: Some(GcDone { horizon_lsn: Lsn::new(9), swept_lsn: None, swept_pins: vec![Lsn::new(7)] }),
         }
     }
 

@@ -5,7 +5,7 @@
 //! - A page beyond the end of its fork reads as zeroes, as the pagestream protocol wants it; a fork that does not exist is an error.
 //!
 //! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`], [`commit_times`]), pages made before
-//! anybody reads them ([`backlog`]), [`repository`].
+//! anybody reads them ([`backlog`]), what nobody needs any more ([`gc`]), [`repository`].
 
 pub mod id;
 pub mod metadata;
@@ -13,6 +13,7 @@ pub mod version_cache;
 
 mod backlog;
 mod commit_times;
+pub mod gc;
 mod lineage;
 mod objects;
 mod pages;
@@ -30,12 +31,13 @@ use postgres_ffi::Lsn;
 
 pub use commit_times::{LsnAtTime, TimeError};
 pub use id::{TenantId, TimelineId};
-pub use metadata::TimelineMetadata;
+pub use metadata::{Primary, TimelineMetadata};
 pub use objects::DatabaseTag;
 pub use read_error::ReadError;
+pub(crate) use repository::FileCheck;
 pub use repository::{
-    BranchError, BranchPoint, Changed, ImportReport, LEASE_DEFAULT, LEASE_MAX, Lease, LeaseError, OnDetached,
-    PG_TIMELINE_ID_FIRST, PgHistory, Repository, RepositoryError, TenantError,
+    BranchError, BranchPoint, Changed, GcReport, GcState, GcStatus, ImportReport, LEASE_DEFAULT, LEASE_MAX, Lease,
+    LeaseError, OnCollected, OnDetached, PG_TIMELINE_ID_FIRST, PgHistory, Repository, RepositoryError, TenantError,
 };
 pub use wal_ingest::{TimelineIngest, TimelineIngestError};
 
@@ -44,6 +46,7 @@ use crate::redo::WalRedo;
 use crate::seq_wait::SeqWait;
 use crate::store::TimelineStore;
 use crate::wal_receiver::{ReceiverState, ReceiverStatus, WalReceiver};
+use gc::Horizon;
 use lineage::Lineage;
 use repository::Leases;
 use version_cache::VersionCache;
@@ -89,6 +92,8 @@ pub struct Timeline {
     lineage_no: AtomicU64,
     /// Who needs which LSN of it; `None` for a timeline of no repository.
     leases: Option<Arc<Leases>>,
+    /// What was given up of its own history.
+    horizon: Horizon,
     /// True once every ancestor has come to where this timeline left it, as far as is known. After a crash it may take WAL to come there again.
     inherits_all: AtomicBool,
     /// It was deleted, or reset: what it reads from now on may lack versions.
@@ -122,6 +127,7 @@ impl Timeline {
             store.watermark().map(|watermark| watermark.last_record_lsn).or(branch_lsn).unwrap_or(Lsn::ZERO);
         let first_readable_lsn = metadata.imported.as_ref().map(|imported| imported.first_readable_lsn);
         let lineage = Lineage::new(&metadata, ancestors);
+        let gc_lsn = metadata.gc.as_ref().map(|gc| gc.horizon_lsn);
         let is_catching_up = first_readable_lsn.is_some_and(|first_readable_lsn| start_lsn < first_readable_lsn);
         let state = if is_catching_up { TimelineState::CatchingUp } else { TimelineState::Active };
         Timeline {
@@ -132,6 +138,7 @@ impl Timeline {
             lineage: RwLock::new(Arc::new(lineage)),
             lineage_no: AtomicU64::new(0),
             leases: None,
+            horizon: Horizon::new(gc_lsn, Vec::new()),
             inherits_all: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             redo,
@@ -162,9 +169,16 @@ impl Timeline {
         self.metadata.read().clone()
     }
 
-    /// What it is doing. A receiver that cannot go on (our disk is full, a WAL file is damaged) has stopped it, too.
+    /// What it is doing. A receiver that cannot go on (our disk is full, a WAL file is damaged) has stopped it, too; so has a store that takes no more writes
+    /// or cannot be read, whether or not anything comes in.
     pub fn state(&self) -> TimelineState {
         let state = self.state.read().clone();
+        if matches!(state, TimelineState::Active | TimelineState::CatchingUp)
+            && let Some(reason) = self.store.trouble()
+        {
+            // Nothing goes on, even where nobody has tried yet.
+            return TimelineState::Stopped { at_lsn: self.last_record_lsn(), reason };
+        }
         if state == TimelineState::Active && !self.inherits_all() {
             return TimelineState::CatchingUp;
         }
@@ -189,13 +203,35 @@ impl Timeline {
         Some(self.inherited_durable_lsn().map_or(own_lsn, |inherited_lsn| inherited_lsn.min(own_lsn)))
     }
 
-    /// The lowest LSN that can be read; `None` while the import is under way.
+    /// Its number in the store's keys.
+    pub(crate) fn timeline_no(&self) -> TimelineNo {
+        self.no
+    }
+
+    /// Its own watermark: versions of its own up to here are durable in the store.
+    pub(crate) fn own_durable_lsn(&self) -> Option<Lsn> {
+        self.store.watermark().map(|watermark| watermark.last_record_lsn)
+    }
+
+    /// End of the last record of its own, whatever its ancestors have.
+    pub(crate) fn own_last_record_lsn(&self) -> Lsn {
+        self.last_record.current()
+    }
+
+    /// The lowest LSN from which on all can be read; below it single ones may, see [`Timeline::is_pinned`]. `None` while the import is under way.
     pub fn first_readable_lsn(&self) -> Option<Lsn> {
-        let metadata = self.metadata();
-        if let Some(imported) = &metadata.imported {
+        let horizon_lsn = self.horizon.lsn();
+        Some(self.first_readable_lsn_before_gc()?.max(horizon_lsn))
+    }
+
+    /// As far as it is up to the import and the ancestors.
+    fn first_readable_lsn_before_gc(&self) -> Option<Lsn> {
+        if let Some(imported) = &self.metadata().imported {
             return Some(imported.first_readable_lsn);
         }
-        self.nearest_ancestor().and_then(|(ancestor, _)| ancestor.first_readable_lsn())
+        let (ancestor, branch_lsn) = self.nearest_ancestor()?;
+        // What the ancestor has given up in between, the branch has not got either; where it leaves the ancestor it always can be read.
+        Some(ancestor.first_readable_lsn()?.min(branch_lsn))
     }
 
     /// Waits until `request_lsn` has been ingested; the last record's LSN by then.
@@ -233,10 +269,7 @@ impl Timeline {
         if request_lsn > last_record_lsn {
             return Err(ReadError::NotYet { request_lsn, last_record_lsn });
         }
-        match self.first_readable_lsn() {
-            Some(first_readable_lsn) if request_lsn >= first_readable_lsn => Ok(()),
-            first => Err(ReadError::BelowFirstReadable { request_lsn, first_readable_lsn: first.unwrap_or(Lsn::MAX) }),
-        }
+        self.check_in_history(request_lsn)
     }
 
     /// How the receiver is doing; `None` while none runs.

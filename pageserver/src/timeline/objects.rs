@@ -175,7 +175,7 @@ impl Timeline {
         Ok(relations.iter().map(|(_, _, block_count)| u64::from(*block_count) * BLCKSZ as u64).sum())
     }
 
-    /// Every version of `object` with an LSN in `lsn_range`, newest first, from this timeline and its ancestors.
+    /// Every version of `object` with an LSN in `lsn_range` that is stored, newest first, from this timeline and its ancestors.
     pub fn history(
         &self,
         object: Object,
@@ -183,7 +183,7 @@ impl Timeline {
     ) -> Result<Vec<(Lsn, Kind, Bytes)>, ReadError> {
         let key = Key::from(object);
         let floor_lsn = self.lineage().floor_lsn;
-        self.through_ancestors(floor_lsn, |ancestors| {
+        self.through_ancestors_as_stored(floor_lsn, |ancestors| {
             let mut versions = self.store.history(&key, lsn_range.clone())?;
             for (ancestor, branch_lsn) in ancestors {
                 let end = branch_lsn.checked_add(1).unwrap_or(Lsn::MAX).min(lsn_range.end);

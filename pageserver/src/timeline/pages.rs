@@ -51,12 +51,17 @@ impl Timeline {
         begun.into_iter().map(|begun| self.finish_page(begun)).collect()
     }
 
-    /// The pages of `keys` as of `request_lsn`, past the cache: for work over whole clusters, which nobody reads again soon. Existence is not checked.
+    /// The pages of `keys` as of `request_lsn`, past the caches (the store's too): for work over whole clusters, which nobody reads again soon.
+    /// Existence is not checked.
     pub(super) fn pages_uncached(&self, keys: &[Key], request_lsn: Lsn) -> Result<Vec<Bytes>, ReadError> {
-        let begin = |key: &Key| self.begin_gathered(key, request_lsn, self.gather(key, request_lsn)?);
-        let begun: Vec<Begun> = keys.iter().map(begin).collect::<Result<_, _>>()?;
-        let finish = |begun| self.finish_made(begun).map(|(page, _)| page);
-        begun.into_iter().map(finish).collect()
+        self.pages_cold(keys, request_lsn).into_iter().collect()
+    }
+
+    /// As [`Timeline::pages_uncached`], an answer for each page.
+    pub(crate) fn pages_cold(&self, keys: &[Key], request_lsn: Lsn) -> Vec<Result<Bytes, ReadError>> {
+        let begin = |key: &Key| self.begin_gathered(key, request_lsn, self.gather_cold(key, request_lsn)?);
+        let begun: Vec<Result<Begun, ReadError>> = keys.iter().map(begin).collect();
+        begun.into_iter().map(|begun| self.finish_made(begun?).map(|(page, _)| page)).collect()
     }
 
     fn begin_page(&self, key: &Key, request_lsn: Lsn, size_seen: &mut SizeSeen) -> Begun {

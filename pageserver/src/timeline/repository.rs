@@ -6,6 +6,7 @@
 mod base_backup;
 mod branch_error;
 mod branching;
+mod collecting;
 mod deleting;
 mod detaching;
 mod engine;
@@ -15,8 +16,10 @@ mod leases;
 mod marks;
 mod names;
 mod pg_history;
+mod repairing;
 mod slots;
 mod tenants;
+mod verifying;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -30,6 +33,7 @@ use postgres_ffi::{Lsn, PgVersion};
 use tracing::{info, warn};
 
 use super::backlog::Backlog;
+use super::gc::GcError;
 use super::lineage::Lineage;
 use super::metadata::{MetadataError, TimelineMetadata};
 use super::version_cache::{VersionCache, VersionCacheStats};
@@ -41,16 +45,18 @@ use crate::redo::{EngineReport, RedoStats, WalRedo};
 use crate::replication::ReplicationError;
 use crate::store::{Gathered, Store, StoreConfig, StoreError, StoreStats, TimelineStore};
 use crate::wal::WalFileError;
-use crate::wal_receiver::WalReceiver;
+use crate::wal_receiver::{ReceiverError, WalReceiver};
 
 pub use branch_error::BranchError;
 pub use branching::{BranchPoint, Changed};
+pub use collecting::{GcReport, GcState, GcStatus, OnCollected};
 pub use detaching::OnDetached;
 pub use importing::ImportReport;
 pub(super) use leases::Leases;
 pub use leases::{LEASE_DEFAULT, LEASE_MAX, Lease, LeaseError};
 pub use pg_history::PgHistory;
 pub use tenants::{PG_TIMELINE_ID_FIRST, TenantError};
+pub(crate) use verifying::FileCheck;
 
 /// Directory of the timelines within the data directory.
 const TIMELINES_DIR: &str = "timelines";
@@ -86,6 +92,9 @@ pub enum RepositoryError {
     /// The primary's connection string cannot be used.
     #[error(transparent)]
     Replication(#[from] ReplicationError),
+    /// A primary does not give what it is asked for.
+    #[error(transparent)]
+    Receiver(#[from] ReceiverError),
     /// Ingest cannot begin.
     #[error(transparent)]
     Ingest(#[from] TimelineIngestError),
@@ -115,6 +124,9 @@ pub enum RepositoryError {
     /// A tenant's file cannot be used.
     #[error(transparent)]
     Tenant(#[from] TenantError),
+    /// Garbage collection did not come to its end.
+    #[error(transparent)]
+    Gc(#[from] GcError),
     /// The name is taken.
     #[error("a timeline of this name exists; choose another name. name=`{name}`")]
     NameTaken {
@@ -176,6 +188,7 @@ pub struct Repository {
     names: names::Names,
     busy: detaching::BusyTimelines,
     leases: Arc<Leases>,
+    collecting: collecting::Collecting,
     /// Held while a PostgreSQL timeline id is given out.
     pg_timeline_ids: Mutex<()>,
 }
@@ -191,6 +204,7 @@ impl Repository {
             0 => None,
             _ => Some(Backlog::start(store.long_chains()).map_err(RepositoryError::Thread)?),
         };
+        let collecting = collecting::Collecting::new(config.gc.paused);
         let repository = Arc::new_cyclic(|me| Repository {
             me: me.clone(),
             is_closing: AtomicBool::new(false),
@@ -208,10 +222,12 @@ impl Repository {
             names: names::Names::default(),
             busy: detaching::BusyTimelines::default(),
             leases: Arc::new(leases),
+            collecting,
             pg_timeline_ids: Mutex::default(),
         });
         let metadata = repository.load_metadata()?;
         repository.open_timelines(metadata)?;
+        repository.restore_pins();
         Failpoint::OpenDone.pass();
         Ok(repository)
     }
@@ -354,6 +370,11 @@ impl Repository {
         self.store.stats()
     }
 
+    /// Merges all of the store's files, and returns when that is done: for benchmarks that want a store at rest.
+    pub fn compact_store(&self) {
+        self.store.compact_all();
+    }
+
     /// What redo has done for each cluster that a page was made of: walredo's counters and the engine's.
     pub fn redo_stats(&self) -> Vec<(TenantId, RedoStats, EngineReport)> {
         let mut all: Vec<_> =
@@ -377,6 +398,7 @@ impl Repository {
             let _changes = self.changes.lock();
             self.is_closing.store(true, Ordering::SeqCst);
         }
+        self.collecting.stop();
         if let Some(backlog) = &self.backlog {
             backlog.stop();
         }
@@ -405,6 +427,12 @@ fn store_config(config: &Config) -> StoreConfig {
         flush_interval: std::time::Duration::from_secs(config.store.flush_interval_seconds),
         long_chain_deltas_min: config.redo.backlog_records_min,
         compaction_bytes_per_second: config.store.background_mib_per_second << 20,
+        compaction: config.store.compaction,
+        compression: config.store.compression,
+        bottommost_compression: config.store.bottommost_compression,
+        dictionary_bytes: config.store.dictionary_kib.saturating_mul(1 << 10),
+        block_bytes: (config.store.block_kib as usize) << 10,
+        blob_bytes_min: config.store.blob_bytes_min,
         ..StoreConfig::default()
     }
 }

@@ -81,6 +81,11 @@ impl TimelineIngest {
         &self.timeline
     }
 
+    /// Where the redo of the last checkpoint begins.
+    pub fn redo_lsn(&self) -> Lsn {
+        Lsn::new(self.ingest.checkpoint().redo)
+    }
+
     /// Where the next bytes must start.
     pub fn fed_until(&self) -> Lsn {
         self.decoder.fed_until()

@@ -36,7 +36,66 @@ pub(super) struct Segment {
     pub(super) timeline_id: TimeLineId,
 }
 
+/// A segment file, for those outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentFile {
+    /// Counted in segments from the beginning of the WAL.
+    pub segment_no: u64,
+    /// Its PostgreSQL timeline.
+    pub timeline_id: TimeLineId,
+    /// Where it begins.
+    pub start_lsn: Lsn,
+    /// The file.
+    pub path: PathBuf,
+}
+
 impl WalLayout {
+    /// The segment files in order; of several with one number the newest timeline's, which is the one that counts. None where there is no directory.
+    pub fn segment_files(&self) -> Result<Vec<SegmentFile>, WalFileError> {
+        if !self.directory.exists() {
+            return Ok(Vec::new());
+        }
+        let newest = super::recover::newest_of_each_number(self.segments()?);
+        let file = |segment: Segment| SegmentFile {
+            segment_no: segment.segment_no,
+            timeline_id: segment.timeline_id,
+            start_lsn: self.start_of(segment.segment_no),
+            path: self.segment_path(segment),
+        };
+        Ok(newest.into_iter().map(file).collect())
+    }
+
+    /// Where the segment with this number begins.
+    pub fn segment_start_of(&self, segment_no: u64) -> Lsn {
+        self.start_of(segment_no)
+    }
+
+    /// Makes or replaces a segment file, durably, whole or not at all. Requires: nobody writes to it.
+    pub fn replace_segment(
+        &self,
+        segment_no: u64,
+        timeline_id: TimeLineId,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> Result<(), WalFileError> {
+        self.write_durably(&self.segment_path(Segment { segment_no, timeline_id }), |file| {
+            self.fill_with_zeroes(file)?;
+            write(file)
+        })
+    }
+
+    /// PostgreSQL timelines whose history files are here.
+    pub fn history_files(&self) -> Result<Vec<TimeLineId>, WalFileError> {
+        let mut found = Vec::new();
+        if self.directory.exists() {
+            for entry in fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {
+                let name = entry.map_err(io_error("list", &self.directory))?.file_name();
+                found.extend(name.to_str().and_then(parse_history_file_name));
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
     pub(super) fn segment_no(&self, lsn: Lsn) -> u64 {
         lsn.segment_no(self.segment_bytes.into())
     }

@@ -19,7 +19,7 @@ pub mod history;
 pub mod record_ends;
 
 mod layout;
-pub use layout::WalLayout;
+pub use layout::{SegmentFile, WalLayout};
 
 mod log;
 pub use log::WalLog;

@@ -1,7 +1,7 @@
 //! Opens a directory of WAL files after a clean end or a crash, and finds where the log ends.
 //!
 //! - Reads only the last segment, and the ones before it as long as no record starts in it: earlier segments were durable before it was begun.
-//! - Behind the last whole record everything is zeroed, later files are removed.
+//! - Behind the last whole record everything is zeroed, later files are removed; in front of it the last file is written and fsynced once more.
 //! - A record that fails its checks although it lies wholly in durable segments is corruption and not an end: that is an error, and nothing is touched.
 
 use std::fs::{self, File};
@@ -47,12 +47,38 @@ impl WalLog {
             }
             if end.record_count > 0 {
                 cut(&layout, timeline_id, end.end_lsn)?;
+                write_again(&layout, &segments, end.end_lsn)?;
                 tracing::info!(directory = %layout.directory.display(), end_lsn = %end.end_lsn, timeline_id, "WAL opened");
                 return Ok(Some(WalLog::at(layout, timeline_id, end.end_lsn, Some(end.end_lsn))));
             }
         }
         Ok(None)
     }
+}
+
+/// Writes the last segment's bytes up to `end_lsn` over themselves and fsyncs them.
+///
+/// They may have been read from memory alone: after an fsync that failed the system takes pages for written that are not, and the next fsync
+/// says that all is well (Linux; "fsyncgate"). Nobody knows here how the last process ended, so they are made dirty once more. Earlier segments were fsynced
+/// before the next one was begun, or there would be none.
+fn write_again(layout: &WalLayout, segments: &[Segment], end_lsn: Lsn) -> Result<(), WalFileError> {
+    let last_segment_no = layout.segment_no(Lsn::new(end_lsn.as_u64().saturating_sub(1)));
+    let Some(segment) = segments.iter().find(|segment| segment.segment_no == last_segment_no) else { return Ok(()) };
+    let length = end_lsn.saturating_sub(layout.start_of(last_segment_no));
+    let path = layout.segment_path(*segment);
+    let file = layout.open_segment(*segment)?;
+    let write = || {
+        let mut offset = 0;
+        let mut piece = vec![0; READ_BYTES];
+        while offset < length {
+            let piece = &mut piece[..usize::try_from(length - offset).unwrap_or(READ_BYTES).min(READ_BYTES)];
+            file.read_exact_at(piece, offset)?;
+            file.write_all_at(piece, offset)?;
+            offset += piece.len() as u64;
+        }
+        file.sync_all()
+    };
+    write().map_err(io_error("write again", &path))
 }
 
 /// After a timeline switch two files can have one number; the newer timeline's has the older one's bytes in front.

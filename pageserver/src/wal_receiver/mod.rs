@@ -9,7 +9,7 @@
 //! - Connections end and come back; the thread ends only when it is told to, or when disk or ingest fail.
 //! - Follows a promotion. A primary whose history leaves ours before our last record is refused: [`ReceiverState::Diverged`].
 //!
-//! In reading order: what people see ([`status`]), what is checked of a primary ([`checks`]), one connection ([`session`]), the thread ([`receiver`]).
+//! In reading order: what people see ([`status`]), what is checked of a primary ([`checks`]), one connection ([`session`]), the thread ([`receiver`]), one segment again ([`fetch`]).
 
 pub mod status;
 pub use status::{ReceiverState, ReceiverStatus};
@@ -21,6 +21,9 @@ mod checks;
 pub use checks::{check_wal_level, explain_refused_connection};
 
 mod session;
+
+mod fetch;
+pub use fetch::fetch_segment;
 
 mod receiver;
 pub use receiver::{ReceiverConfig, WalReceiver};

@@ -37,12 +37,28 @@ impl SmallDisk {
         Ok(free.blocks_available() * free.fragment_size())
     }
 
-    /// Leaves [`LEFT_BYTES`]; the file that takes the rest.
-    fn fill(&self) -> Result<PathBuf> {
-        let filler = self.path.join("filler");
+    fn filler_dir(&self) -> PathBuf {
+        self.path.join("filler")
+    }
+
+    /// Leaves [`LEFT_BYTES`] at most. The server writes and removes files meanwhile: to be called again until it has stopped.
+    fn fill(&self) -> Result<()> {
         let size = self.free_bytes()?.saturating_sub(LEFT_BYTES);
-        run(Command::new("fallocate").arg("--length").arg(size.to_string()).arg(&filler))?;
-        Ok(filler)
+        if size == 0 {
+            return Ok(());
+        }
+        let dir = self.filler_dir();
+        fs::create_dir_all(&dir)?;
+        let filler = dir.join(fs::read_dir(&dir)?.count().to_string());
+        match run(Command::new("fallocate").arg("--length").arg(size.to_string()).arg(&filler)) {
+            // The server was faster.
+            Err(error) if format!("{error:#}").contains("No space left") => Ok(()),
+            filled => filled.map(drop),
+        }
+    }
+
+    fn make_room(&self) -> Result<()> {
+        Ok(fs::remove_dir_all(self.filler_dir())?)
     }
 }
 
@@ -88,8 +104,8 @@ fn check(config: &str) -> Result<()> {
         |rig: &Rig| addresses.iter().map(|address| rig.page(address, before_lsn)).collect::<Result<Vec<_>>>();
     let before = read_all(&rig)?;
 
-    let filler = disk.fill()?;
     tests::wait_until("ingest to stop", 2 * LIMIT, || {
+        disk.fill()?;
         rig.write()?;
         Ok(rig.pageserver.timeline("main", "state")? == "stopped")
     })?;
@@ -106,7 +122,7 @@ fn check(config: &str) -> Result<()> {
         Ok(()) => rig.pageserver.kill()?,
         Err(error) => assert!(format!("{error:#}").contains("No space left"), "{error:#}"),
     }
-    fs::remove_file(filler)?;
+    disk.make_room()?;
     rig.pageserver.start()?;
     rig.catch_up()?;
     assert!(read_all(&rig)? == before, "nothing is lost");

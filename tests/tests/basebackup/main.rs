@@ -14,13 +14,3 @@ mod positions;
 mod refusals;
 mod standby;
 mod starts;
-
-use postgres_ffi::PgVersion;
-
-/// The versions of an ordinary run, or all.
-fn versions() -> Vec<PgVersion> {
-    match std::env::var_os("PAGESERVER_TEST_ALL_VERSIONS") {
-        Some(_) => PgVersion::ALL.to_vec(),
-        None => vec![PgVersion::V15, PgVersion::V17],
-    }
-}

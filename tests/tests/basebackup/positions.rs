@@ -222,7 +222,7 @@ fn check_refusals(followed: &Followed) -> Result<()> {
 #[test]
 fn servers_start_wherever_a_record_ends() {
     check_version(PgVersion::V15).unwrap();
-    if super::versions().len() > 2 {
+    if tests::versions().len() > 2 {
         for version in [PgVersion::V14, PgVersion::V16, PgVersion::V17, PgVersion::V18] {
             check_version(version).unwrap_or_else(|error| panic!("{version}: {error:?}"));
         }

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use postgres_ffi::{Lsn, PgVersion};
 use tests::{Postgres, Stop, backup_server, wait_until};
 
 use super::clone::{self, check_start_log};
 use super::primary::{self, Followed, backup};
-use super::versions;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -81,7 +80,7 @@ fn check_version(version: PgVersion) -> Result<()> {
 
 #[test]
 fn standbys_follow_from_wherever_they_begin() {
-    for version in versions() {
+    for version in tests::versions() {
         check_version(version).unwrap_or_else(|error| panic!("{version}: {error:?}"));
     }
 }
@@ -94,15 +93,29 @@ fn a_standby_needs_wal_since_the_last_checkpoint() {
 
 fn check_wal_gone() -> Result<()> {
     let dir = tests::TestDir::new("standby-wal-gone")?;
-    let builder = Postgres::builder(PgVersion::V15).wal_segment_mb(1).setting("checkpoint_timeout", "1h");
+    let builder = Postgres::builder(PgVersion::V15).wal_segment_mb(1);
+    let builder = builder.setting("checkpoint_timeout", "1h").setting("max_wal_size", "10GB");
     let followed = Followed::start_with(builder, dir, "wal.keep_mib = 0\nstore.flush_interval_seconds = 1")?;
     followed.primary.execute("CHECKPOINT")?;
+    let before_lsn = followed.primary.current_lsn()?;
+    let checkpoint_later = || -> Result<()> {
+        followed.primary.execute("SELECT pg_logical_emit_message(false, 'p', repeat('x', 3000000))")?;
+        followed.primary.execute("CHECKPOINT")
+    };
+    checkpoint_later()?;
+    // What is older than the last checkpoint goes, whatever has been kept for it.
+    super::positions::age_out(&followed, before_lsn)?;
     let redo: Lsn = followed.primary.query_text("SELECT redo_lsn FROM pg_control_checkpoint()")?.parse()?;
+    let past_lsn = followed.primary.current_lsn()?;
+    followed.catch_up()?;
+    backup(&followed, Some(past_lsn), &["--standby"]).context("WAL back to the last checkpoint stays")?;
+    checkpoint_later()?;
     super::positions::age_out(&followed, redo)?;
-    match backup(&followed, None, &["--standby"]) {
+    match backup(&followed, Some(past_lsn), &["--standby"]) {
         Ok(_) => bail!("a standby without its WAL"),
         Err(error) => ensure!(error.to_string().contains("wal.keep_mib"), "{error}"),
     }
-    backup(&followed, None, &[])?;
+    backup(&followed, Some(past_lsn), &[])?;
+    backup(&followed, None, &["--standby"])?;
     Ok(())
 }

@@ -6,7 +6,6 @@ use tests::{Postgres, backup_server};
 
 use super::clone::{self, check_first_start};
 use super::primary::{self, Followed, backup};
-use super::versions;
 
 /// What was committed by when.
 struct Moments {
@@ -103,7 +102,7 @@ fn check_version(version: PgVersion) -> Result<()> {
 
 #[test]
 fn servers_start_from_backups_at_any_moment() {
-    for version in versions() {
+    for version in tests::versions() {
         check_version(version).unwrap_or_else(|error| panic!("{version}: {error:?}"));
     }
 }

@@ -8,12 +8,12 @@ use anyhow::Result;
 use postgres_ffi::{Lsn, PgVersion};
 use tests::{Computes, PageServer, Postgres, TestDir, wait_until};
 
-use super::life::{LIMIT, rig, servers};
+use super::life::{LIMIT, rig};
 use super::writers::{TABLE, Writer};
 
 #[test]
 fn a_clone_shows_its_moment_of_the_primary_and_writes_its_own_branch() -> Result<()> {
-    for version in servers() {
+    for version in tests::versions() {
         let dir = TestDir::new("clone-moments")?;
         let primary = Postgres::builder(version).checksums(true).start(&dir)?;
         primary
@@ -62,7 +62,7 @@ fn a_clone_shows_its_moment_of_the_primary_and_writes_its_own_branch() -> Result
 
 #[test]
 fn branches_of_branches_take_what_is_written_at_the_same_time() -> Result<()> {
-    for version in servers() {
+    for version in tests::versions() {
         let dir = TestDir::new("clone-levels")?;
         let mut server = PageServer::builder().initdb(version).start(&dir)?;
         let computes = Computes::new(&mut server)?;
@@ -148,7 +148,7 @@ fn a_clone_at_a_time_has_what_was_committed_until_then() -> Result<()> {
 
 #[test]
 fn tablespaces_come_along_beside_the_data_directory() -> Result<()> {
-    for version in servers() {
+    for version in tests::versions() {
         let dir = TestDir::new("clone-tablespaces")?;
         let primary = Postgres::builder(version).wal_level("logical").start(&dir)?;
         let mut server = PageServer::builder().start(&dir)?;

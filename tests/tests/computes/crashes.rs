@@ -4,9 +4,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
+use postgres_ffi::PgVersion;
 use tests::{Compute, Computes, PageServer, TestDir, wait_until};
 
-use super::life::{LIMIT, rig, servers};
+use super::life::{LIMIT, rig};
 use super::writers::{TABLE, Writer};
 
 /// Kills come after so many more acknowledged rows.
@@ -43,7 +44,7 @@ fn kill_around(
 
 #[test]
 fn every_acknowledged_row_is_in_the_branch() -> Result<()> {
-    for version in servers() {
+    for version in tests::versions() {
         let dir = TestDir::new("compute-crashes")?;
         let (mut server, computes) = rig(&dir, version)?;
         let first = computes.create("first", "main", &[])?;
@@ -73,7 +74,7 @@ fn every_acknowledged_row_is_in_the_branch() -> Result<()> {
 #[test]
 fn what_was_not_handed_over_is_not_thrown_away() -> Result<()> {
     let dir = TestDir::new("compute-not-handed-over")?;
-    let (mut server, computes) = rig(&dir, servers()[0])?;
+    let (mut server, computes) = rig(&dir, PgVersion::V15)?;
     let compute = computes.create("dev", "main", &["--asynchronous"])?;
     compute.execute("CREATE TABLE t (n int)")?;
     server.kill()?;

@@ -10,11 +10,6 @@ use tests::{Computes, PageServer, TestDir, wait_until};
 
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// The versions that all of this is shown on.
-pub fn servers() -> [PgVersion; 2] {
-    [PgVersion::V15, PgVersion::V17]
-}
-
 /// A page server with a new cluster as `main`, and no computes yet.
 pub fn rig(dir: &TestDir, version: PgVersion) -> Result<(PageServer, Computes)> {
     let mut server = PageServer::builder().initdb(version).start(dir)?;
@@ -24,7 +19,7 @@ pub fn rig(dir: &TestDir, version: PgVersion) -> Result<(PageServer, Computes)> 
 
 #[test]
 fn a_compute_is_stopped_started_asked_and_destroyed() -> Result<()> {
-    for version in servers() {
+    for version in tests::versions() {
         let dir = TestDir::new("compute-life")?;
         let (server, computes) = rig(&dir, version)?;
         let compute = computes.create("dev", "main", &[])?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use postgres_ffi::PgVersion;
 use tests::{Compute, Computes, PageServer, Postgres, TestDir, wait_until};
 
-use super::life::{LIMIT, rig, servers};
+use super::life::{LIMIT, rig};
 
 const COUNT: &str = "SELECT count(*)::text FROM t";
 
@@ -14,7 +14,7 @@ fn wait_for_count(standby: &Compute, count: &str) -> Result<()> {
 
 #[test]
 fn a_standby_follows_the_primary_of_its_branch() -> Result<()> {
-    for version in servers() {
+    for version in tests::versions() {
         let dir = TestDir::new("compute-standby")?;
         let primary = Postgres::builder(version).start(&dir)?;
         let mut server = PageServer::builder().start(&dir)?;

@@ -54,7 +54,7 @@ pub(super) fn with_progress<T>(
 }
 
 /// `PHASE: DONE of TOTAL bytes`; `client::ImportProgress` reads it back.
-fn progress_text(progress: &ImportProgress) -> String {
+pub(super) fn progress_text(progress: &ImportProgress) -> String {
     let ImportProgress { phase, bytes_done, bytes_total } = progress;
     match bytes_total {
         Some(bytes_total) => format!("{phase}: {bytes_done} of {bytes_total} bytes"),

@@ -9,6 +9,7 @@ pub mod rows;
 pub mod run;
 mod time;
 pub mod token;
+pub mod verify;
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,10 +21,12 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 use self::import::ImportFrom;
 use self::object::ObjectClass;
 use super::basebackup::BackupRequest;
+use super::gc::GcCommand;
 use super::lease::LeaseCommand;
 use super::message::Column;
 use super::pagestream::wire::Version;
 use super::timeline_change::TimelineChange;
+use crate::verify::VerifyOptions;
 use crate::wall_time::TimeSpec;
 
 /// One page of a timeline, as people write it: `1663/5/16384/main/7`, or `pg_xact/7` (pages are numbered across segments).
@@ -178,6 +181,12 @@ pub enum Command {
     TimelineChange(TimelineChange),
     /// `LEASE ...`
     Lease(LeaseCommand),
+    /// `GC ...`, `TIMELINE RETENTION`
+    Gc(GcCommand),
+    /// `VERIFY [name] [RATE mib]`
+    Verify(VerifyOptions),
+    /// `REPAIR [name] [DRY RUN]`
+    Repair(verify::RepairRequest),
     /// `DATABASE LIST name [AT lsn]`
     DatabaseList {
         /// The timeline.
@@ -314,6 +323,9 @@ impl Command {
             Command::Help => const { &[Column::text("command"), Column::text("what_it_does")] },
             Command::TimelineList | Command::Import { .. } | Command::TimelineChange(_) => TIMELINES,
             Command::Lease(_) => super::lease::COLUMNS,
+            Command::Gc(command) => command.columns(),
+            Command::Verify(_) => verify::VERIFY_COLUMNS,
+            Command::Repair(_) => verify::REPAIR_COLUMNS,
             Command::TimelineShow { .. } | Command::Status | Command::StoreStats | Command::RedoStats => NAME_VALUE,
             Command::LastRecordLsn { .. } => const { &[Column::text("timeline"), Column::text("last_record_lsn")] },
             Command::Lag { .. } => {

@@ -9,6 +9,8 @@ use std::str::FromStr;
 use postgres_ffi::Lsn;
 
 mod branch;
+mod gc;
+mod verify;
 
 use super::import::ImportFrom;
 use super::token::{Token, TokenKind, statements};
@@ -59,6 +61,20 @@ pub const FORMS: &[(&str, &str)] = &[
     ("LEASE name AT lsn [FOR seconds]", "keeps an LSN readable for a while, 600 seconds unless told"),
     ("LEASE LIST [name]", "leases that are valid"),
     ("LEASE END lease", "ends a lease"),
+    (
+        "TIMELINE RETENTION name [TIME 'time'] [WAL 'size'] | DEFAULT",
+        "how much history a timeline keeps: what lies within either; time: 7d, 36h; size: 1GiB; 0: none; without any only shown",
+    ),
+    ("GC STATUS [name]", "how garbage collection stands"),
+    ("GC PLAN [name]", "what a run would remove; nothing is written"),
+    ("GC RUN [name]", "removes history that nobody may ask for any more"),
+    ("GC PAUSE", "no run begins by itself until GC RESUME, or the next start"),
+    ("GC RESUME", "runs begin by themselves again"),
+    (
+        "VERIFY [name] [RATE mib]",
+        "reads everything again and lists what is damaged, at most so many MiB a second: store, pages, WAL, metadata",
+    ),
+    ("REPAIR [name] [DRY RUN]", "mends what can be mended: WAL from the primary, files of metadata; lists what cannot"),
     ("DATABASE LIST name [AT lsn]", "databases per tablespace"),
     ("RELATION LIST name [IN tablespace/database] [AT lsn]", "relation forks with their blocks"),
     ("SLRU LIST name [AT lsn]", "segments of pg_xact, pg_multixact, pg_commit_ts"),
@@ -96,6 +112,9 @@ fn parse_statement(tokens: &[Token<'_>]) -> Result<Command, PgError> {
         Some("import") => parser.import(),
         Some("branch") => parser.branch(),
         Some("lease") => parser.lease(),
+        Some("gc") => parser.gc(),
+        Some("verify") => parser.verify(),
+        Some("repair") => parser.repair(),
         Some("database") => parser.then("list").and_then(|()| parser.database_list()),
         Some("relation") => parser.then("list").and_then(|()| parser.relation_list()),
         Some("slru") => parser.then("list").and_then(|()| parser.slru_list()),
@@ -200,7 +219,8 @@ impl Parser<'_> {
             Some("follow") => self.follow(),
             Some("unfollow") => self.unfollow(),
             Some("delete") => self.timeline_delete(),
-            _ => Err(self.unexpected_here("LIST, SHOW, FOLLOW, UNFOLLOW or DELETE")),
+            Some("retention") => self.retention(),
+            _ => Err(self.unexpected_here("LIST, SHOW, FOLLOW, UNFOLLOW, DELETE or RETENTION")),
         }
     }
 

@@ -2,11 +2,15 @@
 use postgres_ffi::{ForkNumber, Lsn, RelTag, SlruKind};
 
 use super::super::object::ObjectClass;
+use super::super::verify::RepairRequest;
 use super::super::{DatabaseAddress, PageAddress};
 use super::*;
+use crate::page_service::gc::GcCommand;
 use crate::page_service::lease::LeaseCommand;
 use crate::page_service::timeline_change::TimelineChange;
 use crate::timeline::BranchPoint;
+use crate::timeline::gc::{OwnRetention, RetentionTime, WalSize};
+use crate::verify::VerifyOptions;
 
 fn check(text: &str, expect: Command) {
     assert_eq!(parse(text), Ok(vec![expect]), "{text}");
@@ -51,6 +55,22 @@ fn forms() {
     check("show time main at 0/16B5A50", Command::TimeAtLsn { timeline: main(), at });
     check("show status", Command::Status);
     check("store stats", Command::StoreStats);
+    let verify = |timeline: Option<&str>, bytes_per_second| {
+        Command::Verify(VerifyOptions { timeline: timeline.map(str::to_owned), bytes_per_second })
+    };
+    check("verify", verify(None, None));
+    check("VERIFY main RATE 8", verify(Some("main"), Some(8 << 20)));
+    check("verify rate 8", verify(None, Some(8 << 20)));
+    check("verify 'rate'", verify(Some("rate"), None));
+    check_error("verify main rate 0", "22023", "no rate");
+    check_error("verify main rate 99999999999999999999", "22023", "number too large");
+    let repair = |timeline: Option<&str>, dry_run| {
+        Command::Repair(RepairRequest { timeline: timeline.map(str::to_owned), dry_run })
+    };
+    check("repair", repair(None, false));
+    check("REPAIR main DRY RUN", repair(Some("main"), true));
+    check("repair dry run", repair(None, true));
+    check_error("repair main dry", "42601", "RUN");
     check("show redo", Command::RedoStats);
     let conninfo = Conninfo("host=/tmp user='x'".into());
     let import = |from| Command::Import { name: main(), from };
@@ -86,6 +106,19 @@ fn forms() {
     check("lease 'list' at 0/10", give("list".into(), None));
     check("lease list", Command::Lease(LeaseCommand::List { timeline: None }));
     check("lease list main", Command::Lease(LeaseCommand::List { timeline: Some(main()) }));
+    let gc = |text: &str, command| check(text, Command::Gc(command));
+    gc("gc status", GcCommand::Status { timeline: None });
+    gc("GC status main", GcCommand::Status { timeline: Some(main()) });
+    gc("gc run", GcCommand::Run { timeline: None, dry_run: false });
+    gc("gc plan main", GcCommand::Run { timeline: Some(main()), dry_run: true });
+    gc("gc pause", GcCommand::Pause { paused: true });
+    gc("gc resume", GcCommand::Pause { paused: false });
+    let (time, wal) = (Some(RetentionTime::from_seconds(604_800)), Some(WalSize::from_bytes(1 << 30)));
+    let keep = |change| GcCommand::Retention { timeline: main(), change };
+    gc("timeline retention main", keep(None));
+    gc("timeline retention main default", keep(Some(None)));
+    gc("timeline retention main time '7d'", keep(Some(Some(OwnRetention { time, wal: None }))));
+    gc("timeline retention main time 7d wal 1GiB", keep(Some(Some(OwnRetention { time, wal }))));
     check("lease end 7", Command::Lease(LeaseCommand::End { lease_id: 7 }));
     check("database list main at 0/16B5A50", Command::DatabaseList { timeline: main(), at });
     check("relation list main", Command::RelationList { timeline: main(), database: None, at: None });
@@ -187,6 +220,11 @@ fn errors() {
     check_error("lease lsn a b 0/1", "42601", "AT");
     check_error("lease main at 0/1 for ever", "22023", "invalid digit");
     check_error("lease end x", "22023", "invalid digit");
+    check_error("gc", "42601", "STATUS, RUN, PLAN, PAUSE or RESUME");
+    check_error("gc pause main", "42601", "the end of the command");
+    check_error("timeline retention main time ever", "22023", "a stretch of time");
+    check_error("timeline retention main wal 1GB", "22023", "a size");
+    check_error("timeline retention main default wal 1GiB", "42601", "the end of the command");
     check_error("basebackup", "42601", "a timeline");
     check_error("basebackup a b 7", "22023", "not an LSN");
     check_error("basebackup a --zip", "42601", "--gzip, --no-data or --standby");

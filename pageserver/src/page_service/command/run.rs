@@ -12,6 +12,7 @@ use super::object::{self, ObjectClass};
 use super::parse::FORMS;
 use super::rows::Rows;
 use super::time;
+use super::verify;
 use super::{Command, DatabaseAddress, PageAddress, SelectItem};
 use crate::page_service::backend::{BackendError, BackendErrorKind, RepositoryBackend, TimelineBackend, TimelineInfo};
 use crate::page_service::connection::SERVER_VERSION;
@@ -51,6 +52,13 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         }
         Command::TimelineChange(change) => change_timeline(repository, change, rows),
         Command::Lease(command) => repository.lease(command)?.iter().try_for_each(|lease| rows.row(&lease.row())),
+        Command::Gc(command) => {
+            let answer = with_progress(rows, |progress| repository.gc(command, progress))?;
+            answer.notices.iter().try_for_each(|notice| rows.notice(notice))?;
+            answer.rows.iter().try_for_each(|row| rows.row(row))
+        }
+        Command::Verify(options) => verify::verify(repository, options, rows),
+        Command::Repair(request) => verify::repair(repository, request, rows),
         Command::DatabaseList { timeline, at } => {
             let (timeline, at) = timeline_at(repository, timeline, *at)?;
             let row =
@@ -143,6 +151,7 @@ fn timeline_show(info: &TimelineInfo, rows: &mut Rows<'_>) -> Result<(), Failure
         ("received_lsn", lsn(info.received_lsn)),
         ("source_end_lsn", lsn(info.source_end_lsn)),
         ("lag_bytes", Value::display(lag_bytes(info))),
+        ("primary", Value::display(info.primary.as_deref())),
         ("receiver", Value::display(info.receiver.as_deref())),
         ("last_error", Value::display(info.last_error.as_deref())),
     ] {

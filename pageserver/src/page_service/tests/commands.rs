@@ -50,6 +50,8 @@ fn rows_of_commands() {
     check("relation list main", "relation|fork|blocks", &["1663/5/16384|main|1000", "1663/5/16384|vm|1"]);
     check("relation list main in 1663/6", "relation|fork|blocks", &[]);
     check("slru list main", "slru|segment|pages", &["pg_xact|2|3"]);
+    let removed = "timeline|class|versions|bytes|images|image_bytes";
+    check("gc plan main", removed, &[r#"Run { timeline: Some("main"), dry_run: true }|||||"#]);
     check("select 'it''s'", "?column?", &["it's"]);
     check("select pg_is_in_recovery()", "pg_is_in_recovery", &["f"]);
     check("show server_encoding", "setting", &["UTF8"]);
@@ -179,6 +181,30 @@ fn changes_of_timelines_give_the_timeline_and_tell_what_happened() {
         assert!(rows(&results[0])[0].starts_with("main|active|15|"));
         assert!(notices.len() == 2 && notices[0].contains("toy: 1 bytes"), "{notices:?}");
     }
+}
+
+#[test]
+fn findings_and_repairs_are_rows() {
+    let fixture = Fixture::new();
+    let check = |command: &str, columns: &str, expect: &[&str]| {
+        let results = fixture.client().query(command).expect(command);
+        assert_eq!(
+            (results[0].columns.join("|").as_str(), rows(&results[0])),
+            (columns, expect.iter().map(|row| (*row).to_owned()).collect()),
+            "{command}"
+        );
+    };
+    let columns = "timeline|part|object|lsn|file|what|what_to_do";
+    let file = "wal/000000010000000000000000";
+    check("verify", columns, &[&format!("|wal|record at 0/28|0/28|{file}|None|nothing")]);
+    check("verify main rate 2", columns, &[&format!("main|wal|record at 0/28|0/28|{file}|Some(2097152)|nothing")]);
+    let columns = "timeline|part|object|file|outcome|what";
+    check("repair", columns, &["|wal|segment||repaired|toy"]);
+    check("repair main dry run", columns, &["main|wal|segment||would be repaired|toy"]);
+}
+
+#[test]
+fn leases_are_rows() {
     let columns = "lease|timeline|lsn|valid_until";
     check("lease main at 0/2000 for 60", columns, &["7|main|0/2000|1970-01-01T00:01:00.000000Z"]);
     check("lease list", columns, &[]);

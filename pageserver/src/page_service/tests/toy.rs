@@ -17,8 +17,12 @@ use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
 use crate::page_service::basebackup::{BackupBegin, BackupRequest, BackupSink};
+use crate::page_service::command::verify::RepairRequest;
+use crate::page_service::gc::{GcAnswer, GcCommand};
 use crate::page_service::lease::{LeaseCommand, LeaseInfo};
+use crate::page_service::message::Value;
 use crate::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
+use crate::verify::{Finding, Part, RepairOutcome, Repaired, VerifyCounts, VerifyOptions, VerifyProgress, VerifySink};
 use crate::wall_time::WallTime;
 
 pub const ID: &str = "3aa8fcc61f6d357410b7de754b1d9001";
@@ -128,6 +132,7 @@ impl Toy {
             received_lsn: Some(last_record_lsn),
             source_end_lsn: last_record_lsn.checked_add(0x100),
             receiver: Some("streaming".into()),
+            primary: None,
             last_error: None,
         }
     }
@@ -206,6 +211,32 @@ impl RepositoryBackend for ToyRepository {
         Ok(TimelineChanged { info: self.0.info(), notices })
     }
 
+    /// One finding, so that a test sees what came through.
+    fn verify(&self, options: &VerifyOptions, sink: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError> {
+        let _ = sink.progress(&VerifyProgress { phase: "store", bytes_done: 1, bytes_total: Some(2) });
+        let _ = sink.finding(&Finding {
+            timeline: options.timeline.clone(),
+            part: Part::Wal,
+            object: "record at 0/28".to_owned(),
+            lsn: Some(Lsn::new(0x28)),
+            file: Some("wal/000000010000000000000000".into()),
+            what: format!("{:?}", options.bytes_per_second),
+            what_to_do: "nothing",
+        });
+        Ok(VerifyCounts { findings: 1, ..VerifyCounts::default() })
+    }
+
+    fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError> {
+        Ok(vec![Repaired {
+            timeline: request.timeline.clone(),
+            part: Part::Wal,
+            object: "segment".to_owned(),
+            file: None,
+            outcome: if request.dry_run { RepairOutcome::Possible } else { RepairOutcome::Repaired },
+            what: "toy".to_owned(),
+        }])
+    }
+
     fn lease(&self, command: &LeaseCommand) -> Result<Vec<LeaseInfo>, BackendError> {
         match command {
             LeaseCommand::Give { timeline, lsn, seconds } => Ok(vec![LeaseInfo {
@@ -219,6 +250,13 @@ impl RepositoryBackend for ToyRepository {
                 Err(BackendError::not_found(format!("no such lease. lease=`{lease_id}`")))
             }
         }
+    }
+
+    /// One row: the command itself.
+    fn gc(&self, command: &GcCommand, _: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError> {
+        let mut row = vec![Value::Null; command.columns().len()];
+        row[0] = Value::Text(format!("{command:?}"));
+        Ok(GcAnswer { rows: vec![row], notices: vec!["collected".to_owned()] })
     }
 
     fn import_files(

@@ -6,6 +6,7 @@ mod kill;
 mod model;
 mod rules;
 mod search;
+mod sweep;
 
 use std::path::Path;
 use std::sync::Arc;

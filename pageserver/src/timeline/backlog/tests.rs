@@ -103,6 +103,8 @@ impl Rig {
                 .is_none()
                 .then_some(Imported { start_lsn: Lsn::new(8), first_readable_lsn: Lsn::new(8) }),
             primary: None,
+            retention: None,
+            gc: None,
         };
         let store = self.store.timeline(TimelineNo(no)).unwrap();
         let ancestors = ancestor.into_iter().map(|(timeline, lsn)| (Arc::clone(timeline), lsn)).collect();

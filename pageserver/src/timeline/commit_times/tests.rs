@@ -59,6 +59,8 @@ impl Rig {
             },
             imported: ancestor.is_none().then_some(Imported { start_lsn: START_LSN, first_readable_lsn }),
             primary: None,
+            retention: None,
+            gc: None,
         };
         let store = self.store.timeline(TimelineNo(no)).unwrap();
         let ancestors = ancestor.into_iter().map(|(timeline, lsn)| (Arc::clone(timeline), lsn)).collect();

@@ -24,7 +24,7 @@ impl Repository {
         timeline.check_readable(request_lsn)?;
         let layouts = self.wal_layouts(&timeline, request_lsn);
         let mut end = RecordEnd::find(&layouts, wal_place(&timeline.metadata().cluster), request_lsn)?;
-        if end.lsn < timeline.first_readable_lsn().unwrap_or(Lsn::MAX) {
+        if timeline.check_in_history(end.lsn).is_err() {
             // Aligned down from a first readable LSN that is no record's end.
             end = RecordEnd { lsn: request_lsn, old_wal: None };
         }

@@ -18,7 +18,7 @@ use super::{Repository, RepositoryError, create_dir};
 use crate::basebackup::wal_place;
 use crate::failpoint::Failpoint;
 use crate::timeline::metadata::{Ancestor, ClusterFacts, TimelineMetadata};
-use crate::timeline::{LsnAtTime, Timeline, TimelineId, TimelineState};
+use crate::timeline::{LsnAtTime, ReadError, Timeline, TimelineId, TimelineState};
 use crate::wal::RecordAt;
 use crate::wall_time::TimeSpec;
 
@@ -50,6 +50,15 @@ pub(super) struct Found {
     pub ancestor: Arc<Timeline>,
     pub branch_lsn: Lsn,
     pub notices: Vec<String>,
+}
+
+/// The end of a record that shows the pages as of `lsn`, which is pinned below the horizon: the WAL there is gone, and so are the LSNs around it.
+fn pinned_record_end(timeline: &Timeline, lsn: Lsn) -> (Lsn, Option<&'static str>) {
+    let aligned_lsn = wal_place(&timeline.metadata().cluster).record_end_at_or_before(lsn);
+    match timeline.is_pinned(aligned_lsn) {
+        true if aligned_lsn != lsn => (aligned_lsn, Some("aligned down, the WAL there is not on disk any more")),
+        _ => (lsn, None),
+    }
 }
 
 impl Repository {
@@ -94,11 +103,7 @@ impl Repository {
             let timeline = timeline();
             return Err(BranchError::LsnNotYet { branch_lsn: asked_lsn, last_record_lsn, timeline }.into());
         }
-        let first_readable_lsn = asked.first_readable_lsn().unwrap_or(Lsn::MAX);
-        if asked_lsn < first_readable_lsn {
-            let timeline = timeline();
-            return Err(BranchError::LsnTooLow { branch_lsn: asked_lsn, first_readable_lsn, timeline }.into());
-        }
+        self.check_branch_lsn(asked, asked_lsn)?;
         let mut ancestor = Arc::clone(asked);
         while let Some((older, branch_lsn)) = ancestor.nearest_ancestor()
             && asked_lsn < branch_lsn
@@ -113,7 +118,12 @@ impl Repository {
                 ancestor.metadata().name
             ));
         }
-        let (branch_lsn, why) = self.record_end_at(&ancestor, asked_lsn, first_readable_lsn);
+        let (branch_lsn, why) = match asked.first_readable_lsn() {
+            Some(first_readable_lsn) if first_readable_lsn <= asked_lsn => {
+                self.record_end_at(&ancestor, asked_lsn, first_readable_lsn)
+            }
+            _ => pinned_record_end(&ancestor, asked_lsn),
+        };
         notices.extend(why.map(|why| format!("branch LSN {branch_lsn}, not {asked_lsn}: {why}")));
         Ok(Found { ancestor, branch_lsn, notices })
     }
@@ -152,12 +162,18 @@ impl Repository {
     /// Nothing may have happened to the ancestor since the point was found. Requires: `changes` is locked.
     pub(super) fn check_still_there(&self, found: &Found) -> Result<(), RepositoryError> {
         found.ancestor.check_here()?;
-        let first_readable_lsn = found.ancestor.first_readable_lsn().unwrap_or(Lsn::MAX);
-        if found.branch_lsn < first_readable_lsn {
-            let timeline = found.ancestor.metadata().name.clone();
-            return Err(BranchError::LsnTooLow { branch_lsn: found.branch_lsn, first_readable_lsn, timeline }.into());
+        self.check_branch_lsn(&found.ancestor, found.branch_lsn)
+    }
+
+    /// Errors: [`BranchError::LsnTooLow`].
+    fn check_branch_lsn(&self, timeline: &Timeline, branch_lsn: Lsn) -> Result<(), RepositoryError> {
+        match timeline.check_in_history(branch_lsn) {
+            Err(ReadError::BelowFirstReadable { first_readable_lsn, .. }) => {
+                let timeline = timeline.metadata().name.clone();
+                Err(BranchError::LsnTooLow { branch_lsn, first_readable_lsn, timeline }.into())
+            }
+            other => Ok(other?),
         }
-        Ok(())
     }
 
     fn create_branch_at(&self, name: &ReservedName, found: &Found) -> Result<Arc<Timeline>, RepositoryError> {
@@ -173,6 +189,8 @@ impl Repository {
             cluster: self.cluster_facts_at(found)?,
             imported: None,
             primary: None,
+            retention: None,
+            gc: None,
         };
         let new_dir = self.timelines_dir.join(format!("{NEW_DIR_PREFIX}{timeline_id}"));
         create_dir(&new_dir.join("wal"))?;

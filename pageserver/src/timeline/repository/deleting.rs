@@ -69,6 +69,7 @@ impl Repository {
         new.ancestor = Some(Ancestor { timeline_id: found.ancestor.metadata().timeline_id, lsn: found.branch_lsn });
         new.cluster = self.cluster_facts_at(&found)?;
         new.primary = None;
+        new.gc = None;
         let dir = self.timeline_dir(metadata.timeline_id);
         set_mark(&dir, RESETTING, metadata.timeline_no)?;
         Failpoint::ResetMarked.pass();

@@ -136,6 +136,8 @@ impl Repository {
 /// One detach on its way.
 pub(super) struct Copy<'a, 'p> {
     timeline: &'a Timeline,
+    /// What the branch reads at the branch LSN, it reads here; on the branch itself that may lie below the horizon.
+    ancestor: Arc<Timeline>,
     branch_lsn: Lsn,
     images: ImageSet<'a>,
     set_bytes: u64,
@@ -151,15 +153,27 @@ impl<'a, 'p> Copy<'a, 'p> {
         branch_lsn: Lsn,
         on_progress: &'a mut OnDetached<'p>,
     ) -> Result<Self, RepositoryError> {
+        let not_a_branch = || BranchError::NotABranch { timeline: timeline.metadata().name.clone() };
+        let (ancestor, _) = timeline.nearest_ancestor().ok_or_else(not_a_branch)?;
         let images = timeline.store.begin_images(branch_lsn);
         let reported = Instant::now();
-        Ok(Copy { timeline, branch_lsn, images, set_bytes: 0, bytes_done: 0, bytes_total: 0, on_progress, reported })
+        Ok(Copy {
+            timeline,
+            ancestor,
+            branch_lsn,
+            images,
+            set_bytes: 0,
+            bytes_done: 0,
+            bytes_total: 0,
+            on_progress,
+            reported,
+        })
     }
 
     /// Copies everything. Returns the bytes of pages. Key order is: objects, pages of SLRUs between them, blocks.
     pub fn run(mut self) -> Result<u64, RepositoryError> {
         let segments = self.slru_segments()?;
-        let relations = self.timeline.all_relations(self.branch_lsn)?;
+        let relations = self.ancestor.all_relations(self.branch_lsn)?;
         let blocks: u64 = relations.iter().map(|(.., blocks)| u64::from(*blocks)).sum();
         let slru_pages: u64 = segments.iter().map(|(.., pages)| u64::from(*pages)).sum();
         self.bytes_total = (blocks + slru_pages) * BLCKSZ as u64;
@@ -181,11 +195,11 @@ impl<'a, 'p> Copy<'a, 'p> {
     fn slru_segments(&self) -> Result<Vec<(SlruKind, u32, u32)>, RepositoryError> {
         let mut all = Vec::new();
         for (object, _) in self
-            .timeline
+            .ancestor
             .objects_of_class(Object::SlruSegment { kind: SlruKind::Clog, segment_no: 0 }, self.branch_lsn)?
         {
             if let Object::SlruSegment { kind, segment_no } = object {
-                let page_count = self.timeline.slru_segment_pages(kind, segment_no, self.branch_lsn)?.unwrap_or(0);
+                let page_count = self.ancestor.slru_segment_pages(kind, segment_no, self.branch_lsn)?.unwrap_or(0);
                 all.push((kind, segment_no, page_count.min(SLRU_PAGES_PER_SEGMENT)));
             }
         }
@@ -193,7 +207,7 @@ impl<'a, 'p> Copy<'a, 'p> {
     }
 
     fn copy_objects(&mut self, (first, last): (Key, Key)) -> Result<(), RepositoryError> {
-        for (key, value) in self.timeline.objects_between(&first, &last, self.branch_lsn)? {
+        for (key, value) in self.ancestor.objects_between(&first, &last, self.branch_lsn)? {
             self.images.put(key, &value)?;
         }
         Ok(())
@@ -204,7 +218,7 @@ impl<'a, 'p> Copy<'a, 'p> {
         while next < page_count {
             let end = page_count.min(next.saturating_add(PAGES_AT_ONCE));
             let keys: Vec<Key> = (next..end).map(&key_of).collect();
-            for (key, page) in keys.iter().zip(self.timeline.pages_uncached(&keys, self.branch_lsn)?) {
+            for (key, page) in keys.iter().zip(self.ancestor.pages_uncached(&keys, self.branch_lsn)?) {
                 let is_zero = page.iter().all(|byte| *byte == 0);
                 self.images.put(*key, if is_zero { &[] } else { &page })?;
             }

@@ -76,7 +76,7 @@ impl Repository {
         Failpoint::FollowDone.pass();
         let mut notices = Vec::new();
         if let Some(before) = before.filter(|before| before.conninfo != conninfo) {
-            let server = shown(&before.conninfo);
+            let server = before.server();
             notices.push(format!(
                 "slot `{}` stays at {server}; drop it there when it is not needed any more",
                 before.slot
@@ -203,7 +203,7 @@ impl Timeline {
     }
 
     /// A stopped timeline tries again from its last record on.
-    fn begin_again(&self) {
+    pub(super) fn begin_again(&self) {
         let mut state = self.state.write();
         if let TimelineState::Stopped { at_lsn, reason } = &*state {
             warn!(timeline = %self.metadata().name, %at_lsn, reason, "ingest begins again where it stopped");
@@ -211,11 +211,6 @@ impl Timeline {
             *state = if is_catching_up { TimelineState::CatchingUp } else { TimelineState::Active };
         }
     }
-}
-
-/// User, hosts and ports of a connection string, without a password.
-pub(super) fn shown(conninfo: &str) -> String {
-    conninfo.parse::<ConnInfo>().map_or_else(|_| "the primary".to_owned(), |conninfo| conninfo.to_string())
 }
 
 /// Silence of the primary after which the connection counts as lost, as PostgreSQL's `wal_receiver_timeout`.
@@ -253,8 +248,10 @@ impl WalSink for TimelineSink {
         Ok(last_record_lsn)
     }
 
+    /// WAL from the last checkpoint on stays too: a standby that starts from a base backup replays it.
     fn keep_lsn(&self) -> Option<Lsn> {
         let durable_lsn = self.timeline.durable_lsn()?;
-        Some(Lsn::new(durable_lsn.saturating_sub(Lsn::new(self.keep_bytes))))
+        let kept_lsn = Lsn::new(durable_lsn.saturating_sub(Lsn::new(self.keep_bytes)));
+        Some(kept_lsn.min(self.ingest.redo_lsn()))
     }
 }

@@ -192,6 +192,8 @@ impl Repository {
             },
             imported: Some(Imported { start_lsn: summary.start_lsn, first_readable_lsn: summary.first_readable_lsn }),
             primary,
+            retention: None,
+            gc: None,
         };
         metadata.save(&new.dir)?;
         Failpoint::ImportMetadataSaved.pass();

@@ -7,9 +7,6 @@
 //! {"format": 1, "lease_id_last": 2, "leases": [{"lease_id": 2, "timeline_id": "...", "lsn": "0/3000060", "valid_until_unix_seconds": 1795651200}]}
 //! ```
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
+use crate::sealed_file;
 use crate::timeline::TimelineId;
 
 /// Name of the file within the data directory.
@@ -103,6 +101,37 @@ impl Leases {
         self.file.lock().leases.iter().any(|lease| lease.is_on(timeline_id, now) && lease.lsn == lsn)
     }
 
+    /// Where the file is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the file again. Err: it is damaged, or says something else than what was given out.
+    pub(super) fn check_file(&self) -> Result<(), String> {
+        let known = self.file.lock();
+        let found = match std::fs::read(&self.path) {
+            Ok(bytes) => parse(&bytes)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && known.lease_id_last == 0 => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let is_same = (found.lease_id_last, &found.leases) == (known.lease_id_last, &known.leases);
+        if is_same { Ok(()) } else { Err("it says something else than the server knows".to_owned()) }
+    }
+
+    /// Writes the file again as it is known.
+    pub(super) fn write_again(&self) -> Result<(), RepositoryError> {
+        let mut file = self.file.lock();
+        let known = LeasesFile { format: FORMAT, lease_id_last: file.lease_id_last, leases: file.leases.clone() };
+        self.replace(&mut file, known)
+    }
+
+    /// LSNs of the timeline that are leased.
+    pub(super) fn lsns_of(&self, timeline_id: TimelineId) -> Vec<Lsn> {
+        let now = now();
+        let file = self.file.lock();
+        file.leases.iter().filter(|lease| lease.is_on(timeline_id, now)).map(|lease| lease.lsn).collect()
+    }
+
     /// Leases on the timeline.
     pub(super) fn ids_of(&self, timeline_id: TimelineId) -> Vec<u64> {
         self.ids_below(timeline_id, Lsn::MAX)
@@ -116,7 +145,8 @@ impl Leases {
         below.map(|lease| lease.lease_id).collect()
     }
 
-    fn all(&self) -> Vec<Lease> {
+    /// The leases that are valid.
+    pub(super) fn all(&self) -> Vec<Lease> {
         let now = now();
         self.file.lock().leases.iter().filter(|lease| now < lease.valid_until_unix_seconds).cloned().collect()
     }
@@ -146,17 +176,8 @@ impl Leases {
     }
 
     fn replace(&self, file: &mut LeasesFile, new: LeasesFile) -> Result<(), RepositoryError> {
-        let write = || {
-            let temporary = self.path.with_extension("json.new");
-            let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            out.write_all(&serde_json::to_vec_pretty(&new)?)?;
-            out.sync_all()?;
-            Failpoint::LeaseBeforeRename.pass();
-            std::fs::rename(&temporary, &self.path)?;
-            Failpoint::LeaseRenamed.pass();
-            self.path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
-        };
-        write().map_err(|source| RepositoryError::Io { doing: "write the leases", path: self.path.clone(), source })?;
+        let written = sealed_file::write(&self.path, &new, [Failpoint::LeaseBeforeRename, Failpoint::LeaseRenamed]);
+        written.map_err(|source| RepositoryError::Io { doing: "write the leases", path: self.path.clone(), source })?;
         Failpoint::LeaseSaved.pass();
         *file = new;
         Ok(())
@@ -177,14 +198,15 @@ impl Lease {
 }
 
 impl Repository {
-    /// Leases `lsn` of the timeline `name`, which must be readable now, for `duration`. Errors: [`LeaseError::Duration`]; the LSN is out of range; no such
-    /// timeline; the disk.
+    /// Leases `lsn` of the timeline `name`, which must be readable now, for `duration`. Errors: [`LeaseError::Duration`]; the LSN is out of range, or below
+    /// the horizon and not pinned; no such timeline; the disk.
     pub fn lease(&self, name: &str, lsn: Lsn, duration: Duration) -> Result<Lease, RepositoryError> {
         if duration.as_secs() == 0 || duration > LEASE_MAX {
             return Err(LeaseError::Duration { seconds: duration.as_secs() }.into());
         }
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
+        // What is leased or branched off already can be leased again, below the horizon too.
         timeline.check_readable(lsn)?;
         self.leases.add(timeline.metadata().timeline_id, lsn, duration)
     }
@@ -206,7 +228,7 @@ impl Repository {
 }
 
 fn parse(bytes: &[u8]) -> Result<LeasesFile, String> {
-    let file: LeasesFile = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let file: LeasesFile = sealed_file::parse(bytes)?;
     match file.format {
         FORMAT => Ok(file),
         format => Err(format!("format {format} is not {FORMAT}")),

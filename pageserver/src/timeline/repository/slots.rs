@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::following::shown;
 use crate::replication::{ConnInfo, Connection, Mode, ReplicationError, one_line};
 use crate::timeline::metadata::Primary;
 
@@ -19,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Drops the slot at the primary if that can be done. What came of it, for people.
 pub(super) fn drop_slot(primary: &Primary) -> String {
-    let (slot, server) = (&primary.slot, shown(&primary.conninfo));
+    let (slot, server) = (&primary.slot, primary.server());
     match try_drop(primary) {
         Ok(true) => format!("slot `{slot}` dropped at {server}"),
         Ok(false) => format!("slot `{slot}` is not at {server}"),

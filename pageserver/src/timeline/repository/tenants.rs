@@ -3,9 +3,7 @@
 //! - An id is durable before it is given: no two clones of a tenant ever get the same, whatever crashes in between.
 //! - The ids begin far above those that a primary reaches by being promoted, which counts up from its own: the two never meet.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use postgres_ffi::TimeLineId;
@@ -14,19 +12,21 @@ use tracing::info;
 
 use super::{Repository, RepositoryError, create_dir};
 use crate::failpoint::Failpoint;
+use crate::sealed_file;
 use crate::timeline::{TenantId, Timeline};
 
 /// Directory of the tenants within the data directory.
 pub(super) const TENANTS_DIR: &str = "tenants";
 /// The first PostgreSQL timeline id that we give out.
 pub const PG_TIMELINE_ID_FIRST: TimeLineId = 0x1000;
-const FILE_NAME: &str = "tenant.json";
+/// Name of the file within a tenant's directory.
+pub(super) const FILE_NAME: &str = "tenant.json";
 /// Format of the file; raised when an older server could misread it.
 const FORMAT: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TenantFile {
+pub(super) struct TenantFile {
     format: u32,
     /// The highest PostgreSQL timeline id that was given out.
     pg_timeline_id_last: TimeLineId,
@@ -93,14 +93,15 @@ impl Repository {
     }
 }
 
-fn load(dir: &Path) -> Result<Option<TenantFile>, RepositoryError> {
+/// What `dir` holds; `None`: nothing yet.
+pub(super) fn load(dir: &Path) -> Result<Option<TenantFile>, RepositoryError> {
     let path = dir.join(FILE_NAME);
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(RepositoryError::Io { doing: "read a tenant's file", path, source }),
     };
-    let file = serde_json::from_slice::<TenantFile>(&bytes).map_err(|error| error.to_string());
+    let file = sealed_file::parse::<TenantFile>(&bytes);
     let file = file.and_then(|file| match file.format {
         FORMAT => Ok(file),
         format => Err(format!("format {format} is not {FORMAT}")),
@@ -111,14 +112,7 @@ fn load(dir: &Path) -> Result<Option<TenantFile>, RepositoryError> {
 fn save(dir: &Path, file: &TenantFile) -> Result<(), RepositoryError> {
     let path = dir.join(FILE_NAME);
     let write = || {
-        let new = dir.join(format!("{FILE_NAME}.new"));
-        let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        out.write_all(&serde_json::to_vec_pretty(file)?)?;
-        out.sync_all()?;
-        Failpoint::TenantBeforeRename.pass();
-        std::fs::rename(&new, &path)?;
-        Failpoint::TenantRenamed.pass();
-        File::open(dir)?.sync_all()?;
+        sealed_file::write(&path, file, [Failpoint::TenantBeforeRename, Failpoint::TenantRenamed])?;
         // The directory may be new as well.
         dir.ancestors().skip(1).take(2).try_for_each(|above| File::open(above)?.sync_all())
     };

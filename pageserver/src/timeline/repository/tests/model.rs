@@ -1,5 +1,5 @@
 //! Goal: every timeline shows at every readable LSN what was written there or in its ancestors, whatever was branched, deleted, detached,
-//! reset, renamed, leased, flushed, shut down or killed in between; and what is refused is refused for its reason.
+//! reset, renamed, leased, collected, flushed, shut down or killed in between; and what is refused is refused for its reason.
 //! Method: random operations on a tree of timelines against a model that never forgets; `SEED=42 cargo test` replays one run.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,9 @@ use super::super::*;
 use super::rig::*;
 use crate::timeline::BranchError;
 
-const OPERATIONS: usize = 400;
+mod collecting;
+
+const OPERATIONS: usize = 600;
 const RELATIONS: u32 = 3;
 const BLOCKS: u32 = 6;
 
@@ -26,6 +28,9 @@ struct Life {
     is_detached: bool,
     writes: Vec<(Lsn, Write)>,
     last_record_lsn: Lsn,
+    given_up: collecting::GivenUp,
+    /// Versions that a detach has made.
+    copied: Vec<(Key, Lsn, keyenc::Kind)>,
 }
 
 /// What is to be seen at an LSN.
@@ -35,6 +40,8 @@ struct Seen {
     blocks: BTreeMap<(u32, u32), u64>,
     commits: BTreeSet<u16>,
     two_phase: BTreeSet<u64>,
+    segment: Option<u32>,
+    slru: BTreeMap<u32, BTreeSet<u16>>,
 }
 
 impl Seen {
@@ -46,6 +53,15 @@ impl Seen {
             Write::Commit(index) => drop(self.commits.insert(*index)),
             Write::TwoPhase(xid, true) => drop(self.two_phase.insert(*xid)),
             Write::TwoPhase(xid, false) => drop(self.two_phase.remove(xid)),
+            Write::Segment(page_count) => self.segment = *page_count,
+            Write::SlruZero(place) => drop(self.slru.insert(*place, BTreeSet::new())),
+            Write::SlruCommit(place, index, begins) => {
+                let commits = self.slru.entry(*place).or_default();
+                if *begins {
+                    commits.clear();
+                }
+                commits.insert(*index);
+            }
         }
     }
 }
@@ -60,6 +76,8 @@ struct Run {
     leases: BTreeMap<u64, (String, Lsn)>,
     names_given: u32,
     done: BTreeMap<&'static str, usize>,
+    left_bytes: u64,
+    needed_bytes: u64,
 }
 
 impl Run {
@@ -77,6 +95,8 @@ impl Run {
             leases: BTreeMap::new(),
             names_given: 0,
             done: BTreeMap::new(),
+            left_bytes: 0,
+            needed_bytes: 0,
         }
     }
 
@@ -92,14 +112,6 @@ impl Run {
     fn new_name(&mut self) -> String {
         self.names_given += 1;
         format!("b{}", self.names_given)
-    }
-
-    fn first_readable_lsn(&self, life: usize) -> Lsn {
-        match self.lives[life].parent {
-            Some((_, branch_lsn)) if self.lives[life].is_detached => branch_lsn,
-            Some((parent, _)) => self.first_readable_lsn(parent),
-            None => START_LSN,
-        }
     }
 
     fn seen(&self, life: usize, lsn: Lsn) -> Seen {
@@ -131,7 +143,7 @@ impl Run {
         for _ in 0..self.rng.random_range(1..6) {
             let n = self.rng.random_range(0..RELATIONS);
             let is_sized = writes.iter().any(|write| matches!(write, Write::Size(m, _) if *m == n));
-            match self.rng.random_range(0..10) {
+            match self.rng.random_range(0..13) {
                 0..4 if !is_sized => {
                     let size = self.rng.random_range(0..=BLOCKS);
                     writes.push(Write::Size(n, Some(size)));
@@ -149,6 +161,9 @@ impl Run {
                     }
                 }
                 7 => writes.push(Write::TwoPhase(self.rng.random_range(0..4), self.rng.random())),
+                10.. if !writes.iter().any(|write| matches!(write, Write::Segment(_) | Write::SlruCommit(..))) => {
+                    writes.extend(self.random_slru_writes(seen.segment));
+                }
                 _ => writes.push(Write::Commit(self.rng.random_range(0..XACT_COUNT))),
             }
         }
@@ -160,9 +175,29 @@ impl Run {
                 Write::Block(n, block_no, _) => (1, *n, *block_no),
                 Write::Commit(_) => (2, 0, 0),
                 Write::TwoPhase(xid, _) => (3, *xid as u32, 0),
+                Write::Segment(_) => (4, 0, 0),
+                Write::SlruZero(place) | Write::SlruCommit(place, ..) => (5, *place, 0),
             })
         });
         writes
+    }
+
+    /// The segment goes, grows as ingest lets it grow, or one of its pages changes.
+    fn random_slru_writes(&mut self, segment: Option<u32>) -> Vec<Write> {
+        let page_count = segment.unwrap_or(0);
+        let index = self.rng.random_range(0..XACT_COUNT);
+        match self.rng.random_range(0..10) {
+            0 if segment.is_some() => vec![Write::Segment(None)],
+            1..4 if page_count < 5 => {
+                let last = page_count + self.rng.random_range(0..2);
+                let mut writes: Vec<Write> = (page_count..last).map(Write::SlruZero).collect();
+                writes.insert(0, Write::Segment(Some(last + 1)));
+                writes.push(Write::SlruCommit(last, index, true));
+                writes
+            }
+            _ if page_count > 0 => vec![Write::SlruCommit(self.rng.random_range(0..page_count), index, false)],
+            _ => Vec::new(),
+        }
     }
 
     fn write(&mut self) {
@@ -186,8 +221,13 @@ impl Run {
     /// An LSN near those that can be read, and what a branch at it must be: ancestor and LSN, or none.
     fn random_point(&mut self, life: usize) -> (Lsn, Option<(usize, Lsn)>) {
         let (first, last) = (self.first_readable_lsn(life), self.lives[life].last_record_lsn);
-        let lsn = Lsn::new(self.rng.random_range(first.as_u64() - 20..=last.as_u64() + 20));
-        if lsn < first || lsn > last {
+        let lowest = if self.rng.random() { first } else { START_LSN };
+        let mut lsn = Lsn::new(self.rng.random_range(lowest.as_u64() - 20..=last.as_u64() + 20));
+        let pins: Vec<Lsn> = self.lives[life].given_up.pins.iter().copied().collect();
+        if let Some(pin_lsn) = pins.choose(&mut self.rng).filter(|_| self.rng.random_range(0..3) == 0) {
+            lsn = *pin_lsn;
+        }
+        if lsn > last || !self.is_readable(life, lsn) {
             return (lsn, None);
         }
         let mut ancestor = life;
@@ -196,7 +236,9 @@ impl Run {
         {
             ancestor = parent;
         }
-        (lsn, Some((ancestor, record_end(lsn))))
+        // Below the horizon only what is pinned can be branched off.
+        let end_lsn = record_end(lsn);
+        (lsn, Some((ancestor, if self.is_readable(life, end_lsn) { end_lsn } else { lsn })))
     }
 
     fn branch(&mut self) {
@@ -328,6 +370,8 @@ impl Run {
         match outcome {
             Ok(_) => {
                 assert!(!is_leased);
+                let (parent, branch_lsn) = self.lives[life].parent.unwrap();
+                self.lives[life].copied = self.copied(parent, branch_lsn);
                 self.lives[life].is_detached = true;
             }
             Err(RepositoryError::Branch(BranchError::Leased { .. })) => assert!(is_leased),
@@ -385,6 +429,7 @@ impl Run {
             repository.timelines().iter().map(|timeline| timeline.metadata().name.clone()).collect();
         assert_eq!(names, self.named.keys().cloned().collect::<Vec<_>>());
         self.repository = Some(repository);
+        self.restore_pins();
         if kill {
             self.named.clone().into_iter().for_each(|(name, life)| self.check_before_replay(&name, life));
         }
@@ -421,7 +466,9 @@ impl Run {
         let first = self.first_readable_lsn(life);
         for _ in 0..3 {
             let lsn = Lsn::new(self.rng.random_range(first.as_u64()..=self.lives[life].last_record_lsn.as_u64()));
-            if lsn <= there_lsn {
+            if lsn <= there_lsn && !self.is_readable(life, lsn) {
+                self.check_refused(&timeline, lsn);
+            } else if lsn <= there_lsn {
                 assert_eq!(read(&timeline, lsn), self.expect(life, lsn), "{name} at {lsn}");
             } else {
                 assert!(matches!(timeline.get_page_at_lsn(clog(), lsn), Err(ReadError::NotYet { .. })));
@@ -472,14 +519,32 @@ impl Run {
             ancestor = parent;
         }
         lsns.extend((0..3).map(|_| Lsn::new(self.rng.random_range(first.as_u64()..=last.as_u64()))));
+        lsns.extend(self.lives[life].given_up.pins.iter().copied());
+        lsns.push(Lsn::new(self.rng.random_range(START_LSN.as_u64() - 8..=last.as_u64())));
         for lsn in lsns {
-            if lsn < first || lsn > last {
-                assert!(timeline.get_page_at_lsn(clog(), lsn).is_err(), "{name} at {lsn}");
-                assert!(timeline.all_relations(lsn).is_err(), "{name} at {lsn}");
+            if lsn > last {
+                assert!(matches!(timeline.get_page_at_lsn(clog(), lsn), Err(ReadError::NotYet { .. })));
+                continue;
+            }
+            if !self.is_readable(life, lsn) {
+                self.check_refused(&timeline, lsn);
                 continue;
             }
             assert_eq!(read(&timeline, lsn), self.expect(life, lsn), "{name} at {lsn}");
         }
+    }
+
+    fn check_refused(&self, timeline: &Timeline, lsn: Lsn) {
+        let refused = |error: Option<ReadError>| {
+            assert!(
+                matches!(error, Some(ReadError::BelowFirstReadable { request_lsn, .. }) if request_lsn == lsn),
+                "{lsn}"
+            );
+        };
+        refused(timeline.get_page_at_lsn(clog(), lsn).err());
+        refused(timeline.all_relations(lsn).err());
+        // Past the first look: what is read is refused too.
+        refused(timeline.pages_uncached(&[clog()], lsn).err());
     }
 
     /// As [`Run::seen`], without the blocks behind the ends of their forks.
@@ -487,13 +552,16 @@ impl Run {
         let mut seen = self.seen(life, lsn);
         let sizes = seen.sizes.clone();
         seen.blocks.retain(|(n, block_no), _| sizes.get(n).is_some_and(|size| block_no < size));
+        let page_count = seen.segment.unwrap_or(0);
+        seen.slru.retain(|place, _| *place < page_count);
         seen
     }
 
     fn step(&mut self) {
         let (what, run): (_, fn(&mut Run)) = match self.rng.random_range(0..100) {
-            0..35 => ("write", Run::write),
-            35..50 => ("branch", Run::branch),
+            0..33 => ("write", Run::write),
+            33..42 => ("collect", Run::collect),
+            42..50 => ("branch", Run::branch),
             50..56 => ("delete", Run::delete),
             56..62 => ("reset", Run::reset),
             62..65 => ("rename", Run::rename),
@@ -533,7 +601,14 @@ fn read(timeline: &Timeline, lsn: Lsn) -> Seen {
     }
     let page = timeline.get_page_at_lsn(clog(), lsn).unwrap();
     let page = page[..].try_into().unwrap();
-    seen.commits = (0..XACT_COUNT).filter(|index| clog_status(page, *index) == XidStatus::Committed).collect();
+    let commits_of =
+        |page: &[u8; 8192]| (0..XACT_COUNT).filter(|index| clog_status(page, *index) == XidStatus::Committed).collect();
+    seen.commits = commits_of(page);
+    seen.segment = timeline.slru_segment_pages(postgres_ffi::SlruKind::Clog, 1, lsn).unwrap();
+    for place in 0..seen.segment.unwrap_or(0) {
+        let page = timeline.get_page_at_lsn(slru_page(place), lsn).unwrap();
+        seen.slru.insert(place, commits_of(page[..].try_into().unwrap()));
+    }
     for (object, _) in timeline.objects_of_class(Object::TwoPhase { xid: 0 }, lsn).unwrap() {
         if let Object::TwoPhase { xid } = object {
             seen.two_phase.insert(xid);
@@ -556,7 +631,11 @@ fn every_timeline_shows_what_was_written_to_it_and_its_ancestors() {
             run.step();
         }
         run.reopen(true);
+        println!("SLRU pages at or below horizons: {} bytes left, {} needed", run.left_bytes, run.needed_bytes);
         run.done.iter().for_each(|(what, count)| *done.entry(what).or_default() += count);
     }
     println!("{done:?}");
+    for what in ["collected", "collecting stopped", "versions removed", "images made"] {
+        assert!(done.contains_key(what), "{what} never happened");
+    }
 }

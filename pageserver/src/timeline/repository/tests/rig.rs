@@ -40,6 +40,12 @@ pub enum Write {
     Commit(u16),
     /// A prepared transaction is there, or gone.
     TwoPhase(u64, bool),
+    /// The second segment of the CLOG has so many pages; `None`: it is gone.
+    Segment(Option<u32>),
+    /// A page of it begins with zeroes.
+    SlruZero(u32),
+    /// A transaction of a page of it is committed; true: and the page begins anew.
+    SlruCommit(u32, u16, bool),
 }
 
 pub fn rel(n: u32) -> RelTag {
@@ -52,6 +58,11 @@ pub fn block(n: u32, block_no: u32) -> Key {
 
 pub fn clog() -> Key {
     Object::SlruPage { kind: SlruKind::Clog, page_no: 3 }.into()
+}
+
+/// A page of the CLOG's second segment.
+pub fn slru_page(place: u32) -> Key {
+    Object::SlruPage { kind: SlruKind::Clog, page_no: 32 + place }.into()
 }
 
 pub fn page(tag: u64) -> Bytes {
@@ -129,7 +140,8 @@ pub fn write(repository: &Repository, timeline: &Timeline, lsn: Lsn, writes: &[W
     timeline.last_record.advance(lsn);
 }
 
-fn version(write: &Write) -> (Key, Kind, Vec<u8>) {
+/// What stands in the store for a write.
+pub fn version(write: &Write) -> (Key, Kind, Vec<u8>) {
     match write {
         Write::Size(n, size) => {
             let key = Object::RelationSize { rel: rel(*n), fork: ForkNumber::Main }.into();
@@ -139,14 +151,29 @@ fn version(write: &Write) -> (Key, Kind, Vec<u8>) {
             }
         }
         Write::Block(n, block_no, tag) => (block(*n, *block_no), Kind::Image, page(*tag).to_vec()),
-        Write::Commit(index) => {
-            let mut value = Vec::new();
-            Delta::ClogStatus { status: XidStatus::Committed, indexes: &[Index::new(*index)] }.encode(&mut value);
-            (clog(), Kind::Delta, value)
+        Write::Commit(index) => (clog(), Kind::Delta, committed(*index)),
+        Write::Segment(page_count) => {
+            let key = Object::SlruSegment { kind: SlruKind::Clog, segment_no: 1 }.into();
+            match page_count {
+                Some(page_count) => (key, Kind::Image, page_count.to_be_bytes().to_vec()),
+                None => (key, Kind::Tombstone, Vec::new()),
+            }
+        }
+        Write::SlruZero(place) => (slru_page(*place), Kind::Image, Vec::new()),
+        Write::SlruCommit(place, index, begins) => {
+            (slru_page(*place), if *begins { Kind::InitDelta } else { Kind::Delta }, committed(*index))
         }
         Write::TwoPhase(xid, is_there) => {
             let key = Object::TwoPhase { xid: *xid }.into();
             if *is_there { (key, Kind::Image, b"prepared".to_vec()) } else { (key, Kind::Tombstone, Vec::new()) }
         }
     }
+}
+
+/// A delta of a CLOG page. Long, so that a few make a long chain.
+fn committed(index: u16) -> Vec<u8> {
+    let mut value = Vec::new();
+    let indexes = vec![Index::new(index); 2000];
+    Delta::ClogStatus { status: XidStatus::Committed, indexes: &indexes }.encode(&mut value);
+    value
 }

@@ -1,0 +1,113 @@
+//! Small JSON files that say of themselves whether they are what was written: the files of timelines, tenants and leases.
+//!
+//! - Written whole to a new file, fsynced and renamed, and the directory fsynced: a crash leaves the old or the new one.
+//! - A checksum stands in the file: a flipped bit is an error and never another LSN. One without it, as earlier builds wrote them, is taken as it is;
+//!   taking the field away is more than one bit.
+//! - Readable by their owner alone: a connection string may hold a password.
+//!
+//! ```text
+//! {"crc32c": "1c2d3e4f", "format": 1, ...}    CRC-32C over the other fields as compact JSON, their names in order
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::failpoint::Failpoint;
+
+/// The field that holds the checksum.
+const CHECKSUM_FIELD: &str = "crc32c";
+
+/// What `bytes` hold. Err: what is wrong with them.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let mut value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let stored = value.as_object_mut().and_then(|fields| fields.remove(CHECKSUM_FIELD));
+    if let Some(stored) = stored {
+        let computed = checksum(&value).map_err(|error| error.to_string())?;
+        if stored.as_str() != Some(computed.as_str()) {
+            return Err(format!(
+                "its checksum is wrong: it was changed after it was written. stored=`{stored}`, computed=`{computed}`"
+            ));
+        }
+    }
+    serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+/// Replaces the file at `path`; durable when it returns. After an error the old one or the new one is there, and nothing else was changed.
+/// `points` are passed right before and right after the new one takes the old one's name.
+pub(crate) fn write<T: Serialize>(path: &Path, content: &T, points: [Failpoint; 2]) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(&to_bytes(content)?)?;
+    file.sync_all()?;
+    points[0].pass();
+    fs::rename(&new, path)?;
+    points[1].pass();
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+fn to_bytes<T: Serialize>(content: &T) -> io::Result<Vec<u8>> {
+    let mut value = serde_json::to_value(content)?;
+    let checksum = checksum(&value)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert(CHECKSUM_FIELD.to_owned(), checksum.into());
+    }
+    Ok(serde_json::to_vec_pretty(&value)?)
+}
+
+fn checksum(value: &Value) -> serde_json::Result<String> {
+    Ok(format!("{:08x}", crc32c::crc32c(&serde_json::to_vec(value)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: no flipped bit makes another content. Method: every bit of a file, and files of before.
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Content {
+        format: u32,
+        name: String,
+        lsn: Option<String>,
+        numbers: Vec<u64>,
+    }
+
+    fn content() -> Content {
+        Content { format: 1, name: "main".to_owned(), lsn: Some("0/3000060".to_owned()), numbers: vec![u64::MAX, 0, 7] }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_no_flipped_bit_is_believed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file.json");
+        let points = [Failpoint::MetadataBeforeRename, Failpoint::MetadataRenamed];
+        write(&path, &content(), points).expect("written");
+        write(&path, &content(), points).expect("written again");
+        let bytes = fs::read(&path).expect("read");
+        assert_eq!(parse::<Content>(&bytes), Ok(content()));
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(parse::<Content>(&flipped).is_err(), "{}", String::from_utf8_lossy(&flipped));
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_checksum_is_one_of_before() {
+        let bytes = serde_json::to_vec_pretty(&content()).expect("serialised");
+        assert_eq!(parse::<Content>(&bytes), Ok(content()));
+        assert!(parse::<Content>(b"[]").is_err());
+        assert!(parse::<Content>(b"").is_err());
+    }
+}

@@ -1,0 +1,97 @@
+//! The end of RocksDB's MANIFEST, looked at before RocksDB does.
+//!
+//! Every record of it has a checksum, but the checksum does not cover the record's length. A flipped bit in the length of the very last record makes it look like one
+//! that a crash has cut off, which RocksDB drops without a word; the files that it named would be deleted. A record that was really cut off does not have
+//! the right checksum over what is left of it.
+//!
+//! ```text
+//! blocks of 32 KiB: | crc u32 | length u16 | type u8 | payload | ...      little-endian; no record begins in the last 6 bytes of a block
+//! ```
+//! RocksDB 11: db/log_format.h, db/log_reader.cc, util/crc32c.h (Mask).
+
+use std::fs;
+use std::path::Path;
+
+use byteorder::{ByteOrder, LittleEndian};
+
+const BLOCK_BYTES: usize = 32 << 10;
+const HEADER_BYTES: usize = 7;
+
+/// Errs if the last record of the MANIFEST that CURRENT names has lost its length: what is wrong. Whatever else may be wrong is RocksDB's to say.
+pub(super) fn check_tail(rocks_dir: &Path) -> Result<(), String> {
+    let Ok(current) = fs::read_to_string(rocks_dir.join("CURRENT")) else { return Ok(()) };
+    let name = current.trim_end();
+    let Ok(manifest) = fs::read(rocks_dir.join(name)) else { return Ok(()) };
+    match tail_is_whole(&manifest) {
+        true => Ok(()),
+        false => Err(format!("the length of the last record of {name} is damaged")),
+    }
+}
+
+/// False: what looks like a record that was cut off is a whole one.
+fn tail_is_whole(log: &[u8]) -> bool {
+    let mut at = 0;
+    while at + HEADER_BYTES <= log.len() {
+        let block_end = (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
+        if at + HEADER_BYTES > block_end {
+            at = block_end;
+            continue;
+        }
+        let length = usize::from(LittleEndian::read_u16(&log[at + 4..]));
+        let end = at + HEADER_BYTES + length;
+        if end > block_end.min(log.len()) {
+            let left = &log[at + HEADER_BYTES - 1..block_end.min(log.len())]; // With the type.
+            return masked(crc32c::crc32c(left)) != LittleEndian::read_u32(&log[at..]);
+        }
+        at = end;
+    }
+    true
+}
+
+fn masked(crc: u32) -> u32 {
+    crc.rotate_right(15).wrapping_add(0xA282_EAD8)
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: a damaged length at the end is told from a record that was cut off. Method: a log of two records, cut and flipped everywhere.
+
+    use super::*;
+
+    fn record(payload: &[u8]) -> Vec<u8> {
+        let mut body = vec![1];
+        body.extend_from_slice(payload);
+        let mut record = masked(crc32c::crc32c(&body)).to_le_bytes().to_vec();
+        record.extend_from_slice(&(payload.len() as u16).to_le_bytes());
+        record.extend_from_slice(&body);
+        record
+    }
+
+    #[test]
+    fn a_length_that_grew_is_told_from_a_record_that_was_cut_off() {
+        let log = [record(b"first"), record(b"the second and last")].concat();
+        let last = record(b"first").len();
+        for end in 0..=log.len() {
+            assert!(tail_is_whole(&log[..end]), "cut off at {end}");
+        }
+        for bit in 0..16 {
+            let mut flipped = log.clone();
+            flipped[last + 4 + bit / 8] ^= 1 << (bit % 8);
+            let grew = LittleEndian::read_u16(&flipped[last + 4..]) > 19;
+            assert_eq!(!tail_is_whole(&flipped), grew, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn records_go_on_in_the_next_block() {
+        let mut log = record(&vec![7; BLOCK_BYTES - 2 * HEADER_BYTES - 3]);
+        log.extend_from_slice(&record(&[])); // Three bytes are left of the block.
+        log.extend_from_slice(&[0; 3]);
+        let last = log.len();
+        log.extend_from_slice(&record(b"last"));
+        assert_eq!(last, BLOCK_BYTES);
+        assert!(tail_is_whole(&log));
+        log[last + 5] ^= 1;
+        assert!(!tail_is_whole(&log));
+    }
+}

@@ -1,0 +1,147 @@
+//! What garbage collection reads and writes: a timeline's versions in RocksDB in key order, and sets of removals and images.
+//!
+//! - A walk sees RocksDB as it was when it began, and nothing of what is in memory.
+//! - A set becomes part of the store as a whole: who reads sees an object as it was, or as it is behind the set, never in between.
+//! - Removed versions take room until compaction has merged them with what they remove: see [`TimelineStore::compact_removed`].
+
+use std::ops::ControlFlow;
+
+use keyenc::{Key, Kind, TimelineNo, VersionKey};
+use postgres_ffi::Lsn;
+
+use super::db::read_error;
+use super::file_set::FileSet;
+use super::flusher::wait_for_level0;
+use super::{StoreError, TimelineStore};
+
+/// A version in RocksDB, without its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredVersion {
+    /// Of what.
+    pub key: Key,
+    /// Which.
+    pub lsn: Lsn,
+    /// What kind.
+    pub kind: Kind,
+    /// Length of its value.
+    pub value_bytes: u64,
+}
+
+/// Removals and images on their way. Dropped before [`SweepSet::finish`]: nothing has happened.
+pub struct SweepSet<'a> {
+    store: &'a TimelineStore,
+    files: FileSet<'a>,
+}
+
+/// What became part of the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SweepSetWritten {
+    /// Bytes of its files.
+    pub bytes: u64,
+}
+
+impl TimelineStore {
+    /// Calls `each` with every version in RocksDB of objects at or behind `from`, in key order, until it breaks. True: there are no more.
+    ///
+    /// `each` may wait, but old files stay on disk meanwhile. Errors: `Corrupt`, `Read`; what `each` gives.
+    pub fn walk_durable<E: From<StoreError>>(
+        &self,
+        from: &Key,
+        each: &mut dyn FnMut(&StoredVersion) -> Result<ControlFlow<()>, E>,
+    ) -> Result<bool, E> {
+        let timeline = self.timeline_no();
+        let mut versions = self.store().inner().db.walk_iterator(timeline);
+        versions.seek(VersionKey::object_prefix(timeline, from));
+        while let Some((version_key, value)) = versions.item() {
+            let VersionKey { key, lsn, kind, .. } = VersionKey::decode(version_key)
+                .map_err(|error| StoreError::Corrupt { detail: format!("{error}: key {version_key:02x?}") })?;
+            let version = StoredVersion { key, lsn, kind, value_bytes: value.len() as u64 };
+            if each(&version)?.is_break() {
+                return Ok(false);
+            }
+            versions.next();
+        }
+        // The end and a failure look alike until asked.
+        versions.status().map_err(|error| read_error(&error))?;
+        Ok(true)
+    }
+
+    /// Begins a set.
+    pub fn begin_sweep(&self) -> SweepSet<'_> {
+        SweepSet { store: self, files: FileSet::new(&self.store().inner().db, self.timeline_no(), true) }
+    }
+
+    /// The timeline's share of all SST files, in bytes, and how much of that lies before `key`: by whole files, so roughly.
+    pub fn disk_bytes_before(&self, key: &Key) -> (u64, u64) {
+        let cursor = VersionKey::object_prefix(self.timeline_no(), key);
+        self.store().inner().db.timeline_files(self.timeline_no()).iter().fold((0, 0), |(before, all), file| {
+            let is_before = file.end_key.as_deref() < Some(&cursor[..]);
+            (if is_before { before + file.bytes } else { before }, all + file.bytes)
+        })
+    }
+
+    /// Merges files in which removals are at least a tenth of the entries with what they remove, so that space comes back; one file after the
+    /// other, until `stop` says so or none is left. Returns the bytes that compaction wrote meanwhile.
+    pub fn compact_removed(&self, stop: &mut dyn FnMut(u64) -> bool) -> u64 {
+        let db = &self.store().inner().db;
+        let begun = db.compaction_written_bytes();
+        let written = || db.compaction_written_bytes().saturating_sub(begun);
+        // A file that cannot be got rid of is met once: what it becomes is not looked at again.
+        for file in db.timeline_files(self.timeline_no()) {
+            if stop(written()) {
+                break;
+            }
+            if file.is_mostly_removals() && db.has_file(&file.name) {
+                db.compact_file(&file);
+            }
+        }
+        written()
+    }
+}
+
+impl SweepSet<'_> {
+    /// Removes a version. Requires: versions come in ascending order, images of the set included. Errors: `Write`.
+    pub fn remove(&mut self, key: &Key, lsn: Lsn, kind: Kind) -> Result<(), StoreError> {
+        self.files.remove(key, lsn, kind).map_err(|error| write_error(&error))
+    }
+
+    /// Adds an image. Requires: as [`SweepSet::remove`]. Errors: `Write`.
+    pub fn put_image(&mut self, key: &Key, lsn: Lsn, image: &[u8]) -> Result<(), StoreError> {
+        self.files.put_image(key, lsn, image).map_err(|error| write_error(&error))
+    }
+
+    /// True when there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Number of the timeline.
+    pub fn timeline_no(&self) -> TimelineNo {
+        self.store.timeline_no()
+    }
+
+    /// Makes the set part of the store, durably. Blocks while compaction is behind.
+    /// Errors: `Write` (nothing was changed), `Poisoned`, `TimelineDeleted`, `ShuttingDown`.
+    pub fn finish(mut self) -> Result<SweepSetWritten, StoreError> {
+        self.files.close_file().map_err(|error| write_error(&error))?;
+        let inner = self.store.store().inner();
+        if !wait_for_level0(inner).map_err(|error| write_error(&error))? {
+            return Err(StoreError::ShuttingDown);
+        }
+        let written = SweepSetWritten { bytes: self.files.bytes };
+        // Whoever deletes the timeline takes this lock first: nothing comes in behind it.
+        let state = self.store.state();
+        let _writer = state.writer.lock();
+        state.check_not_deleted()?;
+        inner.check_writable()?;
+        self.files.ingest().map_err(|error| {
+            inner.poison(error.to_string());
+            StoreError::Poisoned { cause: error.to_string() }
+        })?;
+        Ok(written)
+    }
+}
+
+fn write_error(error: &rocksdb::Error) -> StoreError {
+    StoreError::Write { cause: error.to_string() }
+}

@@ -1,0 +1,68 @@
+//! What a repair asks of the repository: files written again, segments taken from the primary, versions of nobody deleted.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use keyenc::TimelineNo;
+use tracing::info;
+
+use super::{Repository, RepositoryError, tenants};
+use crate::replication::{ConnInfo, ReplicationError};
+use crate::timeline::Timeline;
+use crate::timeline::metadata::METADATA_FILE_NAME;
+use crate::wal_receiver::fetch_segment;
+
+impl Repository {
+    /// Writes the file at `path`, below the data directory, again from what is known. False: what stood there is not known.
+    pub(crate) fn write_file_again(&self, path: &Path) -> Result<bool, RepositoryError> {
+        let _changes = self.changes.lock();
+        let path = self.data_dir().join(path);
+        if path == self.leases.path() {
+            self.leases.write_again()?;
+            return Ok(true);
+        }
+        if path.file_name().is_some_and(|name| name == tenants::FILE_NAME) {
+            return Ok(false); // An id that is given twice cannot be taken back.
+        }
+        let is_of = |timeline: &Arc<Timeline>| {
+            path == self.timeline_dir(timeline.metadata().timeline_id).join(METADATA_FILE_NAME)
+        };
+        let Some(timeline) = self.timelines().into_iter().find(is_of) else { return Ok(false) };
+        self.change_metadata(&timeline, |_| {})?;
+        info!(timeline = %timeline.metadata().name, path = %path.display(), "metadata written again");
+        Ok(true)
+    }
+
+    /// Takes segments of the timeline's WAL from its primary again. The receiver stands still meanwhile, and goes on where it was; a timeline that had stopped
+    /// begins again. Errors: the primary does not have them, what it sends is no WAL that goes on, the disk.
+    pub(crate) fn fetch_segments(&self, timeline: &Arc<Timeline>, segment_nos: &[u64]) -> Result<(), RepositoryError> {
+        let _changes = self.changes.lock();
+        let Some(primary) = timeline.metadata().primary.clone() else { return Ok(()) };
+        let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
+        let layout = self.wal_layout(timeline);
+        timeline.stop_receiver();
+        let needed_lsn = timeline.own_last_record_lsn();
+        let mut fetched = Ok(());
+        for segment_no in segment_nos {
+            fetched = fetch_segment(&conninfo, &layout, *segment_no, needed_lsn).map_err(RepositoryError::Receiver);
+            if fetched.is_err() {
+                break;
+            }
+            info!(timeline = %timeline.metadata().name, segment_no, "WAL segment taken from the primary again");
+        }
+        timeline.begin_again();
+        self.follow(timeline)?;
+        fetched
+    }
+
+    /// Deletes versions under a number that no timeline has.
+    pub(crate) fn delete_orphans(&self, no: TimelineNo) -> Result<(), RepositoryError> {
+        let _changes = self.changes.lock();
+        let is_taken = self.timelines().iter().any(|timeline| timeline.timeline_no() == no);
+        if is_taken || self.numbers_in_transit()?.contains(&no) {
+            return Ok(());
+        }
+        info!(timeline_no = no.0, "deleting versions that are nobody's");
+        self.take_away_versions(no, true)
+    }
+}

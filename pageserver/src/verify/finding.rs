@@ -1,0 +1,69 @@
+//! One thing that is wrong.
+
+use std::path::PathBuf;
+
+use postgres_ffi::Lsn;
+
+/// Which part of what a server keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Versions in RocksDB, and RocksDB's own files.
+    Store,
+    /// Pages as they would be served.
+    Pages,
+    /// WAL segment files.
+    Wal,
+    /// The files of timelines, tenants and leases; the configuration.
+    Metadata,
+}
+
+impl Part {
+    /// One word for tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Store => "store",
+            Part::Pages => "pages",
+            Part::Wal => "wal",
+            Part::Metadata => "metadata",
+        }
+    }
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The timeline's name; `None`: of the server as a whole, or nobody's.
+    pub timeline: Option<String>,
+    /// In which part.
+    pub part: Part,
+    /// Of what: a page, a key, a stretch of keys, a file's content.
+    pub object: String,
+    /// The version, or the record, as far as known.
+    pub lsn: Option<Lsn>,
+    /// The file, below the data directory unless it begins with `/`.
+    pub file: Option<PathBuf>,
+    /// What is wrong.
+    pub what: String,
+    /// What a person can do.
+    pub what_to_do: &'static str,
+}
+
+/// What a person can do.
+pub(super) mod advice {
+    /// A file of the store is damaged.
+    pub const RESTORE_STORE: &str = "pagectl repair writes again what our WAL still has; what it cannot, import anew or take from a copy of the data directory";
+    /// A version says something that no version says.
+    pub const FAULT: &str = "keep the data directory and report it: this was written so; import the cluster anew";
+    /// A page cannot be made.
+    pub const PAGE: &str = "read it at another LSN; pagectl repair, if a file of the store is damaged; pagectl page history shows its versions";
+    /// A WAL file is damaged or missing.
+    pub const WAL: &str = "pagectl repair takes the segment from the primary, if that still has it; do not restart before: what is not in the store yet comes from this WAL";
+    /// A file that the next start reads.
+    pub const METADATA: &str = "do not restart: the server still knows what stood there; pagectl repair writes the file again from what it knows";
+    /// The configuration.
+    pub const CONFIG: &str = "correct the file before the next start";
+    /// Versions that nobody can read.
+    pub const ORPHANS: &str = "nobody reads them; pagectl repair deletes them";
+    /// The server and its files tell different things.
+    pub const DISAGREE: &str = "restart the server; it believes the file";
+}

@@ -1,0 +1,190 @@
+//! Mends what a check finds, as far as it can be mended without guessing.
+//!
+//! - A WAL segment that is damaged or missing comes from the primary again, whole, is read through, and takes the old one's place in one step.
+//! - A file of metadata that is damaged or differs is written again from what the running server knows.
+//! - Versions that are nobody's are deleted.
+//! - **Never** versions in a damaged file of the store: an image that WAL no longer makes cannot come back, and a page whose newest records are
+//!   lost would read as an older one. Such damage is listed with what it concerns; the way out is a new import, or a copy of the directory.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::finding::advice;
+use super::job::{Job, VerifyError, VerifyOptions, VerifyProgress, VerifySink};
+use super::{Finding, Part, metadata, versions, wal};
+use crate::timeline::{Repository, Timeline};
+
+/// What became of one damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepairOutcome {
+    /// It is as it should be.
+    Repaired,
+    /// It would be tried: this was a dry run.
+    Possible,
+    /// It stays.
+    Impossible,
+}
+
+impl RepairOutcome {
+    /// For tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            RepairOutcome::Repaired => "repaired",
+            RepairOutcome::Possible => "would be repaired",
+            RepairOutcome::Impossible => "stays",
+        }
+    }
+}
+
+/// One damage, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repaired {
+    /// The timeline's name; `None`: of the server as a whole, or nobody's.
+    pub timeline: Option<String>,
+    /// In which part.
+    pub part: Part,
+    /// Of what.
+    pub object: String,
+    /// The file.
+    pub file: Option<PathBuf>,
+    /// What became of it.
+    pub outcome: RepairOutcome,
+    /// What was done, or why it stays and what that means.
+    pub what: String,
+}
+
+/// Keeps what is found.
+#[derive(Default)]
+struct Collected(Vec<Finding>);
+
+impl VerifySink for Collected {
+    fn finding(&mut self, finding: &Finding) -> ControlFlow<()> {
+        self.0.push(finding.clone());
+        ControlFlow::Continue(())
+    }
+
+    fn progress(&mut self, _: &VerifyProgress) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+impl Repository {
+    /// Mends one timeline, or all; with `dry_run` only tells what would be tried. One entry for each damage.
+    ///
+    /// Errors: no such timeline; the store cannot be read at all.
+    pub fn repair(&self, timeline: Option<&str>, dry_run: bool) -> Result<Vec<Repaired>, VerifyError> {
+        let timelines = match timeline {
+            Some(name) => vec![self.timeline_named(name)?],
+            None => self.timelines(),
+        };
+        let mut repaired = Vec::new();
+        repaired.extend(self.repair_metadata(&timelines, dry_run)?);
+        for timeline in &timelines {
+            repaired.extend(self.repair_wal(timeline, dry_run)?);
+        }
+        let only = timeline.map(|_| &*timelines[0]);
+        repaired.extend(self.repair_store(only, dry_run)?);
+        Ok(repaired)
+    }
+
+    fn repair_metadata(&self, timelines: &[Arc<Timeline>], dry_run: bool) -> Result<Vec<Repaired>, VerifyError> {
+        let found = collect(self, |job| metadata::check(job, timelines))?;
+        let mend = |finding: Finding| {
+            let is_ours = finding.what_to_do == advice::METADATA;
+            let outcome = match (is_ours, dry_run) {
+                (true, true) => Ok(RepairOutcome::Possible),
+                (true, false) => finding
+                    .file
+                    .as_deref()
+                    .map_or(Ok(false), |file| self.write_file_again(file))
+                    .map(|done| if done { RepairOutcome::Repaired } else { RepairOutcome::Impossible }),
+                (false, _) => Ok(RepairOutcome::Impossible),
+            };
+            match outcome {
+                Ok(outcome @ RepairOutcome::Impossible) => told(&finding, outcome, finding.what.clone()),
+                Ok(outcome) => told(&finding, outcome, "written again from what the server knows".to_owned()),
+                Err(error) => told(&finding, RepairOutcome::Impossible, crate::replication::one_line(&error)),
+            }
+        };
+        Ok(found.into_iter().map(mend).collect())
+    }
+
+    fn repair_wal(&self, timeline: &Arc<Timeline>, dry_run: bool) -> Result<Vec<Repaired>, VerifyError> {
+        let mut damaged = Vec::new();
+        let found = collect(self, |job| wal::check_and_list(job, timeline, &mut damaged))?;
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        let has_primary = timeline.metadata().primary.is_some();
+        if dry_run || !has_primary || damaged.is_empty() {
+            let (outcome, what) = match has_primary && !damaged.is_empty() {
+                true => {
+                    (RepairOutcome::Possible, format!("{} segments would be taken from the primary", damaged.len()))
+                }
+                false => (RepairOutcome::Impossible, "the timeline follows no primary to take it from".to_owned()),
+            };
+            let all = found.iter().map(|finding| told(finding, outcome, format!("{what}: {}", finding.what)));
+            return Ok(all.collect());
+        }
+        let fetched = self.fetch_segments(timeline, &damaged);
+        let left = collect(self, |job| wal::check_and_list(job, timeline, &mut Vec::new()))?;
+        let mend = |finding: &Finding| {
+            let stays = left.iter().any(|left| left.object == finding.object && left.file == finding.file);
+            match (&fetched, stays) {
+                (Ok(()), false) => told(finding, RepairOutcome::Repaired, "taken from the primary".to_owned()),
+                (Ok(()), true) => {
+                    let what = format!("what the primary sends is no better: {}", finding.what);
+                    told(finding, RepairOutcome::Impossible, what)
+                }
+                (Err(error), _) => told(finding, RepairOutcome::Impossible, crate::replication::one_line(error)),
+            }
+        };
+        Ok(found.iter().map(mend).collect())
+    }
+
+    fn repair_store(&self, only: Option<&Timeline>, dry_run: bool) -> Result<Vec<Repaired>, VerifyError> {
+        let mut orphans = Vec::new();
+        let found = collect(self, |job| versions::check_and_list(job, only, &mut orphans))?;
+        let mut orphans = orphans.into_iter();
+        let mend = |finding: Finding| {
+            if finding.what_to_do != advice::ORPHANS {
+                let what = format!(
+                    "{}; pages whose versions are in there cannot be read at the LSNs that need them: import anew, or restore the data directory",
+                    finding.what
+                );
+                return told(&finding, RepairOutcome::Impossible, what);
+            }
+            let outcome = match (orphans.next(), dry_run) {
+                (None, _) => return told(&finding, RepairOutcome::Impossible, finding.what.clone()),
+                (Some(_), true) => Ok(RepairOutcome::Possible),
+                (Some(no), false) => self.delete_orphans(no).map(|()| RepairOutcome::Repaired),
+            };
+            match outcome {
+                Ok(outcome) => told(&finding, outcome, "deleted; compaction gives the space back".to_owned()),
+                Err(error) => told(&finding, RepairOutcome::Impossible, crate::replication::one_line(&error)),
+            }
+        };
+        Ok(found.into_iter().map(mend).collect())
+    }
+}
+
+fn collect(
+    repository: &Repository,
+    check: impl FnOnce(&mut Job<'_>) -> Result<(), VerifyError>,
+) -> Result<Vec<Finding>, VerifyError> {
+    let mut collected = Collected::default();
+    check(&mut Job::new(repository, &VerifyOptions::default(), &mut collected))?;
+    Ok(collected.0)
+}
+
+fn told(finding: &Finding, outcome: RepairOutcome, what: String) -> Repaired {
+    Repaired {
+        timeline: finding.timeline.clone(),
+        part: finding.part,
+        object: finding.object.clone(),
+        file: finding.file.clone(),
+        outcome,
+        what,
+    }
+}

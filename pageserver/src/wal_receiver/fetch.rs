@@ -1,0 +1,116 @@
+//! One segment from a primary again: for a file of ours that is damaged or missing.
+//!
+//! - Written under another name, read through, fsynced and renamed: what is there is replaced whole or not at all.
+//! - Without the slot: a segment in front of where the slot stands is asked for as well, and is there as long as the primary keeps it.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use postgres_ffi::wal::WalStreamDecoder;
+use postgres_ffi::{Lsn, TimeLineId};
+
+use super::ReceiverError;
+use super::checks::check_identity;
+use crate::replication::{ConnInfo, Connection, Mode, ReplicationError, Started, WalEvent, WalStream};
+use crate::wal::{WalFileError, WalLayout};
+
+/// How long the primary may say nothing while it has more to send.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Takes segment `segment_no` of the log in `layout` from the primary. One that the primary is still writing comes as far as it goes, zeroes behind it; but
+/// never less than up to `needed_lsn`, which we had.
+///
+/// Errors: the primary is another one, or does not have it any more; what it sends is no WAL; our disk.
+pub fn fetch_segment(
+    conninfo: &ConnInfo,
+    layout: &WalLayout,
+    segment_no: u64,
+    needed_lsn: Lsn,
+) -> Result<(), ReceiverError> {
+    let mut connection = Connection::connect(conninfo, Mode::Replication)?;
+    let identity = check_identity(&mut connection, layout.system_id, layout.version)?;
+    let start_lsn = layout.segment_start_of(segment_no);
+    let timeline_id = timeline_of(layout, segment_no)?.unwrap_or(identity.timeline_id);
+    let started =
+        connection.start_replication(None, start_lsn, timeline_id).map_err(|error| removed(error, start_lsn))?;
+    let Started::Streaming(mut stream) = started else {
+        let reason = "the primary never wrote it on this PostgreSQL timeline".to_owned();
+        return Err(ReceiverError::WalRemoved { next_lsn: start_lsn, reason });
+    };
+    let bytes = receive(&mut stream, start_lsn, identity.flush_lsn, layout.segment_bytes)?;
+    let needed = u64::from(layout.segment_bytes).min(needed_lsn.saturating_sub(start_lsn));
+    if (bytes.len() as u64) < needed {
+        let reason = "the primary has less of this segment than we had".to_owned();
+        return Err(ReceiverError::WalRemoved { next_lsn: start_lsn, reason });
+    }
+    check(layout, start_lsn, &bytes)?;
+    layout.replace_segment(segment_no, timeline_id, |file| file.write_all(&bytes))?;
+    Ok(())
+}
+
+/// The PostgreSQL timeline that the segment is of: its file's, or the one before's.
+fn timeline_of(layout: &WalLayout, segment_no: u64) -> Result<Option<TimeLineId>, WalFileError> {
+    let files = layout.segment_files()?;
+    let at_or_before = files.iter().rev().find(|file| file.segment_no <= segment_no);
+    Ok(at_or_before.map(|file| file.timeline_id))
+}
+
+fn removed(error: ReplicationError, start_lsn: Lsn) -> ReceiverError {
+    match error.sqlstate() {
+        Some(crate::replication::error::SQLSTATE_UNDEFINED_FILE) => {
+            ReceiverError::WalRemoved { next_lsn: start_lsn, reason: error.to_string() }
+        }
+        _ => error.into(),
+    }
+}
+
+/// The bytes from `start_lsn` to the segment's end, or to `flush_lsn` if the primary has no more.
+fn receive(
+    stream: &mut WalStream,
+    start_lsn: Lsn,
+    flush_lsn: Lsn,
+    segment_bytes: u32,
+) -> Result<Vec<u8>, ReceiverError> {
+    let wanted = u64::from(segment_bytes).min(flush_lsn.saturating_sub(start_lsn));
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+    let mut received = Vec::with_capacity(wanted);
+    let mut heard = Instant::now();
+    while received.len() < wanted {
+        let event = stream.next(SILENCE_MAX).map_err(|error| removed(error, start_lsn))?;
+        match event {
+            WalEvent::Data { start_lsn: at_lsn, bytes, .. } => {
+                let expected_lsn = Lsn::new(start_lsn.as_u64() + received.len() as u64);
+                if at_lsn != expected_lsn {
+                    return Err(ReceiverError::OutOfOrder { expected_lsn, start_lsn: at_lsn });
+                }
+                heard = Instant::now();
+                received.extend_from_slice(&bytes[..bytes.len().min(wanted - received.len())]);
+            }
+            WalEvent::TimelineEnd { .. } => break,
+            WalEvent::Keepalive { .. } | WalEvent::Idle if heard.elapsed() < SILENCE_MAX => {}
+            WalEvent::Keepalive { .. } | WalEvent::Idle => {
+                return Err(ReplicationError::Timeout { timeout: SILENCE_MAX }.into());
+            }
+        }
+    }
+    Ok(received)
+}
+
+/// Every record that lies in the segment is whole and right.
+fn check(layout: &WalLayout, start_lsn: Lsn, bytes: &[u8]) -> Result<(), ReceiverError> {
+    let mut decoder =
+        WalStreamDecoder::new_at_page(layout.version, start_lsn, layout.segment_bytes).with_system_id(layout.system_id);
+    decoder.feed(Bytes::copy_from_slice(bytes));
+    loop {
+        match decoder.next_record() {
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(()),
+            Err(source) => {
+                let path = layout.directory.clone();
+                let (offset, lsn) = (source.record_lsn.saturating_sub(start_lsn), source.record_lsn);
+                return Err(WalFileError::Corrupt { path, offset, lsn, source: Box::new(source) }.into());
+            }
+        }
+    }
+}

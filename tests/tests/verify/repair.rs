@@ -1,0 +1,103 @@
+//! What can be mended: WAL from the primary, files of metadata from what the server knows.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use tests::PageServer;
+
+use super::files::{assert_clean, assert_found, files, flip, name, segments};
+use super::rig::{Rig, small_primary};
+
+fn server(name: &str) -> Result<Rig> {
+    let primary = small_primary().setting("wal_keep_size", "1GB");
+    let mut rig = Rig::start(name, primary, PageServer::builder())?;
+    for _ in 0..6 {
+        rig.write()?;
+    }
+    rig.catch_up()?;
+    rig.pageserver.expect_in_log("ingest stopped");
+    Ok(rig)
+}
+
+#[test]
+fn damaged_and_missing_wal_comes_from_the_primary_again() -> Result<()> {
+    let mut rig = server("repair-wal")?;
+    let segments = segments(&rig.pageserver)?;
+    assert!(segments.len() > 5, "{segments:?}");
+    let (damaged, missing) = (&segments[2], &segments[4]);
+    flip(damaged, 300_001)?;
+    let before = fs::read(missing)?;
+    fs::remove_file(missing)?;
+    assert_found(&rig.pageserver, &[name(damaged), "missing between others"]);
+    let pagectl = rig.pageserver.pagectl()?;
+    let outcome = pagectl.outcome(&["repair", "--dry-run"])?;
+    assert!(
+        outcome.exit_code == 1 && outcome.stdout.contains("would be repaired"),
+        "{}{}",
+        outcome.stdout,
+        outcome.stderr
+    );
+    assert!(!missing.exists(), "a dry run does nothing");
+    let outcome = pagectl.outcome(&["repair", "--timeline", "main"])?;
+    assert_eq!(outcome.exit_code, 0, "{}{}", outcome.stdout, outcome.stderr);
+    assert!(outcome.stdout.contains("taken from the primary"), "{}", outcome.stdout);
+    assert!(fs::read(missing)? == before, "the same bytes");
+    assert_clean(&rig.pageserver);
+    // It is good enough to start from: nothing was flushed, so all of it is read.
+    rig.write()?;
+    rig.catch_up()?;
+    rig.pageserver.kill()?;
+    rig.pageserver.start()?;
+    rig.stop_and_compare()
+}
+
+#[test]
+fn wal_that_the_primary_has_no_more_stays_damaged_and_says_why() -> Result<()> {
+    // Nothing is kept for us but what the slot asks for.
+    let mut rig = Rig::start("repair-wal-gone", small_primary(), PageServer::builder())?;
+    for _ in 0..6 {
+        rig.write()?;
+    }
+    rig.catch_up()?;
+    let segments = segments(&rig.pageserver)?;
+    rig.primary.execute("CHECKPOINT")?;
+    rig.write()?;
+    rig.catch_up()?;
+    rig.primary.execute("CHECKPOINT")?;
+    flip(&segments[1], 300_001)?;
+    let outcome = rig.pageserver.pagectl()?.outcome(&["repair"])?;
+    assert_eq!(outcome.exit_code, 1, "{}{}", outcome.stdout, outcome.stderr);
+    assert!(outcome.stdout.contains("stays") && outcome.stdout.contains("removed"), "{}", outcome.stdout);
+    assert_found(&rig.pageserver, &[name(&segments[1])]);
+    // The timeline goes on all the same.
+    rig.write()?;
+    rig.stop_and_compare()
+}
+
+#[test]
+fn metadata_is_written_again_from_what_the_server_knows() -> Result<()> {
+    let mut rig = server("repair-metadata")?;
+    let pagectl = rig.pageserver.pagectl()?;
+    let lsn = rig.catch_up()?.to_string();
+    pagectl.run(&["lease", "create", "main", "--lsn", &lsn, "--seconds", "86400"])?;
+    let data_dir = rig.pageserver.data_dir().to_owned();
+    for part in ["timeline.json", "leases.json"] {
+        let (file, size) = files(&data_dir, part)?.pop().context("a file")?;
+        let before = fs::read(&file)?;
+        flip(&file, size / 2)?;
+        assert_found(&rig.pageserver, &[part, "metadata"]);
+        let outcome = pagectl.outcome(&["repair"])?;
+        assert!(
+            outcome.exit_code == 0 && outcome.stdout.contains("written again"),
+            "{}{}",
+            outcome.stdout,
+            outcome.stderr
+        );
+        assert!(fs::read(&file)? == before, "the same bytes");
+        assert_clean(&rig.pageserver);
+    }
+    rig.pageserver.kill()?;
+    rig.pageserver.start()?;
+    assert_eq!(pagectl.run(&["lease", "list"])?.lines().count(), 2, "a header and the lease");
+    rig.stop_and_compare()
+}
