@@ -40,7 +40,7 @@ fn a_busy_server_with_branches_and_leases_has_nothing_wrong() -> Result<()> {
     assert_clean(&rig.pageserver);
 
     // Slower, one timeline, as JSON.
-    let outcome = pagectl.outcome(&["verify", "--timeline", "old", "--rate", "1000", "--json"])?;
+    let outcome = pagectl.outcome(&["verify", "--timeline", "main", "--rate", "1000", "--json"])?;
     assert_eq!((outcome.exit_code, outcome.stdout.as_str()), (0, ""), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("found 0") && !outcome.stderr.contains("and 0 versions"), "{}", outcome.stderr);
     let outcome = pagectl.outcome(&["verify", "--timeline", "nowhere"])?;

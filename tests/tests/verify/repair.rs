@@ -3,10 +3,10 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use tests::PageServer;
+use tests::{PageServer, wait_until};
 
 use super::files::{assert_clean, assert_found, files, flip, name, segments};
-use super::rig::{Rig, small_primary};
+use super::rig::{LIMIT, Rig, small_primary};
 
 fn server(name: &str) -> Result<Rig> {
     let primary = small_primary().setting("wal_keep_size", "1GB");
@@ -48,6 +48,7 @@ fn damaged_and_missing_wal_comes_from_the_primary_again() -> Result<()> {
     rig.catch_up()?;
     rig.pageserver.kill()?;
     rig.pageserver.start()?;
+    rig.wait_for("receiver", "streaming")?;
     rig.stop_and_compare()
 }
 
@@ -60,10 +61,13 @@ fn wal_that_the_primary_has_no_more_stays_damaged_and_says_why() -> Result<()> {
     }
     rig.catch_up()?;
     let segments = segments(&rig.pageserver)?;
-    rig.primary.execute("CHECKPOINT")?;
-    rig.write()?;
-    rig.catch_up()?;
-    rig.primary.execute("CHECKPOINT")?;
+    let is_there = format!("SELECT count(*) FROM pg_ls_waldir() WHERE name = '{}'", name(&segments[1]));
+    wait_until("the primary to forget the segment", LIMIT, || {
+        rig.write()?;
+        rig.catch_up()?;
+        rig.primary.execute("CHECKPOINT")?;
+        Ok(rig.primary.query_text(&is_there)? == "0")
+    })?;
     flip(&segments[1], 300_001)?;
     let outcome = rig.pageserver.pagectl()?.outcome(&["repair"])?;
     assert_eq!(outcome.exit_code, 1, "{}{}", outcome.stdout, outcome.stderr);
@@ -71,6 +75,7 @@ fn wal_that_the_primary_has_no_more_stays_damaged_and_says_why() -> Result<()> {
     assert_found(&rig.pageserver, &[name(&segments[1])]);
     // The timeline goes on all the same.
     rig.write()?;
+    rig.wait_for("receiver", "streaming")?;
     rig.stop_and_compare()
 }
 
@@ -98,6 +103,7 @@ fn metadata_is_written_again_from_what_the_server_knows() -> Result<()> {
     }
     rig.pageserver.kill()?;
     rig.pageserver.start()?;
+    rig.wait_for("receiver", "streaming")?;
     assert_eq!(pagectl.run(&["lease", "list"])?.lines().count(), 2, "a header and the lease");
     rig.stop_and_compare()
 }
