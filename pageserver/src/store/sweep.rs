@@ -13,6 +13,7 @@ use super::db::read_error;
 use super::file_set::FileSet;
 use super::flusher::wait_for_level0;
 use super::{StoreError, TimelineStore};
+use crate::failpoint::Failpoint;
 
 /// A version in RocksDB, without its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,10 +135,12 @@ impl SweepSet<'_> {
         let _writer = state.writer.lock();
         state.check_not_deleted()?;
         inner.check_writable()?;
+        Failpoint::GcBeforeIngest.pass();
         self.files.ingest().map_err(|error| {
             inner.poison(error.to_string());
             StoreError::Poisoned { cause: error.to_string() }
         })?;
+        Failpoint::GcIngested.pass();
         Ok(written)
     }
 }
