@@ -115,6 +115,10 @@ failpoints! {
     LeaseBeforeRename, "lease-before-rename", "leases.json is fsynced under another name";
     LeaseRenamed, "lease-renamed", "leases.json is new, and its directory not fsynced";
     LeaseSaved, "lease-saved", "leases.json is new, durably, and nobody has been told";
+    GcHorizonSaved, "gc-horizon-saved", "a horizon is durable, and no version below it is gone";
+    GcBeforeIngest, "gc-before-ingest", "a part of what garbage collection removes is written, and not part of the store";
+    GcIngested, "gc-ingested", "the same is removed, durably, and later parts are not";
+    GcPassSaved, "gc-pass-saved", "a pass of garbage collection is noted as done, durably";
     TenantBeforeRename, "tenant-before-rename", "tenant.json is fsynced under another name";
     TenantRenamed, "tenant-renamed", "tenant.json is new, and its directory not fsynced";
     TenantSaved, "tenant-saved", "tenant.json is new, durably, and the PostgreSQL timeline id in it is not given";

@@ -13,6 +13,7 @@ use super::db::{TimelineFile, read_error};
 use super::file_set::FileSet;
 use super::flusher::wait_for_level0;
 use super::{StoreError, TimelineStore};
+use crate::failpoint::Failpoint;
 
 /// Files of removals that are merged together with what lies below them. Neighbours share files below; who waits for one merge to end waits for
 /// some 100 MiB.
@@ -141,10 +142,12 @@ impl SweepSet<'_> {
         let _writer = state.writer.lock();
         state.check_not_deleted()?;
         inner.check_writable()?;
+        Failpoint::GcBeforeIngest.pass();
         self.files.ingest().map_err(|error| {
             inner.poison(error.to_string());
             StoreError::Poisoned { cause: error.to_string() }
         })?;
+        Failpoint::GcIngested.pass();
         Ok(written)
     }
 }

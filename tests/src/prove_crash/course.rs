@@ -20,6 +20,7 @@ use super::pages::{Pages, Reader};
 use super::plan::{Crash, Plan, Provocation, provocation};
 use super::server::{CrashedServer, Life};
 use super::summary::Summary;
+use super::timelines::Reach;
 use crate::prove::{Narrator, compare_uncrashed};
 use crate::workload::{Target, tpcb};
 use crate::{Killed, PageServer, Postgres, Stop, TestDir, standby};
@@ -28,9 +29,11 @@ use crate::{Killed, PageServer, Postgres, Stop, TestDir, standby};
 const SEGMENT_MB: u32 = 1;
 /// Branches of the bank: 16 MB each.
 const SCALE: i32 = 1;
-/// So little memory that layers are flushed and merged all the time; WAL goes as soon as it may; pages are cached back early.
+/// So little memory that layers are flushed and merged all the time; WAL goes as soon as it may; pages are cached back early;
+/// little history is kept, so that garbage collection runs all the time.
 const CONFIG: &str = "page_cache_mib = 4\n[store]\nlayer_mib = 2\nblock_cache_mib = 8\nflush_interval_seconds = 1\n\
-    [wal]\nkeep_mib = 2\nstatus_interval_seconds = 1\n[redo]\nthreads = 1\ncache_back_records_min = 2\nbacklog_records_min = 4";
+    [wal]\nkeep_mib = 2\nstatus_interval_seconds = 1\n[redo]\nthreads = 1\ncache_back_records_min = 2\nbacklog_records_min = 4\n\
+    [retention]\ntime = \"5s\"\nwal_mib = 16\n[gc]\nperiod_seconds = 1\nmib_per_second = 0\nhorizon_step_mib = 1";
 /// What the page server may say when it is killed, and its primary restarted.
 // A branch that was killed before its WAL files, which begin with a segment, had come to its branch LSN takes them again.
 const EXPECTED: &[&str] = &[
@@ -256,18 +259,12 @@ impl Running {
         self.expect_alive(|running| running.server.settle())?;
         self.catch_up()?;
         self.drop_left_slots()?;
-        for at in 0..self.server.reaches.len() {
-            let reach = self.server.reaches[at].clone();
-            let count = if reach.name == MAIN { PAGES_OF_MAIN } else { PAGES_OF_OTHERS };
-            let process = &mut self.server.process;
-            let conninfo = process.conninfo();
-            let mut is_alive = || process.check_alive().map(|()| true);
-            let right = self.pages.check(&conninfo, &reach, count, &mut is_alive, &mut self.rng)?;
-            let what = if reach.name == MAIN {
-                "pages of main compared after crashes"
-            } else {
-                "pages of other timelines compared after crashes"
+        for reach in self.server.reaches.clone() {
+            let (count, what) = match reach.name.as_str() {
+                MAIN => (PAGES_OF_MAIN, "pages of main compared after crashes"),
+                _ => (PAGES_OF_OTHERS, "pages of other timelines compared after crashes"),
             };
+            let right = self.check_pages(&reach, count)?;
             self.summary.count(what, right);
         }
         if self.rng.random_bool(0.3) {
@@ -277,6 +274,18 @@ impl Running {
             self.pages.take_glimpse(&self.target, self.first_lsn, &mut self.rng);
         }
         self.check_log()
+    }
+
+    /// How many of at most `count` pages were right; the others are given up by now: a horizon moves while pages are asked for.
+    fn check_pages(&mut self, reach: &Reach, count: usize) -> Result<u64> {
+        let process = &mut self.server.process;
+        let conninfo = process.conninfo();
+        let mut given_up = |lsn: Lsn| {
+            process.check_alive()?;
+            let first_readable_lsn: Lsn = process.timeline(&reach.name, "first_readable_lsn")?.parse()?;
+            Ok(lsn < first_readable_lsn)
+        };
+        self.pages.check(&conninfo, reach, count, &mut given_up, &mut self.rng)
     }
 
     fn expect_alive(&mut self, step: impl FnOnce(&mut Self) -> Result<Life>) -> Result<()> {
@@ -378,10 +387,7 @@ impl Running {
         let data_dir = self.primary.data_dir().to_path_buf();
         self.compare(MAIN, &data_dir)?;
         for reach in self.server.reaches.clone() {
-            let process = &mut self.server.process;
-            let conninfo = process.conninfo();
-            let mut is_alive = || process.check_alive().map(|()| true);
-            let right = self.pages.check(&conninfo, &reach, usize::MAX, &mut is_alive, &mut self.rng)?;
+            let right = self.check_pages(&reach, usize::MAX)?;
             self.summary.count("pages of the past compared in the end", right);
         }
         self.server.process.stop()?;

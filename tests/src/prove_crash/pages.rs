@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use postgres::Client;
 use postgres_ffi::Lsn;
 use rand::rngs::SmallRng;
@@ -86,13 +86,13 @@ impl Pages {
         readable.choose_multiple(rng, count).map(|sample| Arc::clone(sample)).collect()
     }
 
-    /// Asks `reach` for at most `count` pages. How many were right. Errors: a wrong page; no answer though the server is there (`is_alive`).
+    /// Asks `reach` for at most `count` pages. How many were right. Errors: a wrong page; no answer, though it is not `given_up` by now.
     pub fn check(
         &self,
         server: &str,
         reach: &Reach,
         count: usize,
-        is_alive: &mut dyn FnMut() -> Result<bool>,
+        given_up: &mut dyn FnMut(Lsn) -> Result<bool>,
         rng: &mut SmallRng,
     ) -> Result<u64> {
         let mut session = None;
@@ -100,8 +100,10 @@ impl Pages {
         for sample in self.choose(reach, count, rng) {
             match history::check_one(&mut session, server, &reach.name, &sample, &[])? {
                 Some(()) => right += 1,
-                None if is_alive()? => bail!("no answer for a page as of {} on {reach:?}", sample.request_lsn()),
-                None => break,
+                None => {
+                    let lsn = sample.request_lsn();
+                    ensure!(given_up(lsn)?, "no answer for a page as of {lsn} on {reach:?}");
+                }
             }
         }
         Ok(right)

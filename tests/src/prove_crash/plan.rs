@@ -62,7 +62,11 @@ pub fn provocation(failpoint: Failpoint) -> Provocation {
         | F::StoreIngested
         | F::StoreFlushed
         | F::StorePagesBeforeIngest
-        | F::StorePagesIngested => Ingest,
+        | F::StorePagesIngested
+        | F::GcHorizonSaved
+        | F::GcBeforeIngest
+        | F::GcIngested
+        | F::GcPassSaved => Ingest,
         F::WalBeforeCut | F::WalCut | F::StoreOpened | F::OpenDone => Start,
         F::WalFileBeforeRename | F::WalFileRenamed | F::WalFileDurable => Operation(&[Kind::Detach, Kind::Import]),
         F::StoreBeforeDelete | F::StoreDeleted => Operation(&[Kind::DeleteFollower, Kind::ResetFollower]),

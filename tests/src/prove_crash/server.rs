@@ -8,7 +8,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use pageserver::client::{Client, ClientConfig, ClientError, ResultSet};
+use pageserver::client::{Client, ClientConfig, ClientError, ResultSet, ServerError};
 use pageserver::page_service::basebackup::BackupBegin;
 use rand::rngs::SmallRng;
 
@@ -140,6 +140,11 @@ impl CrashedServer {
                 self.take_answer(&operation, &answer).with_context(|| command)?;
                 self.look()
             }
+            Err(ClientError::Server(error)) if is_given_up(&error) => {
+                // The horizon has moved behind the LSN that was chosen.
+                self.under_way = None;
+                self.look()
+            }
             Err(ClientError::Server(error)) if error.severity == "ERROR" => bail!("refused: {command}: {error}"),
             Err(error) => self.death(&error),
         }
@@ -258,6 +263,12 @@ impl CrashedServer {
         timelines::check_directories(self.process.data_dir(), &self.timelines)?;
         self.check_leases()
     }
+}
+
+/// What was asked for is history that is not kept any more.
+fn is_given_up(error: &ServerError) -> bool {
+    error.severity == "ERROR"
+        && ["first_readable_lsn=", "garbage collected"].iter().any(|text| error.message.contains(text))
 }
 
 enum Answer {

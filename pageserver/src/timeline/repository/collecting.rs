@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use super::branching::Changed;
 use super::{Repository, RepositoryError};
 use crate::basebackup::wal_place;
+use crate::failpoint::Failpoint;
 use crate::store::StoreError;
 use crate::timeline::gc::{
     GcCounts, GcError, OwnRetention, Pace, Pass, PassProgress, RemovedOfClass, Retention, WalSize,
@@ -308,6 +309,7 @@ impl Repository {
                 let (swept_lsn, swept_pins) = before.map_or((None, Vec::new()), |gc| (gc.swept_lsn, gc.swept_pins));
                 metadata.gc = Some(GcDone { horizon_lsn: plan.horizon_lsn, swept_lsn, swept_pins });
             })?;
+            Failpoint::GcHorizonSaved.pass();
         }
         timeline.horizon.set(plan.horizon_lsn, plan.pins.clone());
         Ok(Some(plan))
@@ -321,7 +323,9 @@ impl Repository {
                 gc.swept_lsn = Some(plan.horizon_lsn);
                 gc.swept_pins.clone_from(&plan.pins);
             }
-        })
+        })?;
+        Failpoint::GcPassSaved.pass();
+        Ok(())
     }
 
     /// Horizon and pins as they should be now. `None`: nothing of the timeline's own lies below.
