@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::ops::DerefMut;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use postgres_ffi::Lsn;
 use tests::faulty_fs::{Effect, Errno, Fault, FaultyFs, InjectedFault, Operation};
 use tests::{PageServer, TestDir, wait_until};
@@ -217,12 +217,12 @@ fn a_bit_that_flips_on_its_way_from_the_disk_is_never_served() -> Result<()> {
     server.rig.pageserver.start()?;
     server.catch_up()?;
     let store = server.pageserver.data_dir().join("store");
-    let (sst, size) =
-        super::files::files(&store, ".sst")?.into_iter().max_by_key(|(_, size)| *size).context("a file")?;
     let mut faults = Vec::new();
-    for n in 0..20 {
-        let at = size * (2 * n + 1) / 40;
-        faults.push(server.inject(Operation::Read, super::files::name(&sst), Effect::FlipBit { at }));
+    for (sst, size) in super::files::files(&store, ".sst")? {
+        for n in 0..10 {
+            let flip = Effect::FlipBit { at: size * (2 * n + 1) / 20 };
+            faults.push(server.inject(Operation::Read, super::files::name(&sst), flip));
+        }
     }
     let mut refused = 0;
     for block_no in 0..blocks {
@@ -235,9 +235,9 @@ fn a_bit_that_flips_on_its_way_from_the_disk_is_never_served() -> Result<()> {
     println!("{refused} of {blocks} pages refused, {hits} bits flipped");
     assert!(hits > 0 && refused > 0, "{refused} refused, {hits} flipped");
     let reason = server.pageserver.timeline("main", "last_error")?;
-    assert!(reason.contains("orrupt") && reason.contains(super::files::name(&sst)), "{reason}");
+    assert!(reason.contains("orrupt") && reason.contains(".sst"), "{reason}");
     // A check, which reads the disk and no cache, sees the same.
-    super::files::assert_found(&server.pageserver, &[super::files::name(&sst), "cannot be read"]);
+    super::files::assert_found(&server.pageserver, &[".sst", "cannot be read"]);
     server.heal_and_compare()
 }
 
