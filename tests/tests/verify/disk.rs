@@ -164,7 +164,7 @@ fn a_failed_link_of_a_layer_stops_the_store() -> Result<()> {
 #[test]
 fn a_failed_write_of_the_manifest_stops_the_store() -> Result<()> {
     let fault = Fault::new(Operation::Fsync, "MANIFEST", EIO).nth(2);
-    check("disk-manifest", SMALL, fault, &["flush"])
+    check("disk-manifest", SMALL, fault, &["MANIFEST", "Input/output error"])
 }
 
 #[test]
