@@ -161,10 +161,25 @@ fn a_failed_link_of_a_layer_stops_the_store() -> Result<()> {
     check("disk-sst-link", SMALL, fault, &["flush", "Input/output error"])
 }
 
+/// The store may not open afterwards, which is not as it should be: RocksDB takes back the file of a failed ingestion, and the MANIFEST that could not be
+/// synced names it all the same. Nothing wrong is served.
 #[test]
 fn a_failed_write_of_the_manifest_stops_the_store() -> Result<()> {
-    let fault = Fault::new(Operation::Fsync, "MANIFEST", EIO).nth(2);
-    check("disk-manifest", SMALL, fault, &["flush"])
+    let Some(mut server) = start("disk-manifest", SMALL)? else { return Ok(()) };
+    server.rig.pageserver.expect_in_log("MANIFEST");
+    server.disk.inject(Fault::new(Operation::Fsync, "MANIFEST", EIO).nth(2));
+    let reason = server.write_until_stopped()?;
+    assert!(reason.contains("MANIFEST") && reason.contains("Input/output error"), "{reason}");
+    server.disk.heal();
+    server.rig.pageserver.kill()?;
+    match server.rig.pageserver.start() {
+        Ok(()) => server.heal_and_compare(),
+        Err(error) => {
+            let text = format!("{error:?}");
+            assert!(text.contains("store is corrupt") && text.contains("MANIFEST"), "{text}");
+            Ok(())
+        }
+    }
 }
 
 #[test]

@@ -55,7 +55,8 @@ fn damaged_and_missing_wal_comes_from_the_primary_again() -> Result<()> {
 #[test]
 fn wal_that_the_primary_has_no_more_stays_damaged_and_says_why() -> Result<()> {
     // Nothing is kept for us but what the slot asks for.
-    let mut rig = Rig::start("repair-wal-gone", small_primary(), PageServer::builder())?;
+    let primary = small_primary().setting("wal_keep_size", "0").setting("min_wal_size", "2MB");
+    let mut rig = Rig::start("repair-wal-gone", primary, PageServer::builder())?;
     for _ in 0..6 {
         rig.write()?;
     }
