@@ -151,9 +151,19 @@ fn report(pageserver: &PageServer, timeline: &str, server: &Postgres, lsn: Optio
 }
 
 /// How many pages and files were compared; none differs.
+///
+/// One thing may be there that the server has not: an empty file of a relation that was dropped. A commit drops the file a moment after its record; when
+/// the backup's checkpoint begins in between, the record is not in the backup's WAL, and the file, cut to nothing, stays until the checkpoint after
+/// that one (PG: md.c, mdunlink; sync.c, SyncPostCheckpoint). A stock server that starts from the backup keeps it for ever.
 fn compare(pageserver: &PageServer, timeline: &str, server: &Postgres) -> u64 {
     let report = report(pageserver, timeline, server, None);
-    assert_eq!(report["mismatches"], 0, "{report}");
+    let different = report["first_mismatches"].as_array().unwrap();
+    assert_eq!(report["mismatches"].as_u64().unwrap(), different.len() as u64, "{report}");
+    let is_left_over = |mismatch: &&Value| {
+        let is_main = mismatch["what"].as_str().is_some_and(|what| what.ends_with(" main"));
+        mismatch["kind"] == "relations" && mismatch["detail"] == "not in the directory, 0 blocks" && is_main
+    };
+    assert_eq!(different.iter().find(|mismatch| !is_left_over(mismatch)), None);
     report["compared"].as_u64().unwrap()
 }
 
