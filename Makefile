@@ -53,9 +53,14 @@ doc: ## documentation, warnings are errors
 tidy: ## the rules of docs/architecture.md that a machine can check
 	$(CARGO) test --release --package tests --test tidy --locked
 
-deny: ## licences, advisories, sources of dependencies (when cargo-deny is installed)
-	@if command -v cargo-deny >/dev/null; then cargo deny --all-features check; \
-	else echo "cargo-deny is not installed ('cargo install cargo-deny --locked'): deny.toml was not checked"; fi
+deny: ## licences, bans, sources of dependencies, and advisories as far as their database can be fetched (when cargo-deny is installed)
+	@if ! command -v cargo-deny >/dev/null; then \
+	  echo "cargo-deny is not installed ('cargo install cargo-deny --locked'): deny.toml was not checked"; \
+	else \
+	  cargo deny --all-features --log-level error check bans licenses sources || exit 1; \
+	  if cargo deny fetch db >/dev/null 2>&1; then cargo deny --all-features check advisories; \
+	  else echo "the database of advisories cannot be fetched: advisories were not checked"; fi; \
+	fi
 
 demo: setup build ## a stock PostgreSQL, a page server, three moments of one page, the comparison
 	scripts/demo
