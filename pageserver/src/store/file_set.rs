@@ -13,8 +13,10 @@ use postgres_ffi::Lsn;
 use rocksdb::SstFileWriter;
 
 use super::db::Db;
+use super::flusher::wait_for_level0;
 use super::layer::{LayerData, LayerVersion, SortedWindows};
 use super::long_chains::ChainFinder;
+use super::{StoreError, TimelineStore};
 use crate::failpoint::Failpoint;
 
 /// An image that does not stand in the layer: a materialised page, or the watermark.
@@ -86,6 +88,29 @@ impl<'a> FileSet<'a> {
         }
         self.files.clear();
         Ok(())
+    }
+
+    /// Ends the set and makes it part of the store beside the flusher, durably; `points` are passed right before and right after. Bytes of its files. Blocks
+    /// while compaction is behind. Errors: `Write` (nothing was changed), `Poisoned`, `TimelineDeleted`, `ShuttingDown`.
+    pub fn finish(mut self, store: &TimelineStore, points: [Failpoint; 2]) -> Result<u64, StoreError> {
+        self.close_file().map_err(|error| write_error(&error))?;
+        let inner = store.store().inner();
+        if !wait_for_level0(inner).map_err(|error| write_error(&error))? {
+            return Err(StoreError::ShuttingDown);
+        }
+        let bytes = self.bytes;
+        // Whoever deletes the timeline takes this lock first: nothing comes in behind it.
+        let state = store.state();
+        let _writer = state.writer.lock();
+        state.check_not_deleted()?;
+        inner.check_writable()?;
+        points[0].pass();
+        self.ingest().map_err(|error| {
+            inner.poison(error.to_string());
+            StoreError::Poisoned { cause: error.to_string() }
+        })?;
+        points[1].pass();
+        Ok(bytes)
     }
 
     /// All versions of one key, oldest first, with the extra images of that key in between.
@@ -170,6 +195,11 @@ impl Drop for FileSet<'_> {
             let _ = fs::remove_file(file);
         }
     }
+}
+
+/// What a set that cannot be written means to who fills it.
+pub(super) fn write_error(error: &rocksdb::Error) -> StoreError {
+    StoreError::Write { cause: error.to_string() }
 }
 
 fn open_file<'a>(db: &'a Db, files: &mut Vec<PathBuf>) -> Result<SstFileWriter<'a>, rocksdb::Error> {

@@ -6,8 +6,7 @@
 use keyenc::Key;
 use postgres_ffi::Lsn;
 
-use super::file_set::FileSet;
-use super::flusher::wait_for_level0;
+use super::file_set::{FileSet, write_error};
 use super::{StoreError, TimelineStore};
 use crate::failpoint::Failpoint;
 
@@ -39,27 +38,8 @@ impl ImageSet<'_> {
 
     /// Makes the set part of the store, durably. Blocks while compaction is behind.
     /// Errors: `Write` (nothing was added), `Poisoned`, `TimelineDeleted`, `ShuttingDown`.
-    pub fn finish(mut self) -> Result<(), StoreError> {
-        self.files.close_file().map_err(|error| write_error(&error))?;
-        let inner = self.store.store().inner();
-        if !wait_for_level0(inner).map_err(|error| write_error(&error))? {
-            return Err(StoreError::ShuttingDown);
-        }
-        // Whoever deletes the timeline takes this lock first: nothing comes in behind it.
-        let state = self.store.state();
-        let _writer = state.writer.lock();
-        state.check_not_deleted()?;
-        inner.check_writable()?;
-        Failpoint::StoreImagesBeforeIngest.pass();
-        self.files.ingest().map_err(|error| {
-            inner.poison(error.to_string());
-            StoreError::Poisoned { cause: error.to_string() }
-        })?;
-        Failpoint::StoreImagesIngested.pass();
-        Ok(())
+    pub fn finish(self) -> Result<(), StoreError> {
+        let points = [Failpoint::StoreImagesBeforeIngest, Failpoint::StoreImagesIngested];
+        self.files.finish(self.store, points).map(drop)
     }
-}
-
-fn write_error(error: &rocksdb::Error) -> StoreError {
-    StoreError::Write { cause: error.to_string() }
 }

@@ -44,7 +44,7 @@ mod inner;
 mod scan;
 mod search;
 mod sweep;
-pub use sweep::{StoredVersion, SweepSet, SweepSetWritten};
+pub use sweep::{StoredVersion, SweepSet};
 mod timeline_state;
 mod timeline_store;
 pub use timeline_store::TimelineStore;

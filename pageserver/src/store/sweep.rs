@@ -6,12 +6,11 @@
 
 use std::ops::ControlFlow;
 
-use keyenc::{Key, Kind, TimelineNo, VersionKey};
+use keyenc::{Key, Kind, VersionKey};
 use postgres_ffi::Lsn;
 
 use super::db::{TimelineFile, read_error};
-use super::file_set::FileSet;
-use super::flusher::wait_for_level0;
+use super::file_set::{FileSet, write_error};
 use super::{StoreError, TimelineStore};
 use crate::failpoint::Failpoint;
 
@@ -36,13 +35,6 @@ pub struct StoredVersion {
 pub struct SweepSet<'a> {
     store: &'a TimelineStore,
     files: FileSet<'a>,
-}
-
-/// What became part of the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SweepSetWritten {
-    /// Bytes of its files.
-    pub bytes: u64,
 }
 
 impl TimelineStore {
@@ -123,35 +115,9 @@ impl SweepSet<'_> {
         self.files.is_empty()
     }
 
-    /// Number of the timeline.
-    pub fn timeline_no(&self) -> TimelineNo {
-        self.store.timeline_no()
-    }
-
-    /// Makes the set part of the store, durably. Blocks while compaction is behind.
+    /// Makes the set part of the store, durably. Bytes of its files. Blocks while compaction is behind.
     /// Errors: `Write` (nothing was changed), `Poisoned`, `TimelineDeleted`, `ShuttingDown`.
-    pub fn finish(mut self) -> Result<SweepSetWritten, StoreError> {
-        self.files.close_file().map_err(|error| write_error(&error))?;
-        let inner = self.store.store().inner();
-        if !wait_for_level0(inner).map_err(|error| write_error(&error))? {
-            return Err(StoreError::ShuttingDown);
-        }
-        let written = SweepSetWritten { bytes: self.files.bytes };
-        // Whoever deletes the timeline takes this lock first: nothing comes in behind it.
-        let state = self.store.state();
-        let _writer = state.writer.lock();
-        state.check_not_deleted()?;
-        inner.check_writable()?;
-        Failpoint::GcBeforeIngest.pass();
-        self.files.ingest().map_err(|error| {
-            inner.poison(error.to_string());
-            StoreError::Poisoned { cause: error.to_string() }
-        })?;
-        Failpoint::GcIngested.pass();
-        Ok(written)
+    pub fn finish(self) -> Result<u64, StoreError> {
+        self.files.finish(self.store, [Failpoint::GcBeforeIngest, Failpoint::GcIngested])
     }
-}
-
-fn write_error(error: &rocksdb::Error) -> StoreError {
-    StoreError::Write { cause: error.to_string() }
 }

@@ -222,7 +222,7 @@ impl<'a> Range<'a> {
 
     fn finish(mut self) -> Result<GcCounts, GcError> {
         if let Some(set) = self.set.take().filter(|set| !set.is_empty()) {
-            self.counts.written_bytes += set.finish()?.bytes;
+            self.counts.written_bytes += set.finish()?;
         }
         Ok(self.counts)
     }
