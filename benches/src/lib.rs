@@ -1,7 +1,10 @@
 //! What the benchmarks share: stores and WAL of a known shape.
 
+use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
+
+use tests::Postgres;
 
 /// True under `cargo bench`. Under `cargo test` the benchmarks run once, small, so that they do not rot.
 pub fn is_full_size() -> bool {
@@ -24,4 +27,11 @@ pub fn cpu_time(task: &str) -> Duration {
     std::thread::yield_now(); // Brings the count of this thread up to date; else it moves in ticks.
     let text = std::fs::read_to_string(format!("/proc/{task}/schedstat")).expect("Linux counts it");
     Duration::from_nanos(text.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).expect("a number"))
+}
+
+/// Runs `pgbench` on the database `postgres` of `primary`. Errors: it fails, with what it wrote.
+pub fn pgbench(primary: &Postgres, arguments: &[&str]) -> anyhow::Result<()> {
+    let mut command = Command::new("pgbench");
+    command.args(["--host=127.0.0.1", "--username=postgres"]).arg(format!("--port={}", primary.port()));
+    tests::process::run(command.args(arguments).arg("postgres")).map(drop)
 }

@@ -468,8 +468,8 @@ fn count(answer: &Answer<'_>, groups: &mut VecDeque<Group>, run: &Run, result: &
     }
 }
 
-/// CPU time that a process has used, user and system. PG-independent: proc(5), `/proc/PID/stat`, fields 14 and 15.
-fn process_cpu(pid: u32) -> Option<Duration> {
+/// CPU time that a process has used, user and system; `None` if it is not there. PG-independent: proc(5), `/proc/PID/stat`, fields 14 and 15.
+pub fn process_cpu(pid: u32) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses and may hold anything, spaces and parentheses too.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();

@@ -5,12 +5,12 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use benches::pgbench;
 use clap::Parser;
 use keyenc::Key;
 use pageserver::config::Config;
@@ -187,12 +187,4 @@ fn catch_up(main: &Timeline, primary: &Postgres) -> Result<()> {
     primary.execute("SELECT txid_current(); SELECT pg_logical_emit_message(true, 'bench', 'flush')")?;
     let lsn: Lsn = primary.query_text("SELECT pg_current_wal_flush_lsn()")?.parse()?;
     wait_until("the page server to catch up", LIMIT, || Ok(main.last_record_lsn() >= lsn))
-}
-
-fn pgbench(primary: &Postgres, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new("pgbench");
-    command.args(["--host=127.0.0.1", "--username=postgres"]).arg(format!("--port={}", primary.port()));
-    let output = command.args(arguments).arg("postgres").output().context("run pgbench")?;
-    ensure!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

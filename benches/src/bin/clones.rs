@@ -9,14 +9,14 @@
 //! Needs PostgreSQL 15 with `pgbench` and `pg_basebackup` (`scripts/setup`).
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use benches::pgbench;
 use clap::Parser;
 use postgres_ffi::{Lsn, PgVersion};
-use tests::process::server_command;
+use tests::process::{run, server_command};
 use tests::{Computes, PageServer, Postgres, TestDir, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -144,16 +144,4 @@ fn pg_basebackup(dir: &TestDir, primary: &Postgres) -> Result<(Duration, u64)> {
 fn median<T>(values: &mut [T], key: impl Fn(&T) -> Duration) -> &T {
     values.sort_by_key(key);
     &values[values.len() / 2]
-}
-
-fn pgbench(primary: &Postgres, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new(Path::new("pgbench"));
-    command.args(["--host=127.0.0.1", "--username=postgres"]).arg(format!("--port={}", primary.port()));
-    run(command.args(arguments).arg("postgres"))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

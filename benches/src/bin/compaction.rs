@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use benches::recorded_wal;
+use benches::{pgbench, recorded_wal};
 use bytes::Bytes;
 use clap::Parser;
 use keyenc::Key;
@@ -245,10 +245,4 @@ impl std::io::Write for Counted {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-fn pgbench(primary: &Postgres, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new("pgbench");
-    command.args(["--host=127.0.0.1", "--username=postgres"]).arg(format!("--port={}", primary.port()));
-    tests::process::run(command.args(arguments).arg("postgres")).map(drop)
 }

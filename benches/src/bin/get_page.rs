@@ -8,11 +8,11 @@
 //! Load comes from `pagectl bench getpage` on the same machine. Needs PostgreSQL 15 with `pgbench` and the redo extension (`scripts/setup`, `make extension`).
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use benches::pgbench;
 use clap::Parser;
 use postgres_ffi::{Lsn, PgVersion};
 use tests::{PageServer, Postgres, TestDir, built_program, wait_until};
@@ -116,10 +116,4 @@ fn load(
     command.args([format!("--clients={clients}"), format!("--depth={depth}"), format!("--seconds={seconds}")]);
     command.arg(format!("--distribution={distribution}"));
     Ok(serde_json::from_str(&tests::process::run(&mut command)?)?)
-}
-
-fn pgbench(primary: &Postgres, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new(Path::new("pgbench"));
-    command.args(["--host=127.0.0.1", "--username=postgres"]).arg(format!("--port={}", primary.port()));
-    tests::process::run(command.args(arguments).arg("postgres")).map(drop)
 }

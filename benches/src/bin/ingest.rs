@@ -8,22 +8,20 @@
 //! Needs PostgreSQL 17 and `pgbench` (`scripts/setup`).
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use benches::recorded_wal;
+use anyhow::{Context, Result, bail};
+use benches::{pgbench, recorded_wal};
 use clap::Parser;
 use pageserver::config::Config;
 use pageserver::timeline::{Repository, TimelineIngest};
 use postgres_ffi::wal::WalStreamDecoder;
 use postgres_ffi::{Lsn, PgVersion};
 use tests::{PageServer, Postgres, Stop, TestDir, standby, wait_until};
+use tools::bench_getpage::process_cpu;
 
 /// What is fed to ingest at once: what a read of the socket may bring.
 const CHUNK_BYTES: usize = 1 << 20;
-/// USER_HZ, 100 on every Linux that we run on.
-const TICKS_PER_SECOND: u32 = 100;
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// Measure ingest of four kinds of WAL beside a hot standby.
@@ -75,14 +73,6 @@ fn copy_rows(primary: &Postgres, arguments: &Arguments) -> Result<()> {
 
 fn create_index(primary: &Postgres, _: &Arguments) -> Result<()> {
     primary.execute("CREATE INDEX ON copied (a)")
-}
-
-fn pgbench(primary: &Postgres, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new("pgbench");
-    command.args(["--host=127.0.0.1", "--username=postgres"]).arg(format!("--port={}", primary.port()));
-    let output = command.args(arguments).arg("postgres").output().context("run pgbench")?;
-    ensure!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
 
 /// A time, and what else is to be told.
@@ -220,10 +210,6 @@ fn usage_of(server: &PageServer) -> Result<(Duration, f64)> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let Some(peak) = status.lines().find_map(|line| line.strip_prefix("VmHWM:")) else { bail!("no VmHWM") };
     let peak_kb: f64 = peak.trim().trim_end_matches(" kB").parse()?;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Behind the name, which may hold anything: user and system time are the 12th and 13th, in ticks. Threads that have ended count too.
-    let (_, fields) = stat.rsplit_once(')').context("a name in brackets")?;
-    let fields = fields.split_whitespace().skip(11).take(2).map(|ticks| Ok(ticks.parse::<u64>()?));
-    let cpu = Duration::from_secs(fields.sum::<Result<u64>>()?) / TICKS_PER_SECOND;
+    let cpu = u32::try_from(pid).ok().and_then(process_cpu).context("its processor time")?;
     Ok((cpu, peak_kb / 1024.0))
 }
