@@ -5,12 +5,15 @@
 //! - Started as root, servers run as user `postgres`: PostgreSQL refuses root.
 //! - Nothing here sleeps and hopes: [`wait_until`] waits for a condition, with a limit.
 //!
-//! In reading order: [`wait_until`], [`mod@versions`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`faulty_fs`], [`CutProxy`], [`PageServer`],
+//! In reading order: [`wait_until`], [`Background`], [`mod@versions`], [`TestDir`], [`process`], [`Postgres`], [`standby`], [`faulty_fs`], [`CutProxy`], [`PageServer`],
 //! [`computes`], [`backup_server`], [`workload`], [`prove`], [`prove_redo`], [`prove_clones`],
 //! [`prove_crash`], [`long_run`].
 
 mod wait;
 pub use wait::{wait_until, wait_until_some};
+
+mod background;
+pub use background::Background;
 
 mod versions;
 pub use versions::versions;

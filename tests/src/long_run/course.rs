@@ -1,9 +1,8 @@
 //! The run: a primary with one table, updates at a steady pace, a page server, samples.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -16,7 +15,7 @@ use super::reader::Reader;
 use super::report::report;
 use super::{Sample, graph};
 use crate::prove::Narrator;
-use crate::{PageServer, Postgres, TestDir};
+use crate::{Background, PageServer, Postgres, TestDir};
 
 const TIMELINE: &str = "main";
 /// One page read per so long.
@@ -63,11 +62,11 @@ pub fn run(what: &LongRun) -> Result<String> {
         narrator.say(command);
     }
     let (rel, block_count) = table(&primary)?;
-    let updates = Updates::start(&primary, what)?;
+    let mut updates = start_updates(&primary, what)?;
     let address = format!("127.0.0.1:{}", server.port());
     let reader = Reader::start(address, TIMELINE, rel, block_count, READ_PAUSE)?;
     let samples = sample(what, &mut server, &reader, narrator)?;
-    let statements = updates.stop()?;
+    let statements = updates.stop()?.context("it is stopped once")?;
     reader.stop()?;
     std::fs::write(&what.csv, Sample::csv(&samples)).with_context(|| format!("write {}", what.csv.display()))?;
     let title = format!(
@@ -132,50 +131,21 @@ fn sample(what: &LongRun, server: &mut PageServer, reader: &Reader, narrator: Na
     Ok(samples)
 }
 
-/// The thread that updates. Dropped: it ends by itself.
-struct Updates {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-impl Updates {
-    fn start(primary: &Postgres, what: &LongRun) -> Result<Self> {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let mut session = primary.connect()?;
-        let (rows, pause) = (what.rows, Duration::from_secs(1) / what.updates_per_second);
-        let thread = thread::spawn({
-            let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
-            move || {
-                let mut rng = SmallRng::seed_from_u64(2);
-                let update = session.prepare("UPDATE fixed SET n = n + 1 WHERE id = ANY($1)")?;
-                let mut due = Instant::now();
-                while !stop.load(Ordering::SeqCst) {
-                    thread::sleep(due.saturating_duration_since(Instant::now()));
-                    let ids: Vec<i32> = (0..ROWS_AT_ONCE).map(|_| rng.random_range(1..=rows)).collect();
-                    session.execute(&update, &[&ids])?;
-                    done.fetch_add(1, Ordering::SeqCst);
-                    due = Instant::now().max(due + pause);
-                }
-                Ok(())
-            }
-        });
-        Ok(Updates { stop, done, thread: Some(thread) })
-    }
-
-    /// Ends it; statements so far.
-    fn stop(mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::SeqCst);
-        match self.thread.take().context("stopped once")?.join() {
-            Ok(outcome) => outcome.context("an update failed")?,
-            Err(panic) => std::panic::resume_unwind(panic),
+/// Starts to update rows at a steady pace. Ended, it says how many statements that were.
+fn start_updates(primary: &Postgres, what: &LongRun) -> Result<Background<u64>> {
+    let mut session = primary.connect()?;
+    let (rows, pause) = (what.rows, Duration::from_secs(1) / what.updates_per_second);
+    Ok(Background::start("the updates", move |stop| {
+        let mut rng = SmallRng::seed_from_u64(2);
+        let update = session.prepare("UPDATE fixed SET n = n + 1 WHERE id = ANY($1)")?;
+        let (mut due, mut done) = (Instant::now(), 0);
+        while !stop.load(Ordering::SeqCst) {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let ids: Vec<i32> = (0..ROWS_AT_ONCE).map(|_| rng.random_range(1..=rows)).collect();
+            session.execute(&update, &[&ids])?;
+            done += 1;
+            due = Instant::now().max(due + pause);
         }
-        Ok(self.done.load(Ordering::SeqCst))
-    }
-}
-
-impl Drop for Updates {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
+        Ok(done)
+    }))
 }

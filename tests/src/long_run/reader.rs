@@ -1,22 +1,23 @@
 //! A small constant load of reads: random pages of one relation at the last record, and how long each took.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use pageserver::client::{Client, ClientConfig, PageStream, ReadAt};
 use pageserver::page_service::pagestream::wire::Version;
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::Background;
+
 /// The thread. Dropped: it ends by itself.
 pub struct Reader {
     latencies: Arc<Mutex<Vec<Duration>>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    thread: Background<()>,
 }
 
 impl Reader {
@@ -30,10 +31,10 @@ impl Reader {
     ) -> Result<Self> {
         let client = Client::connect(&ClientConfig::new(address))?;
         let mut stream = PageStream::start(client, Version::V3, None, timeline)?;
-        let (latencies, stop) = (Arc::<Mutex<Vec<Duration>>>::default(), Arc::new(AtomicBool::new(false)));
-        let thread = thread::spawn({
-            let (latencies, stop) = (Arc::clone(&latencies), Arc::clone(&stop));
-            move || {
+        let latencies = Arc::<Mutex<Vec<Duration>>>::default();
+        let thread = Background::start("the load of reads", {
+            let latencies = Arc::clone(&latencies);
+            move |stop| {
                 let mut rng = SmallRng::seed_from_u64(1);
                 // As a primary asks: the newest version, and nothing that would have to be waited for.
                 let lsns = ReadAt { request_lsn: Lsn::MAX, not_modified_since: Lsn::new(1) };
@@ -49,7 +50,7 @@ impl Reader {
                 Ok(())
             }
         });
-        Ok(Reader { latencies, stop, thread: Some(thread) })
+        Ok(Reader { latencies, thread })
     }
 
     /// Latencies since it was asked last, in order of their length.
@@ -61,17 +62,7 @@ impl Reader {
 
     /// Ends it; an error if a read has failed.
     pub fn stop(mut self) -> Result<()> {
-        self.stop.store(true, Ordering::SeqCst);
-        match self.thread.take().context("stopped once")?.join() {
-            Ok(outcome) => outcome.context("a read failed"),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.thread.stop().map(drop)
     }
 }
 

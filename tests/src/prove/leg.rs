@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use postgres_ffi::checkpoint::Checkpoint;
 use postgres_ffi::control_file::ControlFile;
 use postgres_ffi::{Lsn, PgVersion};
@@ -24,7 +24,7 @@ use super::lost_bits::Recovery;
 use super::lost_wal::WalArchive;
 use super::orphans;
 use crate::workload::{Target, tpcb};
-use crate::{CutProxy, PageServer, Postgres, Stop, TestDir, standby, wait_until};
+use crate::{Background, CutProxy, PageServer, Postgres, Stop, TestDir, standby, wait_until};
 
 /// Directory of all WAL, within that of the test.
 const ARCHIVE: &str = "wal archive";
@@ -163,7 +163,7 @@ struct Course {
     first_lsn: Lsn,
     remains: CrashRemains,
     plan: Plan,
-    checker: Option<Checker>,
+    checker: Option<Background<u64>>,
     load: Option<Load>,
     pageserver: PageServer,
     proxy: CutProxy,
@@ -201,7 +201,11 @@ impl Course {
         narrator.say(format_args!("imported under load, readable from {first_lsn}"));
         let samples = Samples::default();
         let recoveries = Recoveries::default();
-        let checker = Checker::start(pageserver.conninfo(), &samples, &recoveries, rng.random());
+        let checker = Background::start("the checker", {
+            let (samples, recoveries) = (samples.clone(), recoveries.clone());
+            let (conninfo, seed) = (pageserver.conninfo(), rng.random());
+            move |stop| check_until(stop, &samples, &recoveries, &conninfo, seed)
+        });
         let summary = Summary::default();
         let (checker, load) = (Some(checker), Some(load));
         let archive = WalArchive {
@@ -364,7 +368,7 @@ impl Course {
         self.remains.recoveries = self.recoveries.lock().clone();
         self.remains.archive.dirs.push(self.primary.data_dir().join("pg_wal"));
         self.leave_a_prepared_transaction()?;
-        let checked = self.checker.take().context("the checker is running")?.stop()?;
+        let checked = self.checker.take().context("the checker is running")?.stop()?.context("it is stopped once")?;
         self.summary.count("pages of the past compared meanwhile", checked);
         self.summary.count("cuts that hit", self.proxy.cuts());
         self.catch_up()?;
@@ -510,65 +514,17 @@ impl Recoveries {
     }
 }
 
-/// A thread that asks for random pages of the past all the time, whatever happens to the servers.
-struct Checker {
-    stop: Arc<AtomicBool>,
-    checked: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-impl Checker {
-    fn start(conninfo: String, samples: &Samples, recoveries: &Recoveries, seed: u64) -> Self {
-        let (stop, checked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let thread = thread::spawn({
-            let (samples, recoveries) = (samples.clone(), recoveries.clone());
-            let (stop, checked) = (Arc::clone(&stop), Arc::clone(&checked));
-            move || check_until(&stop, &checked, &samples, &recoveries, &conninfo, seed)
-        });
-        Self { stop, checked, thread: Some(thread) }
-    }
-
-    /// An error if it has found a wrong page.
-    fn check(&mut self) -> Result<()> {
-        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.join()?;
-            bail!("the checker ended by itself");
-        }
-        Ok(())
-    }
-
-    /// Ends it; how many pages it compared.
-    fn stop(mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::SeqCst);
-        self.join()?;
-        Ok(self.checked.load(Ordering::SeqCst))
-    }
-
-    fn join(&mut self) -> Result<()> {
-        match self.thread.take().map(JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(result)) => result,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-        }
-    }
-}
-
-impl Drop for Checker {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
-}
-
+/// Asks for random pages of the past until `stop`, whatever happens to the servers. How many it compared; an error for a wrong one.
 fn check_until(
     stop: &AtomicBool,
-    checked: &AtomicU64,
     samples: &Samples,
     recoveries: &Recoveries,
     conninfo: &str,
     seed: u64,
-) -> Result<()> {
+) -> Result<u64> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut session = None;
+    let mut checked = 0;
     while !stop.load(Ordering::SeqCst) {
         let sample = samples.random(&mut rng);
         let answered = match &sample {
@@ -579,9 +535,9 @@ fn check_until(
             }
         };
         match answered {
-            Some(()) => _ = checked.fetch_add(1, Ordering::SeqCst),
+            Some(()) => checked += 1,
             None => thread::sleep(Duration::from_millis(50)), // Nothing to ask yet, or the server is down.
         }
     }
-    Ok(())
+    Ok(checked)
 }

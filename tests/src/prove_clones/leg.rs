@@ -15,7 +15,7 @@ use rand::{Rng, SeedableRng};
 use super::clone::{Cloned, Known};
 use super::markers::{Markers, Writers};
 use super::moments::{self, Kind, Moment};
-use super::primary::{self, Restless};
+use super::primary::{self, start_restless};
 use super::recovery::Base;
 use super::tree::run_tree;
 use super::wal_history::{WalHistory, WalSource};
@@ -177,7 +177,7 @@ impl Course {
         let target = Target::new(&primary);
         let mut load = Load::of(primary::workloads()?, &target, plan.scale, rng, narrator);
         let mut writers = Writers::start(&target);
-        let mut restless = Restless::start(&target, rng.random());
+        let mut restless = start_restless(&target, rng.random());
         let backup = target.begin_backup();
         page_server.import(TIMELINE, &primary.conninfo()).context("import under load")?;
         drop(backup);
@@ -196,7 +196,7 @@ impl Course {
         })?;
         let (transactions, runs) = load.stop()?;
         let markers = writers.stop()?;
-        let rounds = restless.stop()?;
+        let rounds = restless.stop()?.context("it is stopped once")?;
         let last_lsn = last_record_end(&primary)?;
         wait_until("the page server to have it all", CATCH_UP_LIMIT, || {
             Ok(page_server.timeline(TIMELINE, "last_record_lsn")?.parse::<Lsn>()? >= last_lsn)

@@ -1,17 +1,16 @@
 //! The primary: its settings, what it holds before the load begins, and a thread that sees to it that the WAL has every kind of place.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use postgres_ffi::PgVersion;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::workload::{Target, Workload, is_transient, tpcb};
-use crate::{Postgres, TestDir, wait_until_some};
+use crate::{Background, Postgres, TestDir, wait_until_some};
 
 /// What runs beside bank transactions.
 const WORKLOADS: &[&str] = &[
@@ -81,52 +80,11 @@ fn fill(primary: &Postgres, scale: i32, dir: &TestDir) -> Result<()> {
     primary.execute("CHECKPOINT")
 }
 
-/// A thread that does what the workloads do too seldom: checkpoints, segment switches, long transactions, prepared ones that stay a while,
-/// databases made in both ways.
-pub struct Restless {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<u64>>>,
-}
-
-impl Restless {
-    /// Starts on `target`.
-    pub fn start(target: &Target, seed: u64) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = thread::spawn({
-            let (target, stop) = (target.clone(), Arc::clone(&stop));
-            move || run(&target, &stop, seed)
-        });
-        Self { stop, thread: Some(thread) }
-    }
-
-    /// An error if it has ended by itself.
-    pub fn check(&mut self) -> Result<()> {
-        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.join()?;
-            bail!("the restless thread ended by itself");
-        }
-        Ok(())
-    }
-
-    /// Ends it; how many rounds it went. Each round does everything once.
-    pub fn stop(mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::SeqCst);
-        self.join()
-    }
-
-    fn join(&mut self) -> Result<u64> {
-        match self.thread.take().map(JoinHandle::join) {
-            None => Ok(0),
-            Some(Ok(result)) => result.context("the restless thread"),
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-        }
-    }
-}
-
-impl Drop for Restless {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
+/// Starts a thread that does what the workloads do too seldom: checkpoints, segment switches, long transactions, prepared ones that stay a while,
+/// databases made in both ways. Ended, it says how many rounds it went; each does everything once.
+pub fn start_restless(target: &Target, seed: u64) -> Background<u64> {
+    let target = target.clone();
+    Background::start("the restless thread", move |stop| run(&target, stop, seed))
 }
 
 fn run(target: &Target, stop: &AtomicBool, seed: u64) -> Result<u64> {

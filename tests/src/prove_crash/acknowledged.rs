@@ -8,15 +8,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use postgres::Client;
 use postgres_ffi::records::xact;
 use postgres_ffi::wal::{DecodedRecord, WalStreamDecoder, rmgr};
 use postgres_ffi::{Lsn, PgVersion};
 
+use crate::Background;
 use crate::workload::{Target, is_transient};
 
 /// Between two rows.
@@ -36,8 +37,7 @@ struct Acknowledged {
 /// The thread that writes rows. Dropped: it ends by itself.
 pub struct Rows {
     acknowledged: Arc<Mutex<Vec<Acknowledged>>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    writer: Background<()>,
 }
 
 impl Rows {
@@ -46,12 +46,12 @@ impl Rows {
         target
             .connect("postgres")?
             .batch_execute("SET synchronous_commit = local; CREATE TABLE acknowledged (n int, xid int8)")?;
-        let (acknowledged, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
-        let thread = thread::spawn({
-            let (target, acknowledged, stop) = (target.clone(), Arc::clone(&acknowledged), Arc::clone(&stop));
-            move || write_rows(&target, &acknowledged, &stop)
+        let acknowledged = Arc::default();
+        let writer = Background::start("the writer of acknowledged rows", {
+            let (target, acknowledged) = (target.clone(), Arc::clone(&acknowledged));
+            move |stop| write_rows(&target, &acknowledged, stop)
         });
-        Ok(Rows { acknowledged, stop, thread: Some(thread) })
+        Ok(Rows { acknowledged, writer })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Acknowledged>> {
@@ -83,31 +83,12 @@ impl Rows {
 
     /// An error if the thread has ended, which it does not by itself.
     pub fn check_alive(&mut self) -> Result<()> {
-        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.join()?;
-            bail!("the writer of acknowledged rows ended by itself");
-        }
-        Ok(())
+        self.writer.check()
     }
 
     /// Ends it. Requires: the page server runs, or a commit may be waited for in vain.
     pub fn stop(&mut self) -> Result<()> {
-        self.stop.store(true, Ordering::SeqCst);
-        self.join()
-    }
-
-    fn join(&mut self) -> Result<()> {
-        match self.thread.take().map(JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(result)) => result,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-        }
-    }
-}
-
-impl Drop for Rows {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.writer.stop().map(drop)
     }
 }
 

@@ -16,14 +16,14 @@ use rand::{Rng, SeedableRng};
 use super::acknowledged::{Rows, STANDBY_NAME};
 use super::load::Load;
 use super::operation::{FILES, MAIN};
-use super::pages::{Pages, Reader};
+use super::pages::{Pages, start_reader};
 use super::plan::{Crash, Plan, Provocation, provocation};
 use super::server::{CrashedServer, Life};
 use super::summary::Summary;
 use super::timelines::Reach;
 use crate::prove::{Narrator, compare_uncrashed};
 use crate::workload::{Target, tpcb};
-use crate::{Killed, PageServer, Postgres, Stop, TestDir, standby};
+use crate::{Background, Killed, PageServer, Postgres, Stop, TestDir, standby};
 
 /// Size of a WAL segment: small, so that segments are made and removed all the time.
 const SEGMENT_MB: u32 = 1;
@@ -90,7 +90,7 @@ struct Running {
     rng: SmallRng,
     summary: Summary,
     pages: Pages,
-    reader: Option<Reader>,
+    reader: Option<Background<u64>>,
     rows: Rows,
     load: Option<Load>,
     server: CrashedServer,
@@ -118,7 +118,7 @@ impl Running {
         let rows = Rows::start(&target)?;
         let load = Load::start(&target, SCALE, &mut rng)?;
         let pages = Pages::default();
-        let reader = Reader::start(process.conninfo(), &pages, rng.random());
+        let reader = start_reader(process.conninfo(), &pages, rng.random());
         let mut server = CrashedServer::new(process, other, stopped_dir.to_string_lossy().into_owned());
         let shown = super::timelines::look(&mut server.client()?, server.process.data_dir())??;
         (server.timelines, server.reaches) = shown;
@@ -380,7 +380,7 @@ impl Running {
         self.summary.count("bank transactions committed", committed);
         self.summary.count("workloads run", runs);
         self.summary.count("rows acknowledged", self.rows.count() as u64);
-        let read = self.reader.take().context("the reader runs")?.stop()?;
+        let read = self.reader.take().context("the reader runs")?.stop()?.context("it is stopped once")?;
         self.summary.count("pages compared meanwhile", read);
         self.catch_up()?;
         self.primary.stop(Stop::Fast)?;

@@ -2,12 +2,12 @@
 //!
 //! All timelines of a course show one history, the primary's: a page that is remembered must be the same on each of them.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use postgres::Client;
 use postgres_ffi::Lsn;
 use rand::rngs::SmallRng;
@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng};
 
 use super::operation::MAIN;
 use super::timelines::Reach;
+use crate::Background;
 use crate::prove::history::{self, Sample};
 use crate::workload::Target;
 
@@ -110,56 +111,14 @@ impl Pages {
     }
 }
 
-/// A thread that asks for random pages of `main` all the time, whatever happens to the server.
-pub struct Reader {
-    stop: Arc<AtomicBool>,
-    checked: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Result<()>>>,
+/// Begins to ask for random pages of `main` all the time, whatever happens to the server. Ended, it says how many pages it compared; a wrong one is its error.
+pub fn start_reader(server: String, pages: &Pages, seed: u64) -> Background<u64> {
+    let pages = pages.clone();
+    Background::start("the reader", move |stop| read_until(stop, &pages, &server, SmallRng::seed_from_u64(seed)))
 }
 
-impl Reader {
-    /// Begins to ask.
-    pub fn start(server: String, pages: &Pages, seed: u64) -> Self {
-        let (stop, checked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let thread = thread::spawn({
-            let (pages, stop, checked) = (pages.clone(), Arc::clone(&stop), Arc::clone(&checked));
-            move || read_until(&stop, &checked, &pages, &server, SmallRng::seed_from_u64(seed))
-        });
-        Reader { stop, checked, thread: Some(thread) }
-    }
-
-    /// An error if it has found a wrong page.
-    pub fn check(&mut self) -> Result<()> {
-        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.join()?;
-            bail!("the reader ended by itself");
-        }
-        Ok(())
-    }
-
-    /// Ends it; how many pages it compared.
-    pub fn stop(mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::SeqCst);
-        self.join()?;
-        Ok(self.checked.load(Ordering::SeqCst))
-    }
-
-    fn join(&mut self) -> Result<()> {
-        match self.thread.take().map(JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(result)) => result,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-        }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
-}
-
-fn read_until(stop: &AtomicBool, checked: &AtomicU64, pages: &Pages, server: &str, mut rng: SmallRng) -> Result<()> {
+fn read_until(stop: &AtomicBool, pages: &Pages, server: &str, mut rng: SmallRng) -> Result<u64> {
+    let mut checked = 0;
     let mut session: Option<Client> = None;
     while !stop.load(Ordering::SeqCst) {
         let sample = pages.lock().choose(&mut rng).cloned();
@@ -169,11 +128,11 @@ fn read_until(stop: &AtomicBool, checked: &AtomicU64, pages: &Pages, server: &st
         };
         match answered {
             Some(()) => {
-                checked.fetch_add(1, Ordering::SeqCst);
+                checked += 1;
                 thread::sleep(READER_PAUSE);
             }
             None => thread::sleep(PAUSE), // Nothing to ask yet, or the server is down.
         }
     }
-    Ok(())
+    Ok(checked)
 }
