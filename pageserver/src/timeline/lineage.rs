@@ -30,11 +30,12 @@ pub(super) struct Lineage {
 impl Lineage {
     /// The lineage of the timeline with `metadata`, whose ancestors are `ancestors`.
     pub fn new(metadata: &TimelineMetadata, ancestors: Vec<(Arc<Timeline>, Lsn)>) -> Self {
-        let floor_lsn = match (&metadata.imported, ancestors.first()) {
-            (Some(imported), _) => imported.start_lsn,
-            (None, Some((nearest, _))) => nearest.lineage().floor_lsn,
-            (None, None) => Lsn::ZERO,
+        // Of the root itself: the lineages between may be about to change with this one.
+        let imported_of_root = match ancestors.last() {
+            Some((root, _)) => root.metadata().imported.clone(),
+            None => metadata.imported.clone(),
         };
+        let floor_lsn = imported_of_root.map_or(Lsn::ZERO, |imported| imported.start_lsn);
         Lineage { ancestors, floor_lsn }
     }
 

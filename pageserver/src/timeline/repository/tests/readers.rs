@@ -101,3 +101,34 @@ fn a_read_that_began_before_a_detach_ends_with_what_the_detach_has_made() {
     });
     assert_eq!((found.unwrap().versions[0].2.clone(), looks.get()), (page(7), 2));
 }
+
+/// Names decide in which order timelines are told of a detach; the history of all must end where that of the detached one does.
+#[test]
+fn what_a_detach_gives_up_is_refused_on_every_branch_that_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = open(&dir);
+    let main = import(&repository, "main");
+    let below_lsn = Lsn::new(START_LSN.as_u64() + 8);
+    write(&repository, &main, below_lsn, &[Write::Commit(1)]);
+    write(&repository, &main, Lsn::new(START_LSN.as_u64() + 16), &[Write::Commit(2)]);
+    let mut older = "main";
+    for name in ["c", "b", "a", "d"] {
+        let branch = repository.create_branch(name, older, BranchPoint::Last).unwrap().timeline;
+        write(&repository, &branch, Lsn::new(branch.last_record_lsn().as_u64() + 8), &[Write::Commit(3)]);
+        older = name;
+    }
+    repository.detach_branch("c", &mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
+    for name in ["a", "b", "c", "d"] {
+        let timeline = repository.timeline_named(name).unwrap();
+        for outcome in [
+            timeline.get_page_at_lsn(clog(), below_lsn),
+            timeline.pages_uncached(&[clog()], below_lsn).map(|mut pages| pages.remove(0)),
+        ] {
+            assert!(
+                matches!(outcome, Err(ReadError::BelowFirstReadable { request_lsn, .. }) if request_lsn == below_lsn),
+                "{name}"
+            );
+        }
+        assert!(timeline.get_page_at_lsn(clog(), timeline.last_record_lsn()).is_ok());
+    }
+}
