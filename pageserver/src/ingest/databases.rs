@@ -23,6 +23,7 @@ impl WalIngest {
         match parsed.map_err(|source| step.bad_body(source))? {
             Some(DatabaseRecord::CreateFileCopy { target, template }) => self.copy_database(step, target, template),
             Some(DatabaseRecord::CreateWalLog { target }) => {
+                self.file_copies.note_change_in(target);
                 self.ensure_database_dir(step, target.spc_oid, target.db_oid)
             }
             Some(DatabaseRecord::Drop { db_oid, tablespaces }) => {
@@ -65,6 +66,9 @@ impl WalIngest {
             }));
         }
         let forks = self.forks_of(step, template)?;
+        let is_template_there = step.object(database(template))?.is_some();
+        self.file_copies.note_change_in(target);
+        self.file_copies.note_copy(target, template, is_template_there);
         let copied: HashSet<_> = forks.iter().map(|(rel, fork, _)| (rel.rel_number, *fork)).collect();
         for (rel, fork, _) in self.forks_of(step, target)? {
             // A key gets one version at this LSN: what is copied over is not removed first.
@@ -98,6 +102,7 @@ impl WalIngest {
     }
 
     fn drop_database_dir(&mut self, step: &mut Step<'_>, dir: DatabaseDir) -> Result<(), IngestError> {
+        self.file_copies.note_end_of(dir);
         for (rel, fork, _) in self.forks_of(step, dir)? {
             self.remove_fork(step, rel, fork);
             step.commit_if_full()?;
@@ -112,6 +117,7 @@ impl WalIngest {
     }
 
     fn drop_tablespace(&mut self, step: &mut Step<'_>, spc_oid: Oid) -> Result<(), IngestError> {
+        self.file_copies.note_end_of_tablespace(spc_oid);
         let bound = |db_oid| Key::from(Object::Database { spc_oid, db_oid });
         for (object, _) in step.scan(&bound(0), &bound(Oid::MAX))? {
             if let Object::Database { spc_oid, db_oid } = object {
@@ -137,6 +143,10 @@ impl WalIngest {
         }
         Ok(forks)
     }
+}
+
+fn database(dir: DatabaseDir) -> Object {
+    Object::Database { spc_oid: dir.spc_oid, db_oid: dir.db_oid }
 }
 
 fn copy_pages(

@@ -3,6 +3,7 @@
 use keyenc::Key;
 use postgres_ffi::checkpoint::CheckpointError;
 use postgres_ffi::records::RecordError;
+use postgres_ffi::records::dbase::DatabaseDir;
 use postgres_ffi::records::xlog::ControlFileTooShort;
 use postgres_ffi::wal::{DecodedRecord, ImageError};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
@@ -129,6 +130,21 @@ pub enum IngestError {
         record_start_lsn: Lsn,
         /// As the record has it.
         wal_level: i32,
+    },
+    /// PostgreSQL's own recovery from this backup would give a database that the primary never had. Import again.
+    #[error(
+        "a database was copied as files during the base backup, and what it was copied from changed before the backup ended: \
+         its pages cannot be proven. Delete the timeline and import again while no database is made from a template or moved. \
+         tablespace=`{}`, database=`{}`, copied_from_tablespace=`{}`, copied_from_database=`{}`, backup_end_lsn=`{first_readable_lsn}`",
+        target.spc_oid, target.db_oid, origin.spc_oid, origin.db_oid
+    )]
+    OriginChanged {
+        /// The copy.
+        target: DatabaseDir,
+        /// The directory in the backup that it was made of.
+        origin: DatabaseDir,
+        /// Where the backup ends.
+        first_readable_lsn: Lsn,
     },
     /// A record that was ingested before.
     #[error("record out of order. record_end_lsn=`{record_end_lsn}`, last_record_lsn=`{last_record_lsn}`")]

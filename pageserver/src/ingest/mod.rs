@@ -25,6 +25,8 @@
 //!   the blocks (initialisation or image), and the size follows the highest block touched. In the first case records touch blocks that are not
 //!   there: recovery notes the page as invalid and forgets it at the truncation or drop; here the fork is made and extended on the way and
 //!   such versions (an `InitDelta` that nothing can redo) lie below the truncation or drop, which comes before the end LSN. Never readable.
+//! - **A database copied as files**: what it was copied from may be newer than the copy's record, and the copy stays as it was made. [`file_copies`]
+//!   watches for that.
 //! - **A file copied after being truncated and extended again**: the truncation is in WAL and cuts to the same size, then the extension comes
 //!   again with initialised pages.
 //! - At the end LSN each fork is at least as long as WAL says and at most as long as the file was when copied or WAL made it later. What is
@@ -44,6 +46,8 @@ mod blocks;
 mod commit_time;
 pub use commit_time::{COMMIT_TIME_GRANULARITY_MICROS, CommitTime};
 mod databases;
+mod file_copies;
+pub use file_copies::FileCopy;
 mod multixact;
 mod origins;
 pub use origins::OriginProgress;
@@ -54,12 +58,14 @@ mod xlog;
 
 use keyenc::{Key, Kind, Object};
 use postgres_ffi::checkpoint::{Checkpoint, round_next_xid};
+use postgres_ffi::records::dbase::DatabaseDir;
 use postgres_ffi::records::{relmap, standby};
 use postgres_ffi::slru::{previous_xid, xid_precedes};
 use postgres_ffi::wal::{DecodedRecord, record, rmgr};
 use postgres_ffi::{Lsn, PgVersion, TimestampTz};
 
 use crate::store::Batch;
+use file_copies::FileCopies;
 use known::Known;
 
 /// Turns the records of one timeline into versions, in order.
@@ -80,6 +86,7 @@ pub struct WalIngest {
     /// Checksums or `wal_log_hints` are on.
     hint_bits_logged: bool,
     known: Known,
+    file_copies: FileCopies,
     /// For values on their way into the batch, so that no record allocates.
     value: Vec<u8>,
     places: slru::Places,
@@ -110,9 +117,24 @@ impl WalIngest {
             track_commit_timestamp,
             hint_bits_logged,
             known: Known::default(),
+            file_copies: FileCopies::default(),
             value: Vec::new(),
             places: slru::Places::default(),
         })
+    }
+
+    /// Ingest over a base backup that ends at `first_readable_lsn`: below it pages may be newer than the records that name them. See [`file_copies`].
+    ///
+    /// Errors: the timeline cannot be read.
+    pub fn over_backup_until(
+        mut self,
+        first_readable_lsn: Lsn,
+        state: &dyn TimelineReader,
+    ) -> Result<Self, IngestError> {
+        if self.last_record_lsn < first_readable_lsn {
+            self.file_copies = FileCopies::watch_until(first_readable_lsn, self.last_record_lsn, state)?;
+        }
+        Ok(self)
     }
 
     /// End of the last record ingested.
@@ -150,7 +172,9 @@ impl WalIngest {
             self.known.clear();
         }
         self.checkpoint.advance_next_xid_past(record.xid);
+        record.blocks.iter().for_each(|block| self.file_copies.note_change_of(block.rel));
         self.dispatch(&mut step)?;
+        self.file_copies.end_record(&mut step)?;
         if self.checkpoint_changed || self.checkpoint.next_xid > self.stored_next_xid {
             self.put_checkpoint(&mut step, round_next_xid);
         }
@@ -198,10 +222,12 @@ impl WalIngest {
         }
         let update = relmap::RelmapUpdate::parse(self.version, step.record.main_data());
         let update = update.map_err(|source| step.bad_body(source))?;
+        let (spc_oid, db_oid) = (update.spc_oid, update.db_oid);
+        self.file_copies.note_change_in(DatabaseDir { spc_oid, db_oid });
         if update.db_oid != 0 {
-            self.ensure_database_dir(step, update.spc_oid, update.db_oid)?;
+            self.ensure_database_dir(step, spc_oid, db_oid)?;
         }
-        step.put(Object::RelationMap { spc_oid: update.spc_oid, db_oid: update.db_oid }, Kind::Image, update.file);
+        step.put(Object::RelationMap { spc_oid, db_oid }, Kind::Image, update.file);
         Ok(())
     }
 

@@ -92,6 +92,7 @@ impl WalIngest {
 
     /// A relation's files go away: all forks that there are. PG: md.c, DropRelationFiles.
     pub(super) fn drop_relation(&mut self, step: &mut Step<'_>, rel: RelTag) -> Result<(), IngestError> {
+        self.file_copies.note_change_of(rel);
         for fork in ForkNumber::ALL {
             if self.fork_size(step, rel, fork)?.is_some() {
                 self.remove_fork(step, rel, fork);
@@ -124,10 +125,12 @@ impl WalIngest {
             smgr::CREATE => {
                 let (rel, fork) =
                     smgr::parse_create(step.record.main_data()).map_err(|source| step.bad_body(source))?;
+                self.file_copies.note_change_of(rel);
                 self.create_fork(step, rel, fork)
             }
             smgr::TRUNCATE => {
                 let truncate = Truncate::parse(step.record.main_data()).map_err(|source| step.bad_body(source))?;
+                self.file_copies.note_change_of(truncate.rel);
                 self.truncate(step, &truncate)
             }
             _ => Err(step.unknown_operation()),

@@ -65,7 +65,9 @@ impl TimelineIngest {
         assert!(timeline.inherits_all(), "ingest goes on behind what is there");
         let cluster = timeline.metadata().cluster.clone();
         let start_lsn = timeline.last_record_lsn();
+        let backup_end_lsn = timeline.metadata().imported.as_ref().map_or(Lsn::ZERO, |it| it.first_readable_lsn);
         let ingest = WalIngest::new(cluster.pg_version, start_lsn, &*timeline)?;
+        let ingest = ingest.over_backup_until(backup_end_lsn, &*timeline)?;
         Ok(TimelineIngest {
             version: cluster.pg_version,
             decoder: WalStreamDecoder::new(cluster.pg_version, start_lsn, cluster.wal_segment_bytes)

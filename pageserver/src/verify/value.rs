@@ -11,7 +11,7 @@ use postgres_ffi::wal::DecodedRecord;
 use postgres_ffi::{BLCKSZ, PgVersion};
 
 use crate::delta::Delta;
-use crate::ingest::{CommitTime, OriginProgress};
+use crate::ingest::{CommitTime, FileCopy, OriginProgress};
 use crate::store::Watermark;
 
 /// Why not.
@@ -61,7 +61,7 @@ fn check_object(pg_version: PgVersion, object: Object, version: &VersionKey, val
             RelationMap::decode(pg_version, value).map(drop).map_err(|error| error.to_string().into())
         }
         Object::CommitTime => length(CommitTime::decode(value).is_some()),
-        Object::Database { .. } => length(value.is_empty()),
+        Object::Database { .. } => length(value.is_empty() || FileCopy::decode(value).is_some()),
         Object::RelationSize { .. } | Object::SlruSegment { .. } => length(value.len() == 4),
         Object::TwoPhase { .. } => length(!value.is_empty()),
         Object::ReplicationOrigin { .. } => length(OriginProgress::decode(value).is_some()),
@@ -96,6 +96,7 @@ mod tests {
             (block, Kind::Tombstone, &[]),
             (block, Kind::Delta, &[8]),
             (Object::Database { spc_oid: 1663, db_oid: 5 }, Kind::Image, &[]),
+            (Object::Database { spc_oid: 1663, db_oid: 5 }, Kind::Image, &[0, 0, 6, 0x7f, 0, 0, 0, 1, 1]),
             (size, Kind::Image, &[0, 0, 0, 7]),
             (Object::Watermark, Kind::Image, &[1, 0, 0, 0, 1, 1, 0, 0, 0x28]),
             (Object::CommitTime, Kind::Image, &[0; 16]),

@@ -148,3 +148,162 @@ fn relation_maps_are_kept_whole() {
     let object = Object::RelationMap { spc_oid: 1664, db_oid: 0 };
     assert_eq!(rig.ingest(&shared), [(object, Kind::Image, vec![5; 524])]);
 }
+
+/// Ingest over a base backup that holds database 5 with a page, and ends at `END_LSN`.
+mod over_a_backup {
+    use postgres_ffi::Lsn;
+    use postgres_ffi::records::dbase::DatabaseDir;
+    use postgres_ffi::records::smgr;
+
+    use super::*;
+    use crate::ingest::{FileCopy, IngestError};
+
+    const VERSION: PgVersion = PgVersion::V15;
+    const END_LSN: Lsn = Lsn::new(0x10_0000);
+
+    fn over_backup(mut rig: Rig) -> Rig {
+        rig.ingest = rig.ingest.over_backup_until(END_LSN, &rig.timeline).unwrap();
+        rig
+    }
+
+    fn begin() -> Rig {
+        let rig = Rig::new(VERSION);
+        for (object, value) in [
+            (Object::Database { spc_oid: 1663, db_oid: 5 }, &[][..]),
+            (Object::RelationSize { rel: REL, fork: ForkNumber::Main }, &[0, 0, 0, 1]),
+            (Object::RelationBlock { rel: REL, fork: ForkNumber::Main, block_no: 0 }, &[]),
+        ] {
+            rig.timeline.put(object, START_LSN, Kind::Image, value);
+        }
+        over_backup(rig)
+    }
+
+    fn copy(from: u32, to: u32) -> Rec {
+        rec(rmgr::DBASE, 0x00, 1000, Body::default().u32(to).u32(1663).u32(from).u32(1663))
+    }
+
+    fn drop_database(db_oid: u32) -> Rec {
+        rec(rmgr::DBASE, 0x20, 1000, Body::default().u32(db_oid).u32(1).u32(1663))
+    }
+
+    /// A change in a database, which needs none of its pages.
+    fn change(db_oid: u32) -> Rec {
+        image(RelTag { db_oid, ..REL }, ForkNumber::Main, 0, 7)
+    }
+
+    fn dir(db_oid: u32) -> DatabaseDir {
+        DatabaseDir { spc_oid: 1663, db_oid }
+    }
+
+    /// Crashes, and goes on from what was committed.
+    fn restart(rig: Rig) -> Rig {
+        let lsn = rig.lsn();
+        over_backup(Rig::over(VERSION, rig.timeline, lsn))
+    }
+
+    /// A record that ends behind the backup's end.
+    fn end(mut rig: Rig) -> Result<(), IngestError> {
+        rig.next_lsn = END_LSN.as_u64();
+        let nothing = rec(rmgr::LOGICALMSG, 0x00, 0, Body::default());
+        rig.try_ingest(&nothing)?;
+        // Then nothing is watched any more.
+        for later in [copy(5, 30), change(5)] {
+            rig.try_ingest(&later).unwrap();
+        }
+        rig.commit();
+        let value = rig.timeline.newest(&Object::Database { spc_oid: 1663, db_oid: 30 }.into(), rig.lsn()).unwrap().1;
+        assert!(value.is_empty());
+        Ok(())
+    }
+
+    fn refused(outcome: Result<(), IngestError>) -> (DatabaseDir, DatabaseDir) {
+        match outcome {
+            Err(IngestError::OriginChanged { target, origin, first_readable_lsn: END_LSN }) => (target, origin),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_copy_of_what_stays_as_it_is_can_be_read() {
+        let mut rig = begin();
+        rig.ingest(&change(5));
+        rig.ingest(&copy(5, 9));
+        for untouched in [change(9), change(6), copy(9, 10)] {
+            rig.ingest(&untouched);
+        }
+        let value = |rig: &Rig, db_oid| {
+            rig.timeline.newest(&Object::Database { spc_oid: 1663, db_oid }.into(), rig.lsn()).unwrap().1
+        };
+        for db_oid in [9, 10] {
+            let expect = FileCopy { origin: dir(5), is_origin_changed: false };
+            assert_eq!(value(&rig, db_oid), expect.encode());
+        }
+        end(restart(rig)).unwrap();
+    }
+
+    #[test]
+    fn a_copy_of_what_changes_before_the_end_cannot() {
+        let truncate = rec(rmgr::SMGR, smgr::TRUNCATE, 1000, Body::default().u32(0).rel(REL).u32(7));
+        let create = rec(rmgr::SMGR, smgr::CREATE, 1000, Body::default().rel(REL).u32(0));
+        let create_by_wal = rec(rmgr::DBASE, 0x10, 1000, Body::default().u32(5).u32(1663));
+        let drop_tablespace = rec(rmgr::TBLSPC, dbase::TABLESPACE_DROP, 1000, Body::default().u32(1663));
+        // Of these, several change nothing that we have.
+        for change in [change(5), truncate, create, create_by_wal, drop_database(5), map(VERSION, 5, 1), copy(6, 5)] {
+            for is_restarted in [false, true] {
+                let mut rig = begin();
+                rig.ingest(&image(RelTag { db_oid: 6, ..REL }, ForkNumber::Main, 0, 1));
+                rig.ingest(&copy(5, 9));
+                rig.ingest(&change);
+                let rig = if is_restarted { restart(rig) } else { rig };
+                assert_eq!(refused(end(rig)), (dir(9), dir(5)));
+            }
+        }
+        let mut rig = begin();
+        rig.ingest(&rec(rmgr::DBASE, 0x00, 1000, Body::default().u32(9).u32(1664).u32(5).u32(1663)));
+        rig.ingest(&drop_tablespace);
+        assert_eq!(refused(end(rig)).1, dir(5));
+    }
+
+    #[test]
+    fn a_copy_that_is_gone_by_then_does_no_harm() {
+        let mut rig = begin();
+        for record in [copy(5, 9), change(5), drop_database(9)] {
+            rig.ingest(&record);
+        }
+        end(restart(rig)).unwrap();
+        // Origin and copy in one record: the copy's directory stays gone.
+        let mut rig = begin();
+        rig.ingest(&rec(rmgr::DBASE, 0x00, 1000, Body::default().u32(5).u32(1664).u32(5).u32(1663)));
+        rig.ingest(&rec(rmgr::DBASE, 0x20, 1000, Body::default().u32(5).u32(2).u32(1663).u32(1664)));
+        let object = Object::Database { spc_oid: 1664, db_oid: 5 };
+        assert_eq!(rig.timeline.newest(&object.into(), rig.lsn()).unwrap().0, Kind::Tombstone);
+        end(rig).unwrap();
+    }
+
+    #[test]
+    fn a_copy_of_a_copy_depends_on_what_the_first_was_made_of() {
+        let mut rig = begin();
+        for record in [copy(5, 9), copy(9, 10), change(9), drop_database(9), copy(5, 9)] {
+            rig.ingest(&record);
+        }
+        let rig = restart(rig);
+        end(rig).unwrap();
+        let mut rig = begin();
+        for record in [copy(5, 9), copy(9, 10), drop_database(9), change(5)] {
+            rig.ingest(&record);
+        }
+        assert_eq!(refused(end(restart(rig))), (dir(10), dir(5)));
+        let mut rig = begin();
+        for record in [copy(5, 9), change(5), copy(9, 10), drop_database(9)] {
+            rig.ingest(&record);
+        }
+        assert_eq!(refused(end(rig)), (dir(10), dir(5)));
+    }
+
+    #[test]
+    fn a_copy_of_what_the_backup_does_not_have_cannot_be_read() {
+        let mut rig = begin();
+        rig.ingest(&copy(8, 9));
+        assert_eq!(refused(end(rig)), (dir(9), dir(8)));
+    }
+}
