@@ -183,6 +183,23 @@ impl PageServer {
         Ok(())
     }
 
+    /// As [`PageServer::import`], of a primary whose databases are copied meanwhile: done again when what one was copied from has changed before the
+    /// backup ended, which the page server refuses.
+    pub fn import_under_load(&mut self, name: &str, conninfo: &str) -> Result<()> {
+        const REFUSAL: &str = "a database was copied as files";
+        self.expect_in_log(REFUSAL);
+        for _ in 0..5 {
+            match self.import(name, conninfo) {
+                Err(error) if format!("{error:?}").contains(REFUSAL) => {
+                    println!("refused: {error:#}; once more");
+                    self.query(&format!("TIMELINE DELETE {name}"))?;
+                }
+                outcome => return outcome.context("import under load"),
+            }
+        }
+        bail!("five imports were refused, one after the other")
+    }
+
     /// `pagectl`, talking to this server.
     pub fn pagectl(&self) -> Result<Pagectl> {
         Ok(Pagectl {

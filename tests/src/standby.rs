@@ -46,8 +46,44 @@ pub fn start_standby(primary: &Postgres) -> Result<Postgres> {
     Ok(standby)
 }
 
+/// A server on a base backup of `primary`, its WAL beside it; not started. It recovers to the end of that WAL when it is, and ends as a primary.
+/// `first`: see [`base_backup_behind`].
+pub fn recovering(primary: &Postgres, first: impl FnOnce() -> Result<()>) -> Result<Postgres> {
+    let port = free_port()?;
+    let root = primary.test_dir().create_subdir(&format!("recovering{}-{port}", primary.version()))?;
+    let mut server = primary.sibling(root, port)?;
+    base_backup_behind(primary, server.data_dir(), Tablespaces::InPlace, first)?;
+    copy_wal(primary, server.data_dir())?;
+    server.set("hot_standby", "on")?; // As it is; with it the port is written.
+    Ok(server)
+}
+
+/// Copies the WAL that the running `server` has, all that was written so far, into `data_dir`.
+pub fn copy_wal(server: &Postgres, data_dir: &Path) -> Result<()> {
+    server.execute("SELECT pg_switch_wal()")?;
+    for entry in fs::read_dir(server.data_dir().join("pg_wal"))? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            let target = data_dir.join("pg_wal").join(entry.file_name());
+            fs::copy(entry.path(), &target).with_context(|| format!("copy {}", entry.path().display()))?;
+            give_to_server_user(&target)?;
+        }
+    }
+    Ok(())
+}
+
 /// A base backup of the running `server` in `target`, which must not exist; the label included, WAL not.
 pub fn base_backup(server: &Postgres, target: &Path, tablespaces: Tablespaces) -> Result<()> {
+    base_backup_behind(server, target, tablespaces, || Ok(()))
+}
+
+/// As [`base_backup`]; `first` is done once the backup has begun, before a file is copied.
+pub fn base_backup_behind(
+    server: &Postgres,
+    target: &Path,
+    tablespaces: Tablespaces,
+    first: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let mut session = server.connect()?;
     let (start, stop) = if server.version() >= PgVersion::V15 {
         ("SELECT pg_backup_start('harness', true)", "SELECT labelfile FROM pg_backup_stop(false)")
@@ -55,6 +91,7 @@ pub fn base_backup(server: &Postgres, target: &Path, tablespaces: Tablespaces) -
         ("SELECT pg_start_backup('harness', true, false)", "SELECT labelfile FROM pg_stop_backup(false, false)")
     };
     session.batch_execute(start).context("start the base backup")?;
+    first()?;
     copy_dir(server.data_dir(), target, true, tablespaces)?;
     remove_unlogged(server.data_dir(), target)?;
     // Must be the session that started it.

@@ -22,7 +22,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde_json::Value;
 use tests::process::{run, server_command};
-use tests::standby::{Tablespaces, base_backup, start_standby};
+use tests::standby::{Tablespaces, base_backup, copy_wal, start_standby};
 use tests::workload::tpcb;
 use tests::{PageServer, Postgres, Stop, TestDir, wait_until};
 
@@ -372,15 +372,8 @@ fn backup_by_hand(server: &Postgres, dir: &TestDir, name: &str) -> PathBuf {
     let load = Load::start(server, name.bytes().map(u32::from).sum());
     let backup = dir.create_subdir(name).unwrap().join("data");
     base_backup(server, &backup, Tablespaces::InPlace).unwrap();
-    server.execute("SELECT pg_switch_wal()").unwrap();
+    copy_wal(server, &backup).unwrap();
     load.end();
-    for entry in fs::read_dir(server.data_dir().join("pg_wal")).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_file() {
-            let target = backup.join("pg_wal").join(entry.file_name());
-            fs::copy(entry.path(), &target).unwrap();
-        }
-    }
     give_to_server_user(&backup);
     backup
 }

@@ -195,7 +195,7 @@ impl Course {
         let target = Target::new(&primary);
         let load = Load::start(&target, plan.scale, &mut rng, narrator);
         let backup = target.begin_backup();
-        pageserver.import(TIMELINE, &primary.conninfo_through(proxy.port())).context("import under load")?;
+        pageserver.import_under_load(TIMELINE, &primary.conninfo_through(proxy.port()))?;
         drop(backup);
         let first_lsn = last_record_lsn(&pageserver)?;
         narrator.say(format_args!("imported under load, readable from {first_lsn}"));

@@ -179,7 +179,7 @@ impl Course {
         let mut writers = Writers::start(&target);
         let mut restless = start_restless(&target, rng.random());
         let backup = target.begin_backup();
-        page_server.import(TIMELINE, &primary.conninfo()).context("import under load")?;
+        page_server.import_under_load(TIMELINE, &primary.conninfo())?;
         drop(backup);
         let first_lsn: Lsn = page_server.timeline(TIMELINE, "first_readable_lsn")?.parse()?;
         narrator.say(format_args!("imported under load, readable from {first_lsn}"));
