@@ -150,11 +150,13 @@ impl std::fmt::Display for VersionView {
         write!(f, "{:<17} {:<10} {:>6} bytes  {}", self.lsn.to_string(), self.kind, self.bytes, self.note)?;
         match &self.record {
             Some(record) => {
-                write!(f, "{} {} tx {} ", record.rmgr, record.operation, record.xid)?;
-                if let Some(fields) = &record.fields {
-                    write!(f, "{fields}")?;
+                write!(f, "{} {} tx {}", record.rmgr, record.operation, record.xid)?;
+                // What the description says the fields say too; of a record cut down for the block it may be missing.
+                match (record.description.is_empty(), &record.fields) {
+                    (false, _) => write!(f, "  {}", record.description),
+                    (true, Some(fields)) => write!(f, "  {fields}"),
+                    (true, None) => Ok(()),
                 }
-                f.write_str(&record.description)
             }
             None => Ok(()),
         }
