@@ -42,8 +42,6 @@ const ZSTD_WINDOW_BITS: i32 = -14;
 const COMPACTION_READAHEAD_BYTES: usize = 2 << 20;
 /// A walk reads everything in order.
 const WALK_READAHEAD_BYTES: usize = 2 << 20;
-/// A file with fewer removals among its entries waits for the compaction that comes anyway.
-const REMOVALS_SHARE_MIN: u64 = 10;
 const RATE_LIMIT_REFILL_MICROS: i64 = 100_000;
 const RATE_LIMIT_FAIRNESS: i32 = 10;
 
@@ -159,17 +157,17 @@ impl Db {
     }
 
     /// The files that hold versions of a timeline, or removals of some; those that lie higher first.
-    pub fn timeline_files(&self, timeline: TimelineNo) -> Vec<TimelineFile> {
+    pub fn timeline_files(&self, timeline: TimelineNo) -> Vec<StoredFile> {
         let prefix = timeline.0.to_be_bytes();
-        let overlaps = |file: &LiveFile| {
-            file.column_family_name == VERSIONS
-                && file.start_key.as_deref().is_some_and(|start| start.get(..4) <= Some(&prefix[..]))
-                && file.end_key.as_deref().is_some_and(|end| end >= &prefix[..])
-        };
-        let mut files: Vec<LiveFile> = self.rocks.live_files().unwrap_or_default();
-        files.retain(overlaps);
-        files.sort_by(|one, other| (one.level, &one.start_key).cmp(&(other.level, &other.start_key)));
-        files.into_iter().map(TimelineFile::from).collect()
+        let mut files = self.files();
+        files.retain(|file| file.start_key.get(..4) <= Some(&prefix[..]) && file.end_key.as_slice() >= &prefix[..]);
+        files
+    }
+
+    /// All files of versions.
+    pub fn files(&self) -> Vec<StoredFile> {
+        let files = self.rocks.live_files().unwrap_or_default();
+        files.into_iter().filter(|file| file.column_family_name == VERSIONS).map(StoredFile::from).collect()
     }
 
     /// True while the file is part of the store.
@@ -177,14 +175,12 @@ impl Db {
         self.rocks.live_files().unwrap_or_default().iter().any(|file| file.name == name)
     }
 
-    /// Merges files, and what lies between them, with what lies below, down to the last level. Returns when done.
-    pub fn compact_files(&self, files: &[TimelineFile]) {
+    /// Merges everything between two keys, down to the last level. Returns when done.
+    pub fn compact_range(&self, start_key: &[u8], end_key: &[u8]) {
         let mut options = CompactOptions::default();
         // What RocksDB finds to do by itself goes on meanwhile.
         options.set_exclusive_manual_compaction(false);
-        let start = files.iter().filter_map(|file| file.start_key.as_deref()).min();
-        let end = files.iter().filter_map(|file| file.end_key.as_deref()).max();
-        self.rocks.compact_range_cf_opt(self.versions(), start, end, &options);
+        self.rocks.compact_range_cf_opt(self.versions(), Some(start_key), Some(end_key), &options);
     }
 
     /// What compaction has written since open.
@@ -267,32 +263,26 @@ impl Db {
 }
 
 /// A file of RocksDB, as garbage collection needs it.
-pub(super) struct TimelineFile {
+pub(super) struct StoredFile {
     pub name: String,
     pub bytes: u64,
-    pub start_key: Option<Vec<u8>>,
-    pub end_key: Option<Vec<u8>>,
-    entries: u64,
-    removals: u64,
+    pub start_key: Vec<u8>,
+    pub end_key: Vec<u8>,
+    /// Versions and removals.
+    pub entries: u64,
+    pub removals: u64,
 }
 
-impl From<LiveFile> for TimelineFile {
+impl From<LiveFile> for StoredFile {
     fn from(file: LiveFile) -> Self {
-        TimelineFile {
+        StoredFile {
             name: file.name,
             bytes: file.size as u64,
-            start_key: file.start_key,
-            end_key: file.end_key,
+            start_key: file.start_key.unwrap_or_default(),
+            end_key: file.end_key.unwrap_or_default(),
             entries: file.num_entries,
             removals: file.num_deletions,
         }
-    }
-}
-
-impl TimelineFile {
-    /// Merging it gives back space.
-    pub fn is_mostly_removals(&self) -> bool {
-        self.removals > 0 && self.removals.saturating_mul(REMOVALS_SHARE_MIN) >= self.entries
     }
 }
 

@@ -41,6 +41,7 @@ mod image_set;
 pub use image_set::ImageSet;
 mod flusher;
 mod inner;
+mod merges;
 mod scan;
 mod search;
 mod sweep;

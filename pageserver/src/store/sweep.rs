@@ -9,14 +9,11 @@ use std::ops::ControlFlow;
 use keyenc::{Key, Kind, VersionKey};
 use postgres_ffi::Lsn;
 
-use super::db::{TimelineFile, read_error};
+use super::db::read_error;
 use super::file_set::{FileSet, write_error};
+use super::merges::worthwhile_merges;
 use super::{StoreError, TimelineStore};
 use crate::failpoint::Failpoint;
-
-/// Files of removals that are merged together with what lies below them. Neighbours share files below; who waits for one merge to end waits for
-/// some 100 MiB.
-const FILES_MERGED_AT_ONCE: usize = 4;
 
 /// A version in RocksDB, without its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,27 +69,24 @@ impl TimelineStore {
     pub fn disk_bytes_before(&self, key: &Key) -> (u64, u64) {
         let cursor = VersionKey::object_prefix(self.timeline_no(), key);
         self.store().inner().db.timeline_files(self.timeline_no()).iter().fold((0, 0), |(before, all), file| {
-            let is_before = file.end_key.as_deref() < Some(&cursor[..]);
+            let is_before = file.end_key.as_slice() < &cursor[..];
             (if is_before { before + file.bytes } else { before }, all + file.bytes)
         })
     }
 
-    /// Merges files in which removals are at least a tenth of the entries with what they remove, so that space comes back; some files after the
-    /// other, until `stop` says so or none is left. Returns the bytes that compaction wrote meanwhile.
+    /// Merges removals with what they remove, of whatever timeline, where that gives back enough for what it writes ([`super::merges`]); one merge after
+    /// the other, until `stop` says so or none is left. Returns the bytes that compaction wrote meanwhile.
     pub fn compact_removed(&self, stop: &mut dyn FnMut(u64) -> bool) -> u64 {
         let db = &self.store().inner().db;
         let begun = db.compaction_written_bytes();
         let written = || db.compaction_written_bytes().saturating_sub(begun);
-        let mut files = db.timeline_files(self.timeline_no());
-        files.retain(TimelineFile::is_mostly_removals);
-        files.sort_by(|one, other| one.start_key.cmp(&other.start_key));
         // What a file becomes that cannot be got rid of is not looked at again.
-        for neighbours in files.chunks(FILES_MERGED_AT_ONCE) {
+        for merge in worthwhile_merges(&db.files()) {
             if stop(written()) {
                 break;
             }
-            if neighbours.iter().any(|file| db.has_file(&file.name)) {
-                db.compact_files(neighbours);
+            if merge.files.iter().any(|file| db.has_file(file)) {
+                db.compact_range(&merge.start_key, &merge.end_key);
             }
         }
         written()
