@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use benches::pgbench;
 use clap::Parser;
 use pageserver::config::Config;
-use pageserver::timeline::gc::{OwnRetention, RemovedOfClass, RetentionTime, WalSize};
+use pageserver::timeline::gc::{GcCounts, OwnRetention, RetentionTime, WalSize};
 use pageserver::timeline::{BranchPoint, Repository};
 use postgres_ffi::{Lsn, PgVersion};
 use tests::{Postgres, TestDir, wait_until};
@@ -127,22 +127,25 @@ fn status(what: &str) -> Result<String> {
 
 fn collect(repository: &Repository, arguments: &Arguments, pass: &str) -> Result<()> {
     let nothing = OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(0)) };
-    let (mut times, mut total) = (Vec::with_capacity(arguments.branches), RemovedOfClass::default());
+    let (mut times, mut counts) = (Vec::with_capacity(arguments.branches), GcCounts::default());
     for n in 0..arguments.branches {
         repository.set_retention(&name(n), Some(nothing))?;
         let begun = Instant::now();
-        total += repository.collect_garbage(&name(n), false, &mut |_, _| ControlFlow::Continue(()))?.counts.total();
+        counts.add(&repository.collect_garbage(&name(n), false, &mut |_, _| ControlFlow::Continue(()))?.counts);
         times.push(begun.elapsed());
     }
     times.sort_unstable();
     let sum: Duration = times.iter().sum();
+    let total = counts.total();
     println!(
-        "{pass} pass over all: {sum:.1?}, each {:.1?}, p99 {:.1?}; {} versions ({} MB) removed, {} images made",
+        "{pass} pass over all: {sum:.1?}, each {:.1?}, p99 {:.1?}; {} versions ({} MB) removed, {} images made; written {:.1} MB, merged {:.1} MB",
         times[times.len() / 2],
         times[times.len() * 99 / 100],
         total.versions,
         total.bytes / 1_000_000,
-        total.images
+        total.images,
+        counts.written_bytes as f64 / 1e6,
+        counts.compacted_bytes as f64 / 1e6
     );
     Ok(())
 }
