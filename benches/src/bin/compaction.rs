@@ -2,12 +2,14 @@
 //!
 //! A primary is filled and imported, then a bank runs on it. For each setting the same WAL is ingested into a copy of the store as the import left it,
 //! as fast as it goes, and the store comes to rest; then all is merged. Told are bytes on disk against bytes of WAL, bytes written by flush and
-//! compaction against bytes flushed, and what a read of a random page at a random LSN costs, by processor time, from a small block cache.
+//! compaction against bytes flushed, what a read of a random page at a random LSN costs, by processor time, from a small block cache, and what is left when
+//! garbage collection keeps nothing but the last LSN.
 //!
 //! The yardstick: the same WAL and one base backup, both under zstd.
 //! Needs PostgreSQL 15 with `pgbench` and `pg_basebackup` (`scripts/setup`).
 
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -20,6 +22,7 @@ use clap::Parser;
 use keyenc::Key;
 use pageserver::config::{Config, StoreSection};
 use pageserver::store::{CompactionStyle, Compression, StoreStats};
+use pageserver::timeline::gc::{OwnRetention, RetentionTime, WalSize};
 use pageserver::timeline::{Repository, Timeline, TimelineIngest};
 use postgres_ffi::{ForkNumber, Lsn, PgVersion, RelTag};
 use rand::rngs::SmallRng;
@@ -115,16 +118,16 @@ fn main() -> Result<()> {
         mb(wal_zstd + base_backup)
     );
     println!(
-        "| setting | ingest to rest s | written / flushed | on disk at rest MB | merged MB | merged : WAL and base backup under zstd | read us |"
+        "| setting | ingest to rest s | written / flushed | on disk at rest MB | merged MB | merged : WAL and base backup under zstd | read us | after GC of all but the last LSN MB | written for it MB |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for setting in SETTINGS.iter().filter(|setting| setting.name.contains(&arguments.only)) {
         let copy = dir.path().join("copy");
         standby::copy_data_dir(server.data_dir(), &copy, standby::Tablespaces::InPlace)?;
         let row = measure(setting, &copy, &arguments, &primary).with_context(|| setting.name)?;
         std::fs::remove_dir_all(&copy)?;
         println!(
-            "| {} | {:.0} | {:.1} | {:.0} | {:.0} | {:.2} | {:.0} |",
+            "| {} | {:.0} | {:.1} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} | {:.0} |",
             setting.name,
             row.time.as_secs_f64(),
             row.amplification,
@@ -132,6 +135,8 @@ fn main() -> Result<()> {
             mb(row.merged),
             row.merged as f64 / (wal_zstd + base_backup) as f64,
             row.read.as_secs_f64() * 1e6,
+            mb(row.collected),
+            mb(row.written_by_gc),
         );
     }
     Ok(())
@@ -143,10 +148,15 @@ struct Row {
     at_rest: u64,
     merged: u64,
     read: Duration,
+    /// What is left when garbage collection has kept nothing but the last LSN.
+    collected: u64,
+    /// What it and compaction have written for that.
+    written_by_gc: u64,
 }
 
 fn measure(setting: &Setting, data_dir: &Path, arguments: &Arguments, primary: &Postgres) -> Result<Row> {
     let mut config = Config::load(data_dir)?;
+    (config.gc.paused, config.gc.mib_per_second) = (true, 0);
     config.store.layer_mib = arguments.layer_mib;
     config.store.block_cache_mib = 32;
     config.store.flush_interval_seconds = 1;
@@ -164,6 +174,8 @@ fn measure(setting: &Setting, data_dir: &Path, arguments: &Arguments, primary: &
     repository.compact_store();
     let stats = rest(&repository);
     let read = read(&timeline)?;
+    let written_by_gc = collect(&repository)?;
+    let collected = rest(&repository);
     repository.shutdown()?;
     Ok(Row {
         time,
@@ -171,7 +183,17 @@ fn measure(setting: &Setting, data_dir: &Path, arguments: &Arguments, primary: &
         at_rest,
         merged: stats.sst_bytes + stats.blob_bytes,
         read,
+        collected: collected.sst_bytes + collected.blob_bytes,
+        written_by_gc,
     })
+}
+
+/// Gives up everything but the last LSN. Bytes that were written for it.
+fn collect(repository: &Repository) -> Result<u64> {
+    let nothing = OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(0)) };
+    repository.set_retention("main", Some(nothing))?;
+    let counts = repository.collect_garbage("main", false, &mut |_, _| ControlFlow::Continue(()))?.counts;
+    Ok(counts.written_bytes + counts.compacted_bytes)
 }
 
 fn ingest(timeline: &std::sync::Arc<Timeline>, primary: &Postgres) -> Result<()> {

@@ -65,6 +65,7 @@ impl GcCounts {
         removed.image_bytes += KEY_BYTES + BLCKSZ as u64;
     }
 
+    /// Adds what another pass, or part of one, did.
     pub fn add(&mut self, other: &GcCounts) {
         for (class, removed) in &other.removed {
             *self.removed.entry(class).or_default() += *removed;
