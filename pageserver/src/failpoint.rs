@@ -115,6 +115,9 @@ failpoints! {
     LeaseBeforeRename, "lease-before-rename", "leases.json is fsynced under another name";
     LeaseRenamed, "lease-renamed", "leases.json is new, and its directory not fsynced";
     LeaseSaved, "lease-saved", "leases.json is new, durably, and nobody has been told";
+    SlotsBeforeRename, "slots-before-rename", "slots.json is fsynced under another name";
+    SlotsRenamed, "slots-renamed", "slots.json is new, and its directory not fsynced";
+    SlotsSaved, "slots-saved", "slots.json is new, durably: what it says of a slot is not done yet";
     GcHorizonSaved, "gc-horizon-saved", "a horizon is durable, and no version below it is gone";
     GcBeforeIngest, "gc-before-ingest", "a part of what garbage collection removes is written, and not part of the store";
     GcIngested, "gc-ingested", "the same is removed, durably, and later parts are not";

@@ -174,6 +174,7 @@ fn serve(args: &Serve) -> anyhow::Result<()> {
     let service = PageService::start(service_config(&config), Arc::clone(&repository) as _)?;
     repository.follow_primaries()?;
     repository.start_collecting()?;
+    repository.start_dropping_slots()?;
     info!(listen = %service.local_addr(), open_seconds = begun.elapsed().as_secs_f64(), "serving");
     let signal = signals.forever().next();
     info!(signal, "shutting down");

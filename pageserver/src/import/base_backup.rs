@@ -22,20 +22,44 @@ pub fn import_primary(
     store: Arc<TimelineStore>,
     on_progress: OnProgress<'_>,
 ) -> Result<ImportSummary, ImportError> {
-    let mut connection = connect(conninfo)?;
-    check_wal_level(&connection.show("wal_level")?)?;
-    let is_new_slot = connection.create_physical_slot(slot)?;
-    let keeps_wal = is_new_slot || connection.read_slot(slot)?.is_none_or(|slot| slot.restart_lsn.is_some());
-    if !keeps_wal {
-        return Err(ImportError::SlotKeepsNothing { slot: slot.to_string() });
+    ReachedPrimary::connect(conninfo)?.import(slot, store, on_progress)
+}
+
+/// A primary that can be imported; nothing was changed there.
+pub struct ReachedPrimary<'a> {
+    conninfo: &'a ConnInfo,
+    connection: Connection,
+}
+
+impl<'a> ReachedPrimary<'a> {
+    /// Errors: it cannot be reached, or its cluster cannot be served.
+    pub fn connect(conninfo: &'a ConnInfo) -> Result<Self, ImportError> {
+        let mut connection = connect(conninfo)?;
+        check_wal_level(&connection.show("wal_level")?)?;
+        Ok(ReachedPrimary { conninfo, connection })
     }
-    Failpoint::ImportSlotMade.pass();
-    let imported = import_backup(connection, store, on_progress);
-    if imported.is_err() && is_new_slot {
-        // The first error is the one to report; a slot that stays is named in the primary's pg_replication_slots.
-        let _ = Connection::connect(conninfo, Mode::Replication).and_then(|mut again| again.drop_slot(slot));
+
+    /// Goes on as [`import_primary`] does.
+    pub fn import(
+        mut self,
+        slot: &str,
+        store: Arc<TimelineStore>,
+        on_progress: OnProgress<'_>,
+    ) -> Result<ImportSummary, ImportError> {
+        let connection = &mut self.connection;
+        let is_new_slot = connection.create_physical_slot(slot)?;
+        let keeps_wal = is_new_slot || connection.read_slot(slot)?.is_none_or(|slot| slot.restart_lsn.is_some());
+        if !keeps_wal {
+            return Err(ImportError::SlotKeepsNothing { slot: slot.to_string() });
+        }
+        Failpoint::ImportSlotMade.pass();
+        let imported = import_backup(self.connection, store, on_progress);
+        if imported.is_err() && is_new_slot {
+            // The first error is the one to report; a slot that stays is named in the primary's pg_replication_slots.
+            let _ = Connection::connect(self.conninfo, Mode::Replication).and_then(|mut again| again.drop_slot(slot));
+        }
+        imported
     }
-    imported
 }
 
 /// A primary with `wal_level = minimal` has no WAL sender for us and refuses us for that; an ordinary connection tells the reason.

@@ -104,7 +104,7 @@ pub struct Imported {
 }
 
 /// The primary that a timeline follows.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Primary {
     /// libpq connection string; may hold a password.

@@ -13,6 +13,7 @@ mod engine;
 mod following;
 mod importing;
 mod leases;
+mod left_slots;
 mod marks;
 mod names;
 mod pg_history;
@@ -188,6 +189,7 @@ pub struct Repository {
     names: names::Names,
     busy: detaching::BusyTimelines,
     leases: Arc<Leases>,
+    left_slots: left_slots::LeftSlots,
     collecting: collecting::Collecting,
     /// Held while a PostgreSQL timeline id is given out.
     pg_timeline_ids: Mutex<()>,
@@ -200,6 +202,7 @@ impl Repository {
         let timelines_dir = data_dir.join(TIMELINES_DIR);
         create_dir(&timelines_dir)?;
         let leases = Leases::load(data_dir)?;
+        let left_slots = left_slots::LeftSlots::load(data_dir)?;
         let backlog = match config.redo.backlog_records_min {
             0 => None,
             _ => Some(Backlog::start(store.long_chains()).map_err(RepositoryError::Thread)?),
@@ -222,6 +225,7 @@ impl Repository {
             names: names::Names::default(),
             busy: detaching::BusyTimelines::default(),
             leases: Arc::new(leases),
+            left_slots,
             collecting,
             pg_timeline_ids: Mutex::default(),
         });
@@ -399,6 +403,7 @@ impl Repository {
             self.is_closing.store(true, Ordering::SeqCst);
         }
         self.collecting.stop();
+        self.left_slots.stop();
         if let Some(backlog) = &self.backlog {
             backlog.stop();
         }

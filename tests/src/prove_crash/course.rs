@@ -23,7 +23,7 @@ use super::summary::Summary;
 use super::timelines::Reach;
 use crate::prove::{Narrator, compare_uncrashed};
 use crate::workload::{Target, tpcb};
-use crate::{Background, Killed, PageServer, Postgres, Stop, TestDir, standby};
+use crate::{Background, Killed, PageServer, Postgres, Stop, TestDir, standby, wait_until};
 
 /// Size of a WAL segment: small, so that segments are made and removed all the time.
 const SEGMENT_MB: u32 = 1;
@@ -258,7 +258,7 @@ impl Running {
     fn verify(&mut self) -> Result<()> {
         self.expect_alive(|running| running.server.settle())?;
         self.catch_up()?;
-        self.drop_left_slots()?;
+        self.wait_for_left_slots()?;
         for reach in self.server.reaches.clone() {
             let (count, what) = match reach.name.as_str() {
                 MAIN => (PAGES_OF_MAIN, "pages of main compared after crashes"),
@@ -316,14 +316,18 @@ impl Running {
         }
     }
 
-    /// A slot whose import or timeline a crash took away stays at the primary and keeps its WAL: nobody on our side knows of it any more.
-    fn drop_left_slots(&mut self) -> Result<()> {
-        let ids: Vec<String> = self.server.timelines.values().map(|shown| format!("pageserver_{}", shown.id)).collect();
-        let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE NOT active AND NOT slot_name = ANY($1)";
+    /// A slot whose import or timeline a crash took away goes, else it would keep the primary's WAL for ever.
+    fn wait_for_left_slots(&mut self) -> Result<()> {
+        let followers = self.server.timelines.values().filter(|shown| shown.follows);
+        let ids: Vec<String> = followers.map(|shown| format!("pageserver_{}", shown.id)).collect();
+        let sql =
+            "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'pageserver%' AND NOT slot_name = ANY($1)";
         let mut client = self.primary.connect()?;
-        for row in client.query(sql, &[&ids])? {
-            client.execute("SELECT pg_drop_replication_slot($1)", &[&row.get::<_, &str>(0)])?;
-            self.summary.count("slots that crashes left at the primary", 1);
+        let mut count = || -> Result<i64> { Ok(client.query_one(sql, &[&ids])?.get(0)) };
+        let left = count()?;
+        if left > 0 {
+            wait_until("slots of what is gone to go", CATCH_UP_LIMIT, || Ok(count()? == 0))?;
+            self.summary.count("slots that crashes left at the primary, and that went", u64::try_from(left)?);
         }
         Ok(())
     }

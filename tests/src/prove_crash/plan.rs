@@ -105,6 +105,9 @@ pub fn provocation(failpoint: Failpoint) -> Provocation {
         F::FollowSaved | F::FollowPublished | F::FollowDone => Operation(&[Kind::Follow]),
         F::UnfollowFlushed | F::UnfollowSaved => Operation(&[Kind::Unfollow]),
         F::LeaseBeforeRename | F::LeaseRenamed | F::LeaseSaved => Operation(&[Kind::Lease, Kind::EndLease]),
+        F::SlotsBeforeRename | F::SlotsRenamed | F::SlotsSaved => {
+            Operation(&[Kind::Import, Kind::Unfollow, Kind::DeleteFollower, Kind::ResetFollower])
+        }
         F::TenantBeforeRename | F::TenantRenamed | F::TenantSaved => Operation(&[Kind::Backup]),
         F::TenantRemoved => Operation(&[Kind::DeleteImport]),
         F::OpenLeftOverRemoved => {

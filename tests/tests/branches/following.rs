@@ -1,6 +1,7 @@
 //! Who follows whom: clones of branches, one after the other and two at once, resets, slots.
 
 use std::fs::File;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use postgres_ffi::{Lsn, PgVersion};
@@ -142,7 +143,7 @@ fn a_branch_of_a_branch_of_a_promoted_primary_knows_its_history() -> Result<()> 
 }
 
 #[test]
-fn a_slot_at_a_primary_that_is_gone_is_told() -> Result<()> {
+fn a_slot_at_a_primary_that_is_gone_is_told_and_goes_when_the_primary_is_back() -> Result<()> {
     let mut rig = Rig::start("branch-slots", PgVersion::V15)?;
     rig.catch_up()?;
     rig.change("BRANCH CREATE dev FROM main")?;
@@ -155,5 +156,15 @@ fn a_slot_at_a_primary_that_is_gone_is_told() -> Result<()> {
     rig.server.start()?;
     assert_eq!(rig.lsn_of("main", "last_record_lsn")?, last);
     rig.change("BRANCH CREATE later FROM main")?;
-    rig.check_same("later", "main", last)
+    rig.check_same("later", "main", last)?;
+    rig.primary.start()?;
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    wait_until("the slot to go", LIMIT, || Ok(rig.primary.query_text(slots)? == "0"))?;
+    let list = rig.server.data_dir().join("slots.json");
+    wait_until("the list to be empty", LIMIT, || Ok(!std::fs::read_to_string(&list)?.contains("pageserver_")))?;
+    // One that is followed again is not dropped.
+    follow(&rig, "main", &rig.primary)?;
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(rig.primary.query_text(slots)?, "1");
+    Ok(())
 }

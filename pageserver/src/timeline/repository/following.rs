@@ -68,7 +68,8 @@ impl Repository {
         let slot = format!("pageserver_{}", timeline.metadata().timeline_id);
         let primary = Primary { conninfo: conninfo.to_owned(), slot: slot.clone() };
         let before = timeline.metadata().primary.clone();
-        self.change_metadata(&timeline, |metadata| metadata.primary = Some(primary))?;
+        self.change_metadata(&timeline, |metadata| metadata.primary = Some(primary.clone()))?;
+        self.left_slots.keep(&primary)?;
         Failpoint::FollowSaved.pass();
         timeline.stop_receiver();
         timeline.begin_again();
@@ -103,10 +104,11 @@ impl Repository {
             timeline.store.flush(true)?;
         }
         Failpoint::UnfollowFlushed.pass();
+        self.left_slots.add(&primary)?;
         self.change_metadata(&timeline, |metadata| metadata.primary = None)?;
         Failpoint::UnfollowSaved.pass();
         info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
-        Ok(Changed { timeline, notices: vec![super::slots::drop_slot(&primary)] })
+        Ok(Changed { timeline, notices: vec![self.left_slots.drop_now(&primary)] })
     }
 
     /// Ingest needs all that the ancestors have: waits for it in a thread of its own, which ends with the server at the latest.

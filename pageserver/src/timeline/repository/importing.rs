@@ -14,7 +14,7 @@ use super::marks::{IMPORTING, clear_mark, set_mark};
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
 use crate::failpoint::Failpoint;
-use crate::import::base_backup::import_primary;
+use crate::import::base_backup::ReachedPrimary;
 use crate::import::{ClusterFiles, ImportError, ImportProgress, ImportSummary, OnProgress, data_dir};
 use crate::replication::{ConnInfo, ReplicationError};
 use crate::timeline::metadata::{ClusterFacts, Imported, Primary, TimelineMetadata};
@@ -108,12 +108,30 @@ impl Repository {
         let parsed: ConnInfo = conninfo.parse().map_err(ReplicationError::from).map_err(ImportError::from)?;
         let new = self.begin_import(name)?;
         let slot = format!("pageserver_{}", new.timeline_id);
-        let imported = self.store.timeline(new.no).map_err(ImportError::from);
-        let imported = imported.and_then(|store| import_primary(&parsed, &slot, store, on_progress));
         let primary = Primary { conninfo: conninfo.to_string(), slot };
-        let (timeline, report) = self.end_import(new, imported.map_err(RepositoryError::from), None, Some(primary))?;
+        let imported = self.import_from(&new, &parsed, &primary, on_progress);
+        let (timeline, report) = self.end_import(new, imported, None, Some(primary.clone()))?;
+        self.left_slots.keep(&primary)?;
         self.follow(&timeline)?;
         Ok((timeline, report))
+    }
+
+    /// The slot at the primary is listed before it is made, and goes again if this fails.
+    fn import_from(
+        &self,
+        new: &NewTimeline,
+        conninfo: &ConnInfo,
+        primary: &Primary,
+        on_progress: OnProgress<'_>,
+    ) -> Result<ImportSummary, RepositoryError> {
+        let store = self.store.timeline(new.no)?;
+        let reached = ReachedPrimary::connect(conninfo)?;
+        let _held = self.left_slots.hold(primary)?;
+        let imported = reached.import(&primary.slot, store, on_progress);
+        if imported.is_err() {
+            self.left_slots.drop_now(primary);
+        }
+        Ok(imported?)
     }
 
     /// Reserves name, ids and number, durably: whatever is stored under the number from now on is taken away after a crash.

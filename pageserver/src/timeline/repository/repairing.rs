@@ -21,6 +21,10 @@ impl Repository {
             self.leases.write_again()?;
             return Ok(true);
         }
+        if path == self.left_slots.path() {
+            self.left_slots.write_again()?;
+            return Ok(true);
+        }
         if path.file_name().is_some_and(|name| name == tenants::FILE_NAME) {
             return Ok(false); // An id that is given twice cannot be taken back.
         }

@@ -1,11 +1,9 @@
-//! Replication slots at primaries that are not followed any more: one that stays keeps the primary's WAL for ever.
+//! A replication slot is dropped at its primary. Which ones, and when: [`super::left_slots`].
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracing::warn;
-
-use crate::replication::{ConnInfo, Connection, Mode, ReplicationError, one_line};
+use crate::replication::{ConnInfo, Connection, Mode, ReplicationError};
 use crate::timeline::metadata::Primary;
 
 /// PG 15: src/backend/utils/errcodes.txt, object_in_use: the server has not noticed yet that our connection has ended.
@@ -16,29 +14,24 @@ const SQLSTATE_UNDEFINED_OBJECT: &str = "42704";
 const IN_USE_TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Drops the slot at the primary if that can be done. What came of it, for people.
-pub(super) fn drop_slot(primary: &Primary) -> String {
-    let (slot, server) = (&primary.slot, primary.server());
-    match try_drop(primary) {
-        Ok(true) => format!("slot `{slot}` dropped at {server}"),
-        Ok(false) => format!("slot `{slot}` is not at {server}"),
-        Err(error) => {
-            let reason = one_line(&error);
-            warn!(slot, %server, reason, "a replication slot stays");
-            format!("slot `{slot}` stays at {server} and keeps WAL there, drop it by hand: {reason}")
-        }
-    }
+/// A slot is not there any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dropped {
+    /// It was.
+    Now,
+    /// It was not there to begin with.
+    Before,
 }
 
-/// True: it was there.
-fn try_drop(primary: &Primary) -> Result<bool, ReplicationError> {
+/// Drops the slot at the primary. Errors: the primary cannot be reached, or does not let us.
+pub(super) fn try_drop(primary: &Primary) -> Result<Dropped, ReplicationError> {
     let conninfo: ConnInfo = primary.conninfo.parse()?;
     let mut connection = Connection::connect(&conninfo, Mode::Replication)?;
     let deadline = Instant::now() + IN_USE_TIMEOUT;
     loop {
         match connection.drop_slot(&primary.slot) {
-            Ok(()) => return Ok(true),
-            Err(error) if error.sqlstate() == Some(SQLSTATE_UNDEFINED_OBJECT) => return Ok(false),
+            Ok(()) => return Ok(Dropped::Now),
+            Err(error) if error.sqlstate() == Some(SQLSTATE_UNDEFINED_OBJECT) => return Ok(Dropped::Before),
             Err(error) if error.sqlstate() == Some(SQLSTATE_OBJECT_IN_USE) && Instant::now() < deadline => {
                 thread::sleep(PAUSE);
             }

@@ -69,6 +69,7 @@ impl Repository {
         let mut checks = vec![
             self.checked(None, &data_dir.join("pageserver.toml"), Config::load(&data_dir).map(drop).map_err(said)),
             self.checked(None, self.leases.path(), self.leases.check_file()),
+            self.checked(None, self.left_slots.path(), self.left_slots.check_file()),
         ];
         let mut tenants: Vec<_> = timelines.iter().map(|timeline| timeline.metadata().tenant_id).collect();
         tenants.sort_unstable();
