@@ -44,6 +44,9 @@ mod blocks;
 mod commit_time;
 pub use commit_time::{COMMIT_TIME_GRANULARITY_MICROS, CommitTime};
 mod databases;
+mod kept_sizes;
+pub use kept_sizes::KeptSize;
+pub(crate) use kept_sizes::{KeptSizes, summed_keys};
 mod multixact;
 mod origins;
 pub use origins::OriginProgress;
@@ -80,6 +83,7 @@ pub struct WalIngest {
     /// Checksums or `wal_log_hints` are on.
     hint_bits_logged: bool,
     known: Known,
+    kept_sizes: KeptSizes,
     /// For values on their way into the batch, so that no record allocates.
     value: Vec<u8>,
     places: slru::Places,
@@ -110,6 +114,7 @@ impl WalIngest {
             track_commit_timestamp,
             hint_bits_logged,
             known: Known::default(),
+            kept_sizes: KeptSizes::default(),
             value: Vec::new(),
             places: slru::Places::default(),
         })
@@ -148,9 +153,14 @@ impl WalIngest {
         if self.known.is_full() {
             step.commit()?; // From here on all that is forgotten can be read.
             self.known.clear();
+            self.kept_sizes.clear();
         }
         self.checkpoint.advance_next_xid_past(record.xid);
         self.dispatch(&mut step)?;
+        if self.kept_sizes.has_changes() {
+            let lsn = step.lsn();
+            self.kept_sizes.put(step.batch, lsn, state, self.last_record_lsn)?;
+        }
         if self.checkpoint_changed || self.checkpoint.next_xid > self.stored_next_xid {
             self.put_checkpoint(&mut step, round_next_xid);
         }
