@@ -99,13 +99,7 @@ impl WalIngest {
         self.fork_changed(rel, fork, before, None);
     }
 
-    fn fork_changed(
-        &mut self,
-        rel: RelTag,
-        fork: ForkNumber,
-        before: Option<BlockNumber>,
-        after: Option<BlockNumber>,
-    ) {
+    fn fork_changed(&mut self, rel: RelTag, fork: ForkNumber, before: Option<BlockNumber>, after: Option<BlockNumber>) {
         // A record may change a fork more than once: what is known is newer than what stood before the record.
         let before = self.known.forks.insert((rel, fork), after).unwrap_or(before);
         self.kept_sizes.fork_changed(rel, fork, before, after);

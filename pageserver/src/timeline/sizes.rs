@@ -35,6 +35,11 @@ pub struct LogicalSize {
 }
 
 impl LogicalSize {
+    /// Bytes of all relations and SLRUs.
+    pub fn bytes(&self) -> u64 {
+        self.relation_bytes().saturating_add(self.slru_bytes())
+    }
+
     /// Bytes of all relations.
     pub fn relation_bytes(&self) -> u64 {
         self.databases.iter().fold(0, |sum, database| sum.saturating_add(database.size.bytes()))
@@ -104,10 +109,7 @@ impl Timeline {
 }
 
 fn decode(object: Object, version_lsn: Lsn, value: &Bytes) -> Result<KeptSize, ReadError> {
-    let damaged = || ReadError::Damaged {
-        key: Key::from(object),
-        version_lsn,
-        reason: "a kept size that has not sixteen bytes",
-    };
+    let damaged =
+        || ReadError::Damaged { key: Key::from(object), version_lsn, reason: "a kept size that has not sixteen bytes" };
     KeptSize::decode(value).ok_or_else(damaged)
 }

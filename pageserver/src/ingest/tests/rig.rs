@@ -335,7 +335,10 @@ impl Rig {
     pub fn ingest(&mut self, rec: &Rec) -> Vec<Put> {
         let mut puts = self.ingest_all(rec);
         let is_aside = |object: &Object| {
-            matches!(object, Object::Checkpoint | Object::CommitTime | Object::DatabaseSize { .. } | Object::SlruSize { .. })
+            matches!(
+                object,
+                Object::Checkpoint | Object::CommitTime | Object::DatabaseSize { .. } | Object::SlruSize { .. }
+            )
         };
         puts.retain(|(object, _, _)| !is_aside(object));
         puts

@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
 use crate::import::ClusterFiles;
+use crate::ingest::KeptSize;
 use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
@@ -21,6 +22,7 @@ use crate::page_service::command::verify::RepairRequest;
 use crate::page_service::gc::{GcAnswer, GcCommand};
 use crate::page_service::lease::{LeaseCommand, LeaseInfo};
 use crate::page_service::message::Value;
+use crate::page_service::size::SizeCommand;
 use crate::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use crate::verify::{Finding, Part, RepairOutcome, Repaired, VerifyCounts, VerifyOptions, VerifyProgress, VerifySink};
 use crate::wall_time::WallTime;
@@ -259,6 +261,13 @@ impl RepositoryBackend for ToyRepository {
         Ok(GcAnswer { rows: vec![row], notices: vec!["collected".to_owned()] })
     }
 
+    /// One row: the command itself.
+    fn sizes(&self, command: &SizeCommand, _: &mut OnProgress<'_>) -> Result<Vec<Vec<Value>>, BackendError> {
+        let mut row = vec![Value::Null; crate::page_service::size::COLUMNS.len()];
+        row[0] = Value::Text(format!("{command:?}"));
+        Ok(vec![row])
+    }
+
     fn import_files(
         &self,
         name: &str,
@@ -326,6 +335,13 @@ impl TimelineBackend for Toy {
         let here = (spc_oid, db_oid) == (REL.spc_oid, REL.db_oid);
         let relations = [(REL, ForkNumber::Main, block_count(lsn.as_u64())), (REL, ForkNumber::Vm, 1)];
         Ok(if here { relations.to_vec() } else { Vec::new() })
+    }
+
+    fn database_size(&self, spc_oid: Oid, db_oid: Oid, lsn: Lsn) -> Result<KeptSize, BackendError> {
+        let mut size = KeptSize::ZERO;
+        let relations = self.relations(spc_oid, db_oid, lsn)?;
+        relations.into_iter().for_each(|(_, fork, block_count)| size.add_fork(fork, block_count));
+        Ok(size)
     }
 
     fn databases(&self, _: Lsn) -> Result<Vec<(Oid, Oid)>, BackendError> {
