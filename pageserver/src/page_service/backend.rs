@@ -211,8 +211,13 @@ pub trait TimelineBackend: Send + Sync + 'static {
         lsn: Lsn,
     ) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, BackendError>;
 
-    /// Blocks and relations of a database in a tablespace, all forks: what [`Self::relations`] would sum up to, without the list.
-    fn database_size(&self, spc_oid: Oid, db_oid: Oid, lsn: Lsn) -> Result<KeptSize, BackendError>;
+    /// Blocks and relations of a database in a tablespace, all forks: what [`Self::relations`] sum up to.
+    fn database_size(&self, spc_oid: Oid, db_oid: Oid, lsn: Lsn) -> Result<KeptSize, BackendError> {
+        let mut size = KeptSize::ZERO;
+        let relations = self.relations(spc_oid, db_oid, lsn)?;
+        relations.into_iter().for_each(|(_, fork, block_count)| size.add_fork(fork, block_count));
+        Ok(size)
+    }
 
     /// Every (tablespace, database) that has a directory at `lsn`, in key order; shared relations are 1664/0.
     fn databases(&self, lsn: Lsn) -> Result<Vec<(Oid, Oid)>, BackendError>;

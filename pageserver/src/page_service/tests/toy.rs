@@ -13,7 +13,6 @@ use parking_lot::{Condvar, Mutex};
 use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
 use crate::import::ClusterFiles;
-use crate::ingest::KeptSize;
 use crate::page_service::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
 };
@@ -335,13 +334,6 @@ impl TimelineBackend for Toy {
         let here = (spc_oid, db_oid) == (REL.spc_oid, REL.db_oid);
         let relations = [(REL, ForkNumber::Main, block_count(lsn.as_u64())), (REL, ForkNumber::Vm, 1)];
         Ok(if here { relations.to_vec() } else { Vec::new() })
-    }
-
-    fn database_size(&self, spc_oid: Oid, db_oid: Oid, lsn: Lsn) -> Result<KeptSize, BackendError> {
-        let mut size = KeptSize::ZERO;
-        let relations = self.relations(spc_oid, db_oid, lsn)?;
-        relations.into_iter().for_each(|(_, fork, block_count)| size.add_fork(fork, block_count));
-        Ok(size)
     }
 
     fn databases(&self, _: Lsn) -> Result<Vec<(Oid, Oid)>, BackendError> {
