@@ -27,7 +27,8 @@ const STEPS: &[&str] = &[
     "VACUUM t",
     "CREATE INDEX ON t USING gin (to_tsvector('simple', v)); REINDEX TABLE t",
     "BEGIN; CREATE TABLE never AS SELECT * FROM t; ROLLBACK",
-    "VACUUM FULL t; TRUNCATE big",
+    "VACUUM FULL t",
+    "TRUNCATE big",
     "DROP DATABASE logged",
     "DROP TABLE u, big; CREATE MATERIALIZED VIEW m AS SELECT * FROM t; CREATE SEQUENCE q",
 ];
