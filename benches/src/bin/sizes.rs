@@ -67,9 +67,9 @@ fn measure(name: &str, lsn: Lsn, repository: &Repository, timeline: &Timeline, r
     ensure!(kept(timeline, lsn)? == summed(timeline, lsn)?, "a kept size is wrong");
     let (mut of_kept, mut of_summed, mut of_all) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..reads {
-        of_kept.push(timed(|| kept(timeline, lsn).map(drop))?);
-        of_summed.push(timed(|| summed(timeline, lsn).map(drop))?);
-        of_all.push(timed(|| Ok(drop(repository.all_sizes(Some(lsn))?)))?);
+        of_kept.push(timed(|| kept(timeline, lsn))?);
+        of_summed.push(timed(|| summed(timeline, lsn))?);
+        of_all.push(timed(|| Ok(repository.all_sizes(Some(lsn))?))?);
     }
     let [kept, summed, all] = [of_kept, of_summed, of_all].map(median_micros);
     println!("| {name} | {kept:.0} | {summed:.0} | {:.0} | {all:.0} |", summed / kept);
@@ -92,7 +92,7 @@ fn summed(timeline: &Timeline, lsn: Lsn) -> Result<u64> {
     Ok(blocks * BLCKSZ as u64)
 }
 
-fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<Duration> {
     let begun = Instant::now();
     work()?;
     Ok(begun.elapsed())
