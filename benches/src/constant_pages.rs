@@ -14,6 +14,8 @@ use pageserver::page_service::basebackup::{BackupRequest, BackupSink};
 use pageserver::page_service::command::verify::RepairRequest;
 use pageserver::page_service::gc::{GcAnswer, GcCommand};
 use pageserver::page_service::lease::{LeaseCommand, LeaseInfo};
+use pageserver::page_service::message::Value;
+use pageserver::page_service::size::SizeCommand;
 use pageserver::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use pageserver::verify::{Repaired, VerifyCounts, VerifyOptions, VerifySink};
 use pageserver::wall_time::WallTime;
@@ -85,6 +87,10 @@ impl RepositoryBackend for ConstantPages {
 
     fn gc(&self, _: &GcCommand, _: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError> {
         Err(BackendError::not_found("there is no garbage here"))
+    }
+
+    fn sizes(&self, _: &SizeCommand, _: &mut OnProgress<'_>) -> Result<Vec<Vec<Value>>, BackendError> {
+        Err(BackendError::not_found("nothing takes room here"))
     }
 
     fn verify(&self, _: &VerifyOptions, _: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError> {

@@ -121,6 +121,13 @@ pub enum Object {
         /// Database.
         db_oid: Oid,
     },
+    /// Blocks and relations of a database in a tablespace: the sum of its relation sizes.
+    DatabaseSize {
+        /// Tablespace.
+        spc_oid: Oid,
+        /// Database.
+        db_oid: Oid,
+    },
     /// Number of blocks of a relation fork.
     RelationSize {
         /// The relation.
@@ -141,6 +148,11 @@ pub enum Object {
         kind: SlruKind,
         /// Page number.
         page_no: u32,
+    },
+    /// Pages and segments of an SLRU: the sum of its segments.
+    SlruSize {
+        /// The SLRU.
+        kind: SlruKind,
     },
     /// State file of a prepared transaction.
     TwoPhase {
@@ -170,9 +182,11 @@ mod class {
     pub const COMMIT_TIME: u8 = 0x04;
     pub const DATABASE: u8 = 0x08;
     pub const RELATION_MAP: u8 = 0x09;
+    pub const DATABASE_SIZE: u8 = 0x0A;
     pub const RELATION_SIZE: u8 = 0x10;
     pub const SLRU_SEGMENT: u8 = 0x18;
     pub const SLRU_PAGE: u8 = 0x19;
+    pub const SLRU_SIZE: u8 = 0x1A;
     pub const TWO_PHASE: u8 = 0x20;
     pub const REPLICATION_ORIGIN: u8 = 0x28;
     pub const RELATION_BLOCK: u8 = 0x40;
@@ -243,11 +257,13 @@ impl Key {
             class::COMMIT_TIME => empty(&[a, b, c, d.into(), e]).map(|()| Object::CommitTime),
             class::DATABASE => empty(&[c, d.into(), e]).map(|()| Object::Database { spc_oid: a, db_oid: b }),
             class::RELATION_MAP => empty(&[c, d.into(), e]).map(|()| Object::RelationMap { spc_oid: a, db_oid: b }),
+            class::DATABASE_SIZE => empty(&[c, d.into(), e]).map(|()| Object::DatabaseSize { spc_oid: a, db_oid: b }),
             class::RELATION_SIZE => empty(&[e]).and_then(|()| Ok(Object::RelationSize { rel, fork: fork()? })),
             class::SLRU_SEGMENT => {
                 empty(&[a, b, c]).and_then(|()| Ok(Object::SlruSegment { kind: slru()?, segment_no: e }))
             }
             class::SLRU_PAGE => empty(&[a, b, c]).and_then(|()| Ok(Object::SlruPage { kind: slru()?, page_no: e })),
+            class::SLRU_SIZE => empty(&[a, b, c, e]).and_then(|()| Ok(Object::SlruSize { kind: slru()? })),
             class::TWO_PHASE => {
                 empty(&[c, d.into(), e]).map(|()| Object::TwoPhase { xid: u64::from(a) << 32 | u64::from(b) })
             }
@@ -271,6 +287,12 @@ impl Key {
             Self::pack(class::RELATION_SIZE, spc_oid, db_oid, 0, 0, 0),
             Self::pack(class::RELATION_SIZE, spc_oid, db_oid, u32::MAX, u8::MAX, u32::MAX),
         )
+    }
+
+    /// First and last key of all segments of an SLRU.
+    pub fn segments_of_slru(kind: SlruKind) -> (Self, Self) {
+        let segment = |segment_no| Self::from(Object::SlruSegment { kind, segment_no });
+        (segment(0), segment(u32::MAX))
     }
 
     /// First and last keys of all objects that are no pages, the watermark left out: those in front of the pages of SLRUs, and those behind.
@@ -299,6 +321,7 @@ impl From<Object> for Key {
             Object::CommitTime => Self::pack(class::COMMIT_TIME, 0, 0, 0, 0, 0),
             Object::Database { spc_oid, db_oid } => Self::pack(class::DATABASE, spc_oid, db_oid, 0, 0, 0),
             Object::RelationMap { spc_oid, db_oid } => Self::pack(class::RELATION_MAP, spc_oid, db_oid, 0, 0, 0),
+            Object::DatabaseSize { spc_oid, db_oid } => Self::pack(class::DATABASE_SIZE, spc_oid, db_oid, 0, 0, 0),
             Object::RelationSize { rel, fork } => {
                 Self::pack(class::RELATION_SIZE, rel.spc_oid, rel.db_oid, rel.rel_number, fork as u8, 0)
             }
@@ -306,6 +329,7 @@ impl From<Object> for Key {
                 Self::pack(class::SLRU_SEGMENT, 0, 0, 0, kind as u8, segment_no)
             }
             Object::SlruPage { kind, page_no } => Self::pack(class::SLRU_PAGE, 0, 0, 0, kind as u8, page_no),
+            Object::SlruSize { kind } => Self::pack(class::SLRU_SIZE, 0, 0, 0, kind as u8, 0),
             Object::TwoPhase { xid } => {
                 Self::pack(class::TWO_PHASE, (xid >> 32) as u32, (xid & 0xFFFF_FFFF) as u32, 0, 0, 0)
             }

@@ -75,6 +75,8 @@ fn any_object() -> impl Strategy<Value = Object> {
         Just(Object::CommitTime),
         any::<(u32, u32)>().prop_map(|(spc_oid, db_oid)| Object::Database { spc_oid, db_oid }),
         any::<(u32, u32)>().prop_map(|(spc_oid, db_oid)| Object::RelationMap { spc_oid, db_oid }),
+        any::<(u32, u32)>().prop_map(|(spc_oid, db_oid)| Object::DatabaseSize { spc_oid, db_oid }),
+        slru().prop_map(|kind| Object::SlruSize { kind }),
         (rel(), fork()).prop_map(|(rel, fork)| Object::RelationSize { rel, fork }),
         (slru(), any::<u32>()).prop_map(|(kind, segment_no)| Object::SlruSegment { kind, segment_no }),
         (slru(), any::<u32>()).prop_map(|(kind, page_no)| Object::SlruPage { kind, page_no }),

@@ -195,6 +195,11 @@ impl LeaseCommand {
 
 /// Runs a command that changes timelines: its rows, its notices and its progress.
 pub(crate) fn change(server: &ServerArgs, command: &str, output: &mut Output) -> Result<()> {
+    show_rows(&ask(server, command)?, output)
+}
+
+/// Rows of a command; its notices and its progress go to standard error.
+pub(crate) fn ask(server: &ServerArgs, command: &str) -> Result<ResultSet> {
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {eta} left")?);
     let mut on_notice = |notice: &str| match ImportProgress::parse(notice) {
@@ -206,7 +211,7 @@ pub(crate) fn change(server: &ServerArgs, command: &str, output: &mut Output) ->
     };
     let results = server.connect()?.query_with_notices(command, &mut on_notice);
     bar.finish_and_clear();
-    show_rows(results?.first().context("the server gave no answer")?, output)
+    results?.into_iter().next().context("the server gave no answer")
 }
 
 /// A timeline as the server lists it.

@@ -18,6 +18,7 @@ use crate::import::Import;
 use crate::output::{Outcome, Output, is_broken_pipe};
 use crate::page::PageCommand;
 use crate::redo::RedoCommand;
+use crate::size::Size;
 use crate::time::{LsnAtTime, TimeAtLsn};
 use crate::verify::{Repair, Verify};
 use crate::wal_dump::WalDump;
@@ -66,6 +67,7 @@ enum Command {
     Import(Import),
     Lsn(LsnAtTime),
     Time(TimeAtLsn),
+    Size(Size),
     Compare(Compare),
     Verify(Verify),
     Repair(Repair),
@@ -160,6 +162,7 @@ impl Cli {
             Command::Import(import) => import.run(server, output)?,
             Command::Lsn(lsn) => lsn.run(server, output)?,
             Command::Time(time) => time.run(server, output)?,
+            Command::Size(size) => size.run(server, output)?,
             Command::Compare(compare) => return compare.run(server, output),
             Command::Verify(verify) => return verify.run(server, output),
             Command::Repair(repair) => return repair.run(server, output),

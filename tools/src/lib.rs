@@ -1,7 +1,7 @@
 //! `pagectl`, the page server's tool for people: one module per subcommand.
 //!
 //! In stack order: the answer's way out ([`output`]), talking to a page server ([`connect`]), files of a cluster ([`datadir`]), pages
-//! ([`page_dump`], [`page`]), WAL ([`wal_segments`], [`wal_dump`]), comparison ([`compare`]), base backups ([`basebackup`]), load ([`bench_getpage`]), times and LSNs ([`time`]), branches and leases ([`branch`]), retention and garbage ([`gc`]), damage ([`verify`]),
+//! ([`page_dump`], [`page`]), WAL ([`wal_segments`], [`wal_dump`]), comparison ([`compare`]), base backups ([`basebackup`]), load ([`bench_getpage`]), times and LSNs ([`time`]), branches and leases ([`branch`]), retention and garbage ([`gc`]), what timelines cost ([`size`]), damage ([`verify`]),
 //! redo tried again and checked ([`redo`]), servers on branches ([`compute`]), the command line ([`cli`]).
 
 pub mod basebackup;
@@ -18,6 +18,7 @@ pub mod output;
 pub mod page;
 pub mod page_dump;
 pub mod redo;
+pub mod size;
 pub mod time;
 pub mod verify;
 pub mod wal_dump;

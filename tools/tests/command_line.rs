@@ -134,6 +134,6 @@ fn a_reader_that_goes_away_is_no_error() {
 fn completion_scripts_name_the_subcommands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = text(&["completion", shell]);
-        assert!(script.contains("compare") && script.contains("timeline"), "{shell}");
+        assert!(["compare", "timeline", "size"].iter().all(|command| script.contains(command)), "{shell}");
     }
 }

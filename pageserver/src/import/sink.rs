@@ -16,7 +16,7 @@ use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, Slru
 
 use super::ImportError;
 use super::layout::{FileKind, RELSEG_BLOCKS, classify};
-use crate::ingest::{CommitTime, OriginProgress};
+use crate::ingest::{CommitTime, KeptSize, OriginProgress};
 use crate::store::{Batch, TimelineStore};
 use crate::wall_time::WallTime;
 
@@ -55,6 +55,8 @@ pub struct ImportSink {
     two_phase: Vec<(u64, Vec<u8>)>,
     /// Directories of databases (tablespace, database) that were put.
     database_dirs: BTreeSet<(u32, u32)>,
+    /// Sums of what came: see `ingest::kept_sizes`.
+    kept_sizes: BTreeMap<Key, KeptSize>,
     counts: ImportCounts,
 }
 
@@ -71,6 +73,7 @@ impl ImportSink {
             control_file: None,
             two_phase: Vec::new(),
             database_dirs: BTreeSet::new(),
+            kept_sizes: BTreeMap::new(),
             counts: ImportCounts::default(),
         }
     }
@@ -188,7 +191,7 @@ impl ImportSink {
         self.counts.fork_count += 1;
         let last = segments.iter().rev().find(|(_, block_count)| **block_count > 0);
         let Some((last_segment_no, last_count)) = last else {
-            return self.put(Object::RelationSize { rel, fork }, &0_u32.to_be_bytes());
+            return self.put_fork_size(rel, fork, 0);
         };
         for segment_no in 0..*last_segment_no {
             let damaged =
@@ -202,7 +205,13 @@ impl ImportSink {
             }
         }
         let size = last_segment_no * RELSEG_BLOCKS + last_count;
-        self.put(Object::RelationSize { rel, fork }, &size.to_be_bytes())
+        self.put_fork_size(rel, fork, size)
+    }
+
+    fn put_fork_size(&mut self, rel: RelTag, fork: ForkNumber, block_count: BlockNumber) -> Result<(), ImportError> {
+        let database = Object::DatabaseSize { spc_oid: rel.spc_oid, db_oid: rel.db_oid };
+        self.kept_sizes.entry(database.into()).or_default().add_fork(fork, block_count);
+        self.put(Object::RelationSize { rel, fork }, &block_count.to_be_bytes())
     }
 
     /// PG 14-18: src/backend/access/transam/twophase.c, ReadTwoPhaseFile: magic, length, body, CRC.
@@ -236,6 +245,7 @@ impl ImportSink {
             self.page(Object::SlruPage { kind, page_no }.into(), &page)?;
             page_count += 1;
         }
+        self.kept_sizes.entry(Object::SlruSize { kind }.into()).or_default().add_segment(page_count);
         self.put(Object::SlruSegment { kind, segment_no }, &page_count.to_be_bytes())
     }
 
@@ -296,6 +306,9 @@ impl ImportSink {
             // A database has a directory in each tablespace that it has relations in; PG_VERSION stands in its own alone.
             self.database_dir(rel.spc_oid, rel.db_oid)?;
             self.fork_size(rel, fork, &segments)?;
+        }
+        for (key, size) in std::mem::take(&mut self.kept_sizes) {
+            self.batch.put(key, self.lsn, Kind::Image, &size.encode());
         }
         for (number, state) in std::mem::take(&mut self.two_phase) {
             let xid = self.full_xid(&control_file, number)?;

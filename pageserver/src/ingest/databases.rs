@@ -1,6 +1,6 @@
 //! Databases and tablespaces come and go. PG: src/backend/commands/dbcommands.c, dbase_redo; tablespace.c, tblspc_redo.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use keyenc::{Key, Kind, Object};
 use postgres_ffi::records::RecordError;
@@ -70,17 +70,21 @@ impl WalIngest {
         self.file_copies.note_change_in(target);
         self.file_copies.note_copy(target, template, is_template_there);
         let copied: HashSet<_> = forks.iter().map(|(rel, fork, _)| (rel.rel_number, *fork)).collect();
-        for (rel, fork, _) in self.forks_of(step, target)? {
+        let mut copied_over = HashMap::new();
+        for (rel, fork, block_count) in self.forks_of(step, target)? {
             // A key gets one version at this LSN: what is copied over is not removed first.
-            if !copied.contains(&(rel.rel_number, fork)) {
-                self.remove_fork(step, rel, fork);
+            if copied.contains(&(rel.rel_number, fork)) {
+                copied_over.insert((rel.rel_number, fork), block_count);
+            } else {
+                self.remove_fork(step, rel, fork, Some(block_count));
             }
         }
         self.ensure_database_dir(step, target.spc_oid, target.db_oid)?;
         self.copy_relation_map(step, target, template)?;
         for (rel, fork, block_count) in forks {
             let copy = RelTag { spc_oid: target.spc_oid, db_oid: target.db_oid, rel_number: rel.rel_number };
-            self.set_fork_size(step, copy, fork, block_count);
+            let before = copied_over.get(&(rel.rel_number, fork)).copied();
+            self.set_fork_size(step, copy, fork, before, block_count);
             copy_pages(step, rel, copy, fork, block_count)?;
         }
         Ok(())
@@ -103,8 +107,8 @@ impl WalIngest {
 
     fn drop_database_dir(&mut self, step: &mut Step<'_>, dir: DatabaseDir) -> Result<(), IngestError> {
         self.file_copies.note_end_of(dir);
-        for (rel, fork, _) in self.forks_of(step, dir)? {
-            self.remove_fork(step, rel, fork);
+        for (rel, fork, block_count) in self.forks_of(step, dir)? {
+            self.remove_fork(step, rel, fork, Some(block_count));
             step.commit_if_full()?;
         }
         let DatabaseDir { spc_oid, db_oid } = dir;

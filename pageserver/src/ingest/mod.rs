@@ -48,6 +48,9 @@ pub use commit_time::{COMMIT_TIME_GRANULARITY_MICROS, CommitTime};
 mod databases;
 mod file_copies;
 pub use file_copies::FileCopy;
+mod kept_sizes;
+pub use kept_sizes::KeptSize;
+pub(crate) use kept_sizes::{KeptSizes, summed_keys};
 mod multixact;
 mod origins;
 pub use origins::OriginProgress;
@@ -87,6 +90,7 @@ pub struct WalIngest {
     hint_bits_logged: bool,
     known: Known,
     file_copies: FileCopies,
+    kept_sizes: KeptSizes,
     /// For values on their way into the batch, so that no record allocates.
     value: Vec<u8>,
     places: slru::Places,
@@ -118,6 +122,7 @@ impl WalIngest {
             hint_bits_logged,
             known: Known::default(),
             file_copies: FileCopies::default(),
+            kept_sizes: KeptSizes::default(),
             value: Vec::new(),
             places: slru::Places::default(),
         })
@@ -170,11 +175,16 @@ impl WalIngest {
         if self.known.is_full() {
             step.commit()?; // From here on all that is forgotten can be read.
             self.known.clear();
+            self.kept_sizes.clear();
         }
         self.checkpoint.advance_next_xid_past(record.xid);
         record.blocks.iter().for_each(|block| self.file_copies.note_change_of(block.rel));
         self.dispatch(&mut step)?;
         self.file_copies.end_record(&mut step)?;
+        if self.kept_sizes.has_changes() {
+            let lsn = step.lsn();
+            self.kept_sizes.put(step.batch, lsn, state, self.last_record_lsn)?;
+        }
         if self.checkpoint_changed || self.checkpoint.next_xid > self.stored_next_xid {
             self.put_checkpoint(&mut step, round_next_xid);
         }

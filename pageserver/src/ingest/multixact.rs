@@ -116,7 +116,7 @@ impl WalIngest {
         let existing = self.existing_segments(step, SlruKind::MultiXactMembers)?;
         for segment_no in removed_members_segments(truncate.start_offset, truncate.end_offset) {
             if existing.binary_search(&segment_no).is_ok() {
-                self.remove_segment(step, SlruKind::MultiXactMembers, segment_no);
+                self.remove_segment(step, SlruKind::MultiXactMembers, segment_no)?;
             }
         }
         // One multixact back: the page of the oldest one may not exist yet.

@@ -55,7 +55,7 @@ impl WalIngest {
             step.batch.put(Key::block(rel, fork, gap_block), step.lsn(), Kind::Image, &[]);
             step.commit_if_full()?;
         }
-        self.set_fork_size(step, rel, fork, block_no + 1); // Fits: `u32::MAX` is no block number, decoding refuses it.
+        self.set_fork_size(step, rel, fork, before, block_no + 1); // Fits: `u32::MAX` is no block number, decoding refuses it.
         Ok(false)
     }
 
@@ -74,28 +74,44 @@ impl WalIngest {
         Ok(found)
     }
 
+    /// `before`: what it had before this record, as far as the record itself has not changed it already.
     pub(super) fn set_fork_size(
         &mut self,
         step: &mut Step<'_>,
         rel: RelTag,
         fork: ForkNumber,
+        before: Option<BlockNumber>,
         block_count: BlockNumber,
     ) {
         step.put(Object::RelationSize { rel, fork }, Kind::Image, &block_count.to_be_bytes());
-        self.known.forks.insert((rel, fork), Some(block_count));
+        self.fork_changed(rel, fork, before, Some(block_count));
     }
 
-    pub(super) fn remove_fork(&mut self, step: &mut Step<'_>, rel: RelTag, fork: ForkNumber) {
+    /// `before`: as of [`Self::set_fork_size`].
+    pub(super) fn remove_fork(
+        &mut self,
+        step: &mut Step<'_>,
+        rel: RelTag,
+        fork: ForkNumber,
+        before: Option<BlockNumber>,
+    ) {
         step.put(Object::RelationSize { rel, fork }, Kind::Tombstone, &[]);
-        self.known.forks.insert((rel, fork), None);
+        self.fork_changed(rel, fork, before, None);
+    }
+
+    fn fork_changed(&mut self, rel: RelTag, fork: ForkNumber, before: Option<BlockNumber>, after: Option<BlockNumber>) {
+        // A record may change a fork more than once: what is known is newer than what stood before the record.
+        let before = self.known.forks.insert((rel, fork), after).unwrap_or(before);
+        self.kept_sizes.fork_changed(rel, fork, before, after);
     }
 
     /// A relation's files go away: all forks that there are. PG: md.c, DropRelationFiles.
     pub(super) fn drop_relation(&mut self, step: &mut Step<'_>, rel: RelTag) -> Result<(), IngestError> {
         self.file_copies.note_change_of(rel);
         for fork in ForkNumber::ALL {
-            if self.fork_size(step, rel, fork)?.is_some() {
-                self.remove_fork(step, rel, fork);
+            let before = self.fork_size(step, rel, fork)?;
+            if before.is_some() {
+                self.remove_fork(step, rel, fork, before);
             }
         }
         step.commit_if_full()
@@ -141,7 +157,7 @@ impl WalIngest {
     fn create_fork(&mut self, step: &mut Step<'_>, rel: RelTag, fork: ForkNumber) -> Result<(), IngestError> {
         if self.fork_size(step, rel, fork)?.is_none() {
             self.ensure_database_dir(step, rel.spc_oid, rel.db_oid)?;
-            self.set_fork_size(step, rel, fork, 0);
+            self.set_fork_size(step, rel, fork, None, 0);
         }
         Ok(())
     }
@@ -169,8 +185,9 @@ impl WalIngest {
         fork: ForkNumber,
         block_count: BlockNumber,
     ) -> Result<(), IngestError> {
-        if self.fork_size(step, rel, fork)?.is_some_and(|before| before > block_count) {
-            self.set_fork_size(step, rel, fork, block_count);
+        let before = self.fork_size(step, rel, fork)?;
+        if before.is_some_and(|before| before > block_count) {
+            self.set_fork_size(step, rel, fork, before, block_count);
         }
         Ok(())
     }

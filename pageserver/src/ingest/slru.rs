@@ -138,7 +138,8 @@ impl WalIngest {
     /// Makes the page's segment long enough. True if the page was there before.
     fn touch_slru_page(&mut self, step: &mut Step<'_>, kind: SlruKind, page_no: u32) -> Result<bool, IngestError> {
         let (segment_no, place) = segment_place(page_no);
-        let page_count = self.segment_size(step, kind, segment_no)?.unwrap_or(0);
+        let before = self.segment_size(step, kind, segment_no)?;
+        let page_count = before.unwrap_or(0);
         if place < page_count {
             return Ok(true);
         }
@@ -146,7 +147,7 @@ impl WalIngest {
             step.put(Object::SlruPage { kind, page_no: page_no - place + gap }, Kind::Image, &[]);
         }
         step.put(Object::SlruSegment { kind, segment_no }, Kind::Image, &(place + 1).to_be_bytes());
-        self.known.segments.insert((kind, segment_no), Some(place + 1));
+        self.segment_changed(kind, segment_no, before, Some(place + 1));
         Ok(false)
     }
 
@@ -184,15 +185,27 @@ impl WalIngest {
         }
         for segment_no in self.existing_segments(step, kind)? {
             if truncation_removes_segment(kind, segment_no, cutoff_page) {
-                self.remove_segment(step, kind, segment_no);
+                self.remove_segment(step, kind, segment_no)?;
             }
         }
         Ok(())
     }
 
-    pub(super) fn remove_segment(&mut self, step: &mut Step<'_>, kind: SlruKind, segment_no: u32) {
+    pub(super) fn remove_segment(
+        &mut self,
+        step: &mut Step<'_>,
+        kind: SlruKind,
+        segment_no: u32,
+    ) -> Result<(), IngestError> {
+        let before = self.segment_size(step, kind, segment_no)?;
         step.put(Object::SlruSegment { kind, segment_no }, Kind::Tombstone, &[]);
-        self.known.segments.insert((kind, segment_no), None);
+        self.segment_changed(kind, segment_no, before, None);
+        Ok(())
+    }
+
+    fn segment_changed(&mut self, kind: SlruKind, segment_no: u32, before: Option<u32>, after: Option<u32>) {
+        self.known.segments.insert((kind, segment_no), after);
+        self.kept_sizes.segment_changed(kind, before, after);
     }
 
     /// Segments that exist before this record, ascending.

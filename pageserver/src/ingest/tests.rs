@@ -8,6 +8,7 @@ mod commit_time;
 mod counters;
 mod databases;
 mod heap;
+mod kept_sizes;
 mod random;
 mod refusals;
 mod relations;

@@ -104,9 +104,8 @@ impl WalIngest {
         self.checkpoint.oldest_commit_ts_xid = 0;
         self.checkpoint.newest_commit_ts_xid = 0;
         self.checkpoint_changed = true;
-        let mut segments = self.existing_segments(step, SlruKind::CommitTs)?;
-        segments.drain(..).for_each(|segment_no| self.remove_segment(step, SlruKind::CommitTs, segment_no));
-        Ok(())
+        let segments = self.existing_segments(step, SlruKind::CommitTs)?;
+        segments.into_iter().try_for_each(|segment_no| self.remove_segment(step, SlruKind::CommitTs, segment_no))
     }
 }
 

@@ -15,11 +15,14 @@ use keyenc::{Key, Kind, Object};
 use super::command::verify::RepairRequest;
 use super::gc::{GcAnswer, GcCommand};
 use super::lease::{LeaseCommand, LeaseInfo};
+use super::message::Value;
+use super::size::SizeCommand;
 use super::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, PgVersion, RelTag, SlruKind};
 
 use super::basebackup::{BackupRequest, BackupSink};
 use crate::import::ClusterFiles;
+use crate::ingest::KeptSize;
 use crate::verify::{Repaired, VerifyCounts, VerifyOptions, VerifySink};
 use crate::wall_time::WallTime;
 
@@ -145,6 +148,10 @@ pub trait RepositoryBackend: Send + Sync + 'static {
 
     /// Looks after garbage collection, or collects. `progress` as for [`Self::import`], for what takes long.
     fn gc(&self, command: &GcCommand, progress: &mut OnProgress<'_>) -> Result<GcAnswer, BackendError>;
+
+    /// What timelines cost: one row each. `progress` as for [`Self::import`], for the walk that counts pins.
+    fn sizes(&self, command: &SizeCommand, progress: &mut OnProgress<'_>) -> Result<Vec<Vec<Value>>, BackendError>;
+
     /// Checks one timeline or everything and tells `sink` what is wrong, as it is found. What was looked at.
     fn verify(&self, options: &VerifyOptions, sink: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError>;
 
@@ -203,6 +210,14 @@ pub trait TimelineBackend: Send + Sync + 'static {
         db_oid: Oid,
         lsn: Lsn,
     ) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, BackendError>;
+
+    /// Blocks and relations of a database in a tablespace, all forks: what [`Self::relations`] sum up to.
+    fn database_size(&self, spc_oid: Oid, db_oid: Oid, lsn: Lsn) -> Result<KeptSize, BackendError> {
+        let mut size = KeptSize::ZERO;
+        let relations = self.relations(spc_oid, db_oid, lsn)?;
+        relations.into_iter().for_each(|(_, fork, block_count)| size.add_fork(fork, block_count));
+        Ok(size)
+    }
 
     /// Every (tablespace, database) that has a directory at `lsn`, in key order; shared relations are 1664/0.
     fn databases(&self, lsn: Lsn) -> Result<Vec<(Oid, Oid)>, BackendError>;

@@ -11,6 +11,7 @@ pub mod backend;
 pub mod gc;
 pub mod lease;
 mod repository_backend;
+pub mod size;
 pub mod timeline_change;
 
 pub mod error;

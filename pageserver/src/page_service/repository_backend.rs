@@ -16,9 +16,12 @@ use super::basebackup::{BackupBegin, BackupRequest, BackupSink};
 use super::command::verify::RepairRequest;
 use super::gc::{self, GcAnswer, GcCommand};
 use super::lease::{self, LeaseCommand, LeaseInfo};
+use super::message::Value;
+use super::size::{self, SizeCommand};
 use super::timeline_change::{self, OnProgress, TimelineChange, TimelineChanged};
 use crate::basebackup::{BackupError, BackupOptions};
 use crate::import::{self, ClusterFiles, ImportError};
+use crate::ingest::KeptSize;
 use crate::redo::RedoErrorKind;
 use crate::replication::ReplicationError;
 use crate::store::StoreError;
@@ -246,6 +249,10 @@ impl RepositoryBackend for Repository {
         gc::apply(self, command, progress)
     }
 
+    fn sizes(&self, command: &SizeCommand, progress: &mut OnProgress<'_>) -> Result<Vec<Vec<Value>>, BackendError> {
+        size::apply(self, command, progress)
+    }
+
     fn verify(&self, options: &VerifyOptions, sink: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError> {
         Ok(Repository::verify(self, options, sink)?)
     }
@@ -397,6 +404,10 @@ impl TimelineBackend for Timeline {
         lsn: Lsn,
     ) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, BackendError> {
         Ok(Timeline::relations(self, DatabaseTag { spc_oid, db_oid }, lsn)?)
+    }
+
+    fn database_size(&self, spc_oid: Oid, db_oid: Oid, lsn: Lsn) -> Result<KeptSize, BackendError> {
+        Ok(Timeline::database_size(self, DatabaseTag { spc_oid, db_oid }, lsn)?)
     }
 
     fn databases(&self, lsn: Lsn) -> Result<Vec<(Oid, Oid)>, BackendError> {

@@ -15,7 +15,7 @@ use keyenc::{Key, OBJECT_PREFIX_LEN, TimelineNo, VersionKey};
 use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB, DBCompactionStyle,
-    DBCompressionType, DBRawIterator, ErrorKind, IngestExternalFileOptions, LiveFile, Options, ReadOptions,
+    DBCompressionType, DBRawIterator, ErrorKind, IngestExternalFileOptions, LiveFile, Options, Range, ReadOptions,
     SliceTransform,
 };
 
@@ -170,6 +170,22 @@ impl Db {
         files.into_iter().filter(|file| file.column_family_name == VERSIONS).map(StoredFile::from).collect()
     }
 
+    /// Bytes that the timeline's key range takes in files, by their indexes.
+    pub fn timeline_bytes(&self, timeline: TimelineNo) -> u64 {
+        let end = timeline.0.checked_add(1).map_or([u8::MAX; 5].to_vec(), |next| next.to_be_bytes().to_vec());
+        let start = timeline.0.to_be_bytes();
+        let range = Range::new(&start, &end);
+        self.rocks.get_approximate_sizes_cf(self.versions(), &[range]).iter().sum()
+    }
+
+    /// How many bytes of versions a byte of files holds, over all files; 1 while there are none.
+    pub fn compression_ratio(&self) -> f64 {
+        let property = self.rocks.property_value_cf(self.versions(), "rocksdb.aggregated-table-properties");
+        let raw_bytes = raw_bytes(&property.ok().flatten().unwrap_or_default());
+        let file_bytes = self.property("rocksdb.live-sst-files-size");
+        if raw_bytes == 0 || file_bytes == 0 { 1.0 } else { raw_bytes as f64 / file_bytes as f64 }
+    }
+
     /// True while the file is part of the store.
     pub fn has_file(&self, name: &str) -> bool {
         self.rocks.live_files().unwrap_or_default().iter().any(|file| file.name == name)
@@ -284,6 +300,15 @@ impl From<LiveFile> for StoredFile {
             removals: file.num_deletions,
         }
     }
+}
+
+/// Keys and values before compression. RocksDB 11: table/table_properties.cc, TableProperties::ToString.
+fn raw_bytes(properties: &str) -> u64 {
+    let number = |name: &str| {
+        let value = properties.split("; ").find_map(|property| property.strip_prefix(name)?.strip_prefix('='));
+        value.and_then(|value| value.parse::<u64>().ok()).unwrap_or(0)
+    };
+    number("raw key size").saturating_add(number("raw value size"))
 }
 
 /// What follows these words on the last line that has them. RocksDB 11: db/db_impl/db_impl_compaction_flush.cc, BackgroundCallCompaction.

@@ -46,6 +46,8 @@ mod scan;
 mod search;
 mod sweep;
 pub use sweep::{StoredVersion, SweepSet};
+mod timeline_bytes;
+pub use timeline_bytes::TimelineBytes;
 mod timeline_state;
 mod timeline_store;
 pub use timeline_store::TimelineStore;

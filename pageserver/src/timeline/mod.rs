@@ -4,7 +4,7 @@
 //! - No lock is held while waiting for redo, for WAL or for a socket.
 //! - A page beyond the end of its fork reads as zeroes, as the pagestream protocol wants it; a fork that does not exist is an error.
 //!
-//! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`], [`commit_times`]), pages made before
+//! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`], [`sizes`], [`commit_times`]), pages made before
 //! anybody reads them ([`backlog`]), what nobody needs any more ([`gc`]), [`repository`].
 
 pub mod id;
@@ -19,6 +19,7 @@ mod objects;
 mod pages;
 mod read_error;
 mod repository;
+mod sizes;
 mod wal_ingest;
 
 use std::sync::Arc;
@@ -37,8 +38,10 @@ pub use read_error::ReadError;
 pub(crate) use repository::FileCheck;
 pub use repository::{
     BranchError, BranchPoint, Changed, GcReport, GcState, GcStatus, ImportReport, LEASE_DEFAULT, LEASE_MAX, Lease,
-    LeaseError, OnCollected, OnDetached, PG_TIMELINE_ID_FIRST, PgHistory, Repository, RepositoryError, TenantError,
+    LeaseError, OnCollected, OnDetached, PG_TIMELINE_ID_FIRST, PgHistory, Pin, Repository, RepositoryError,
+    TenantError, TimelineSizes,
 };
+pub use sizes::{DatabaseSize, LogicalSize};
 pub use wal_ingest::{TimelineIngest, TimelineIngestError};
 
 use crate::config::Config;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use byteorder::{BigEndian, ByteOrder};
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
-use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
+use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 use super::{ReadError, Timeline};
 
@@ -169,12 +169,6 @@ impl Timeline {
         Ok(segments)
     }
 
-    /// Bytes of all forks of all relations of a database in `pg_default`, as the reference protocol counts it.
-    pub fn database_bytes(&self, database: DatabaseTag, request_lsn: Lsn) -> Result<u64, ReadError> {
-        let relations = self.relations(database, request_lsn)?;
-        Ok(relations.iter().map(|(_, _, block_count)| u64::from(*block_count) * BLCKSZ as u64).sum())
-    }
-
     /// Every version of `object` with an LSN in `lsn_range` that is stored, newest first, from this timeline and its ancestors.
     pub fn history(
         &self,
@@ -197,7 +191,7 @@ impl Timeline {
 }
 
 /// Sizes are stored as a big-endian u32.
-fn decode_count(key: &Key, version_lsn: Lsn, value: &[u8]) -> Result<u32, ReadError> {
+pub(super) fn decode_count(key: &Key, version_lsn: Lsn, value: &[u8]) -> Result<u32, ReadError> {
     if value.len() != 4 {
         return Err(ReadError::Damaged { key: *key, version_lsn, reason: "a size that has not four bytes" });
     }

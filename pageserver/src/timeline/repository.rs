@@ -18,6 +18,7 @@ mod marks;
 mod names;
 mod pg_history;
 mod repairing;
+mod sizes;
 mod slots;
 mod tenants;
 mod verifying;
@@ -56,6 +57,7 @@ pub use importing::ImportReport;
 pub(super) use leases::Leases;
 pub use leases::{LEASE_DEFAULT, LEASE_MAX, Lease, LeaseError};
 pub use pg_history::PgHistory;
+pub use sizes::{Pin, TimelineSizes};
 pub use tenants::{PG_TIMELINE_ID_FIRST, TenantError};
 pub(crate) use verifying::FileCheck;
 

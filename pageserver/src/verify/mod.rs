@@ -8,10 +8,12 @@
 //! - Changes nothing; [`repair`] does.
 //!
 //! In reading order: what is found ([`finding`]), how fast and who is told ([`job`]), the parts: [`metadata`], the store ([`versions`], with
-//! [`value`] and [`sizes`]), [`pages`], [`wal`]; and what can be mended ([`repair`]).
+//! [`value`] and [`sizes`]), [`pages`] with [`kept_sizes`], [`wal`]; and what can be mended ([`repair`]).
 
 pub mod finding;
 pub use finding::{Finding, Part};
+
+mod kept_sizes;
 
 mod job;
 pub use job::{VerifyCounts, VerifyError, VerifyOptions, VerifyProgress, VerifySink};

@@ -13,7 +13,7 @@ use postgres_ffi::{BLCKSZ, Lsn, SlruKind};
 
 use super::finding::advice;
 use super::job::{Job, VerifyError};
-use super::{Finding, Part, name_of};
+use super::{Finding, Part, kept_sizes, name_of};
 use crate::timeline::{ReadError, Timeline, TimelineState};
 
 /// Pages that are made together, in walredo threads at the same time.
@@ -42,6 +42,7 @@ pub(super) fn check(job: &mut Job<'_>, timeline: &Arc<Timeline>) -> Result<(), V
 
 fn check_at(job: &mut Job<'_>, timeline: &Arc<Timeline>, lsn: Lsn) -> Result<(), VerifyError> {
     let relations = timeline.all_relations(lsn)?;
+    kept_sizes::check(job, timeline, lsn, &relations)?;
     let segments = slru_segments(timeline, lsn)?;
     let page_count = relations.iter().map(|(.., blocks)| u64::from(*blocks)).sum::<u64>()
         + segments.iter().map(|(.., pages)| u64::from(*pages)).sum::<u64>();

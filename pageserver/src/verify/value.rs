@@ -11,7 +11,7 @@ use postgres_ffi::wal::DecodedRecord;
 use postgres_ffi::{BLCKSZ, PgVersion};
 
 use crate::delta::Delta;
-use crate::ingest::{CommitTime, FileCopy, OriginProgress};
+use crate::ingest::{CommitTime, FileCopy, KeptSize, OriginProgress};
 use crate::store::Watermark;
 
 /// Why not.
@@ -62,6 +62,7 @@ fn check_object(pg_version: PgVersion, object: Object, version: &VersionKey, val
         }
         Object::CommitTime => length(CommitTime::decode(value).is_some()),
         Object::Database { .. } => length(value.is_empty() || FileCopy::decode(value).is_some()),
+        Object::DatabaseSize { .. } | Object::SlruSize { .. } => length(KeptSize::decode(value).is_some()),
         Object::RelationSize { .. } | Object::SlruSegment { .. } => length(value.len() == 4),
         Object::TwoPhase { .. } => length(!value.is_empty()),
         Object::ReplicationOrigin { .. } => length(OriginProgress::decode(value).is_some()),
@@ -74,7 +75,7 @@ mod tests {
     //! Goal: every kind of value that cannot be is refused, and those that can be are not. Method: one of each.
 
     use keyenc::{Key, TimelineNo};
-    use postgres_ffi::{ForkNumber, Lsn, RelTag};
+    use postgres_ffi::{ForkNumber, Lsn, RelTag, SlruKind};
 
     use super::*;
 
@@ -100,6 +101,8 @@ mod tests {
             (size, Kind::Image, &[0, 0, 0, 7]),
             (Object::Watermark, Kind::Image, &[1, 0, 0, 0, 1, 1, 0, 0, 0x28]),
             (Object::CommitTime, Kind::Image, &[0; 16]),
+            (Object::DatabaseSize { spc_oid: 1663, db_oid: 5 }, Kind::Image, &[0; 16]),
+            (Object::SlruSize { kind: SlruKind::Clog }, Kind::Tombstone, &[]),
         ] {
             assert_eq!(outcome(object, kind, value), Ok(()), "{object:?} {kind:?}");
         }
@@ -124,6 +127,8 @@ mod tests {
             (Object::Checkpoint, Kind::Image, &[0; 3]),
             (Object::RelationMap { spc_oid: 1663, db_oid: 5 }, Kind::Image, &[0; 512]),
             (Object::CommitTime, Kind::Image, &[0; 8]),
+            (Object::DatabaseSize { spc_oid: 1663, db_oid: 5 }, Kind::Image, &[0; 17]),
+            (Object::SlruSize { kind: SlruKind::Clog }, Kind::Image, &[0; 15]),
             (Object::TwoPhase { xid: 7 }, Kind::Image, &[]),
             (Object::ReplicationOrigin { origin_id: 1 }, Kind::Image, &[0; 8]),
         ] {

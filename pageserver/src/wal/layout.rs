@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -15,6 +16,8 @@ use crate::failpoint::Failpoint;
 
 /// Files that are being written; a crash leaves them, opening removes them.
 const TEMPORARY_SUFFIX: &str = ".tmp";
+/// What a file's blocks are counted in, whatever the file system's are. stat(2), st_blocks.
+const DISK_BLOCK_BYTES: u64 = 512;
 
 /// Where a timeline's WAL lies and what it must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +66,24 @@ impl WalLayout {
             path: self.segment_path(segment),
         };
         Ok(newest.into_iter().map(file).collect())
+    }
+
+    /// What the files take on disk. One that goes meanwhile takes nothing; nor does a directory that is not there.
+    pub fn file_bytes(&self) -> Result<u64, WalFileError> {
+        let listed = |source| io_error("list", &self.directory)(source);
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries.map_err(listed)?,
+        };
+        let mut bytes = 0;
+        for entry in entries {
+            match entry.map_err(listed)?.metadata() {
+                Ok(metadata) => bytes += metadata.blocks() * DISK_BLOCK_BYTES,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(listed(error)),
+            }
+        }
+        Ok(bytes)
     }
 
     /// Where the segment with this number begins.

@@ -176,6 +176,7 @@ fn shared_relations_have_no_database_directory() {
 #[test]
 fn a_long_gap_leaves_in_parts_that_move_no_watermark() {
     let mut rig = Rig::new(PgVersion::V15);
+    rig.ingest(&btree(block(0, 0).init()));
     let before = rig.lsn();
     let commits = rig.timeline.commits.get();
     rig.try_ingest(&btree(block(0, 200_000).init())).unwrap();

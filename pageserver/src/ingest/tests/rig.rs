@@ -12,7 +12,7 @@ use postgres_ffi::wal::DecodedRecord;
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, PgVersion, RelTag};
 
 use crate::delta::{Delta, apply};
-use crate::ingest::{IngestError, StateError, TimelineReader, WalIngest};
+use crate::ingest::{IngestError, KeptSize, StateError, TimelineReader, WalIngest};
 use crate::store::Batch;
 
 pub const REL: RelTag = RelTag { spc_oid: 1663, db_oid: 5, rel_number: 16384 };
@@ -301,12 +301,46 @@ impl Rig {
     pub fn commit(&mut self) {
         let last_record_lsn = self.ingest.last_record_lsn();
         self.timeline.commit(&mut self.batch, last_record_lsn).unwrap();
+        self.check_kept_sizes();
     }
 
-    /// Ingests, commits, and gives what the record put, in key order, checkpoint data and commit times left out.
+    /// What is kept is the sum of what is there, after every record of every test.
+    fn check_kept_sizes(&self) {
+        let mut sums: BTreeMap<Key, KeptSize> = BTreeMap::new();
+        let mut kept: BTreeMap<Key, KeptSize> = BTreeMap::new();
+        let (first, last) = (Key::from(Object::Watermark), Key::block(REL, ForkNumber::Main, 0));
+        let mut each = |key: Key, value: Bytes| {
+            let count = || u32::from_be_bytes(value[..].try_into().unwrap());
+            match key.object().unwrap() {
+                Object::RelationSize { rel: RelTag { spc_oid, db_oid, .. }, fork } => {
+                    sums.entry(Object::DatabaseSize { spc_oid, db_oid }.into()).or_default().add_fork(fork, count());
+                }
+                Object::SlruSegment { kind, .. } => {
+                    sums.entry(Object::SlruSize { kind }.into()).or_default().add_segment(count());
+                }
+                Object::DatabaseSize { .. } | Object::SlruSize { .. } => {
+                    kept.insert(key, KeptSize::decode(&value).unwrap());
+                }
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        };
+        self.timeline.scan(&first, &last, self.lsn(), &mut each).unwrap();
+        for (key, size) in kept {
+            assert_eq!(Some(&size), sums.get(&key), "{key}");
+        }
+    }
+
+    /// Ingests, commits, and gives what the record put, in key order, checkpoint data, commit times and kept sizes left out.
     pub fn ingest(&mut self, rec: &Rec) -> Vec<Put> {
         let mut puts = self.ingest_all(rec);
-        puts.retain(|(object, _, _)| !matches!(object, Object::Checkpoint | Object::CommitTime));
+        let is_aside = |object: &Object| {
+            matches!(
+                object,
+                Object::Checkpoint | Object::CommitTime | Object::DatabaseSize { .. } | Object::SlruSize { .. }
+            )
+        };
+        puts.retain(|(object, _, _)| !is_aside(object));
         puts
     }
 

@@ -25,6 +25,7 @@ use super::gc::GcCommand;
 use super::lease::LeaseCommand;
 use super::message::Column;
 use super::pagestream::wire::Version;
+use super::size::{self, SizeCommand};
 use super::timeline_change::TimelineChange;
 use crate::verify::VerifyOptions;
 use crate::wall_time::TimeSpec;
@@ -183,6 +184,8 @@ pub enum Command {
     Lease(LeaseCommand),
     /// `GC ...`, `TIMELINE RETENTION`
     Gc(GcCommand),
+    /// `SIZE [name] [AT lsn] [PINS]`
+    Size(SizeCommand),
     /// `VERIFY [name] [RATE mib]`
     Verify(VerifyOptions),
     /// `REPAIR [name] [DRY RUN]`
@@ -324,6 +327,7 @@ impl Command {
             Command::TimelineList | Command::Import { .. } | Command::TimelineChange(_) => TIMELINES,
             Command::Lease(_) => super::lease::COLUMNS,
             Command::Gc(command) => command.columns(),
+            Command::Size(_) => size::COLUMNS,
             Command::Verify(_) => verify::VERIFY_COLUMNS,
             Command::Repair(_) => verify::REPAIR_COLUMNS,
             Command::TimelineShow { .. } | Command::Status | Command::StoreStats | Command::RedoStats => NAME_VALUE,

@@ -1,7 +1,7 @@
 //! Whole objects by class, as `OBJECT LIST` names and shows them.
 //!
 //! - Only what is stored under its own address and is no page and no size: those have lists of their own (`RELATION`, `SLRU`, `PAGE`).
-//! - The watermark is the store's own and is not shown; commit times have `SHOW TIME` and `SHOW LSN`.
+//! - The watermark is the store's own and is not shown; commit times have `SHOW TIME` and `SHOW LSN`, kept sizes `SHOW SIZES`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -97,9 +97,11 @@ pub fn address(object: Object) -> Option<String> {
         | Object::ControlFile
         | Object::Checkpoint
         | Object::CommitTime
+        | Object::DatabaseSize { .. }
         | Object::RelationSize { .. }
         | Object::SlruSegment { .. }
         | Object::SlruPage { .. }
+        | Object::SlruSize { .. }
         | Object::RelationBlock { .. } => None,
     }
 }

@@ -10,6 +10,7 @@ use postgres_ffi::Lsn;
 
 mod branch;
 mod gc;
+mod size;
 mod verify;
 
 use super::import::ImportFrom;
@@ -30,6 +31,10 @@ pub const FORMS: &[(&str, &str)] = &[
     ("SHOW LAST_RECORD_LSN [name]", "end of the last record that can be read"),
     ("SHOW LAG [name]", "how far each timeline is behind its source"),
     ("SHOW SIZES [name] [AT lsn]", "relations, blocks and bytes per database"),
+    (
+        "SIZE [name] [AT lsn] [PINS]",
+        "how big each timeline is, what its history and WAL take, what its deletion gives back; PINS: count what it keeps in its ancestors",
+    ),
     (
         "SHOW LSN name AT TIME 'time'",
         "how far a timeline was at a time; time: 2026-11-25 14:32:00+01 (UTC without a zone), 5 minutes ago",
@@ -113,6 +118,7 @@ fn parse_statement(tokens: &[Token<'_>]) -> Result<Command, PgError> {
         Some("branch") => parser.branch(),
         Some("lease") => parser.lease(),
         Some("gc") => parser.gc(),
+        Some("size") => parser.size(),
         Some("verify") => parser.verify(),
         Some("repair") => parser.repair(),
         Some("database") => parser.then("list").and_then(|()| parser.database_list()),

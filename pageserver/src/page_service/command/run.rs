@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use keyenc::Kind;
 use postgres_ffi::rel::GLOBALTABLESPACE_OID;
-use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, Oid, SlruKind};
+use postgres_ffi::{Lsn, Oid, SlruKind};
 
 use super::import::{import, with_progress};
 use super::object::{self, ObjectClass};
@@ -56,6 +56,10 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
             let answer = with_progress(rows, |progress| repository.gc(command, progress))?;
             answer.notices.iter().try_for_each(|notice| rows.notice(notice))?;
             answer.rows.iter().try_for_each(|row| rows.row(row))
+        }
+        Command::Size(command) => {
+            let sizes = with_progress(rows, |progress| repository.sizes(command, progress))?;
+            sizes.iter().try_for_each(|row| rows.row(row))
         }
         Command::Verify(options) => verify::verify(repository, options, rows),
         Command::Repair(request) => verify::repair(repository, request, rows),
@@ -200,17 +204,15 @@ fn sizes(name: &str, timeline: &dyn TimelineBackend, at: Option<Lsn>, rows: &mut
     let at = readable(timeline, at)?;
     for (spc_oid, db_oid) in databases_and_shared(timeline, at)? {
         rows.check_interrupts()?;
-        let relations = timeline.relations(spc_oid, db_oid, at)?;
-        let blocks: u64 = relations.iter().map(|(_, _, blocks)| u64::from(*blocks)).sum();
-        let main_forks = relations.iter().filter(|(_, fork, _)| *fork == ForkNumber::Main).count();
+        let size = timeline.database_size(spc_oid, db_oid, at)?;
         rows.row(&[
             name.into(),
             lsn(Some(at)),
             Value::Int(spc_oid.into()),
             Value::Int(db_oid.into()),
-            Value::count(main_forks as u64),
-            Value::count(blocks),
-            Value::count(blocks.saturating_mul(BLCKSZ as u64)),
+            Value::count(size.count),
+            Value::count(size.blocks),
+            Value::count(size.bytes()),
         ])?;
     }
     Ok(())

@@ -240,9 +240,8 @@ impl Stream<'_> {
     }
 
     fn database_size(&self, db_oid: Oid, read_lsn: Lsn) -> Result<i64, Refused> {
-        let relations = self.timeline.relations(DEFAULTTABLESPACE_OID, db_oid, read_lsn)?;
-        let blocks: u64 = relations.iter().map(|(_, _, block_count)| u64::from(*block_count)).sum();
-        Ok(i64::try_from(blocks.saturating_mul(BLCKSZ as u64)).unwrap_or(i64::MAX))
+        let size = self.timeline.database_size(DEFAULTTABLESPACE_OID, db_oid, read_lsn)?;
+        Ok(i64::try_from(size.bytes()).unwrap_or(i64::MAX))
     }
 
     fn slru_segment(&mut self, request: &Request, kind: u8, segment_no: u32, read_lsn: Lsn) -> Result<(), Refused> {

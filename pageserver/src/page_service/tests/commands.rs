@@ -52,6 +52,9 @@ fn rows_of_commands() {
     check("slru list main", "slru|segment|pages", &["pg_xact|2|3"]);
     let removed = "timeline|class|versions|bytes|images|image_bytes";
     check("gc plan main", removed, &[r#"Run { timeline: Some("main"), dry_run: true }|||||"#]);
+    let sizes = "timeline|lsn|logical_bytes|slru_bytes|history_bytes|uncompressed_bytes|memory_bytes|wal_bytes|wal_history_bytes|own_bytes|pinned_by|pins|pinned_bytes";
+    let shown = r#"SizeCommand { timeline: Some("main"), at: None, pins: true }||||||||||||"#;
+    check("size main pins", sizes, &[shown]);
     check("select 'it''s'", "?column?", &["it's"]);
     check("select pg_is_in_recovery()", "pg_is_in_recovery", &["f"]);
     check("show server_encoding", "setting", &["UTF8"]);

@@ -89,6 +89,8 @@ fn commands() {
         "timelines",
         "lag",
         "sizes",
+        "size",
+        "pins",
         "at",
         "from",
         "to",

@@ -21,6 +21,7 @@ use crate::page_service::command::verify::RepairRequest;
 use crate::page_service::gc::{GcAnswer, GcCommand};
 use crate::page_service::lease::{LeaseCommand, LeaseInfo};
 use crate::page_service::message::Value;
+use crate::page_service::size::SizeCommand;
 use crate::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use crate::verify::{Finding, Part, RepairOutcome, Repaired, VerifyCounts, VerifyOptions, VerifyProgress, VerifySink};
 use crate::wall_time::WallTime;
@@ -257,6 +258,13 @@ impl RepositoryBackend for ToyRepository {
         let mut row = vec![Value::Null; command.columns().len()];
         row[0] = Value::Text(format!("{command:?}"));
         Ok(GcAnswer { rows: vec![row], notices: vec!["collected".to_owned()] })
+    }
+
+    /// One row: the command itself.
+    fn sizes(&self, command: &SizeCommand, _: &mut OnProgress<'_>) -> Result<Vec<Vec<Value>>, BackendError> {
+        let mut row = vec![Value::Null; crate::page_service::size::COLUMNS.len()];
+        row[0] = Value::Text(format!("{command:?}"));
+        Ok(vec![row])
     }
 
     fn import_files(

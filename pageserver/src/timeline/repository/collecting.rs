@@ -366,10 +366,16 @@ impl Repository {
     /// The LSNs of the timeline that must stay readable whatever its horizon: where branches read through it, and what is leased of it, directly or through
     /// a branch. Ascending. An LSN where no record can end shows what the last one before it does; that one is among them, too.
     fn pins_of(&self, timeline: &Timeline) -> Vec<Lsn> {
+        self.pins_without(timeline, None)
+    }
+
+    /// As [`Repository::pins_of`], as if `gone` were not there, nor leases on it.
+    pub(super) fn pins_without(&self, timeline: &Timeline, gone: Option<&Arc<Timeline>>) -> Vec<Lsn> {
         let place = wal_place(&timeline.metadata().cluster);
         let leases = self.leases.all();
         let mut pins = Vec::new();
-        for other in self.timelines() {
+        let is_there = |other: &Arc<Timeline>| gone.is_none_or(|gone| !Arc::ptr_eq(gone, other));
+        for other in self.timelines().into_iter().filter(is_there) {
             let reads_up_to = if std::ptr::eq(&*other, timeline) {
                 Lsn::MAX
             } else {

@@ -6,4 +6,5 @@ mod leases;
 mod model;
 mod readers;
 mod rig;
+mod sizes;
 mod tenants;

@@ -12,7 +12,8 @@ use rand::{Rng, SeedableRng};
 
 use super::super::*;
 use super::rig::*;
-use crate::timeline::BranchError;
+use crate::ingest::KeptSize;
+use crate::timeline::{BranchError, DatabaseTag};
 
 mod collecting;
 
@@ -590,6 +591,7 @@ const SEEDS_THAT_FAILED: [u64; 1] = [744835];
 
 /// Everything that can be read there.
 fn read(timeline: &Timeline, lsn: Lsn) -> Seen {
+    check_sizes(timeline, lsn);
     let mut seen = Seen::default();
     for (rel, _, size) in timeline.all_relations(lsn).unwrap() {
         let n = rel.rel_number - 16384;
@@ -620,6 +622,21 @@ fn read(timeline: &Timeline, lsn: Lsn) -> Seen {
         }
     }
     seen
+}
+
+/// What is kept is the sum of what is there.
+fn check_sizes(timeline: &Timeline, lsn: Lsn) {
+    let (spc_oid, db_oid) = (1663, 5);
+    let size = timeline.logical_size(lsn).unwrap();
+    let relations = timeline.all_relations(lsn).unwrap();
+    let segments = timeline.slru_segments(postgres_ffi::SlruKind::Clog, lsn).unwrap();
+    let blocks = relations.iter().map(|(.., blocks)| u64::from(*blocks)).sum::<u64>();
+    let pages = segments.iter().map(|(_, pages)| u64::from(*pages)).sum::<u64>();
+    assert_eq!((size.relation_bytes(), size.slru_bytes()), (blocks * 8192, pages * 8192));
+    let here = size.databases.iter().find(|one| one.database == DatabaseTag { spc_oid, db_oid }).unwrap();
+    assert_eq!(here.size, KeptSize { blocks, count: relations.len() as u64 });
+    let kept = timeline.kept_sizes(Object::DatabaseSize { spc_oid, db_oid }, lsn).unwrap();
+    assert_eq!(kept.is_empty(), here.size == KeptSize::ZERO, "nothing is no object");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, PgVersion, RelTag, SlruKind};
 use crate::config::Config;
 use crate::delta::{Delta, Index};
 use crate::import::{ImportCounts, ImportSummary};
+use crate::ingest::KeptSizes;
 use crate::store::Batch;
 use crate::timeline::{Repository, Timeline};
 
@@ -131,11 +132,20 @@ pub fn import(repository: &Repository, name: &str) -> Arc<Timeline> {
 /// Puts `writes` as one record that ends at `lsn`, as the receiver of a followed timeline does.
 pub fn write(repository: &Repository, timeline: &Timeline, lsn: Lsn, writes: &[Write]) {
     repository.begin_own_history(timeline).unwrap();
+    let last_record_lsn = timeline.last_record_lsn();
     let mut batch = Batch::new();
+    let mut kept_sizes = KeptSizes::default();
     for write in writes {
         let (key, kind, value) = version(write);
+        let before = || timeline.count_object(key.object().unwrap(), last_record_lsn).unwrap();
+        match write {
+            Write::Size(n, after) => kept_sizes.fork_changed(rel(*n), ForkNumber::Main, before(), *after),
+            Write::Segment(after) => kept_sizes.segment_changed(SlruKind::Clog, before(), *after),
+            _ => {}
+        }
         batch.put(key, lsn, kind, &value);
     }
+    kept_sizes.put(&mut batch, lsn, timeline, last_record_lsn).unwrap();
     timeline.store.put(&batch, lsn).unwrap();
     timeline.last_record.advance(lsn);
 }

@@ -189,6 +189,9 @@ impl Run {
             let (key, kind, _) = version(write);
             own.entry(key).or_default().push((*lsn, kind));
         }
+        for (key, lsn, kind) in self.kept_sizes(life) {
+            own.entry(key).or_default().push((lsn, kind));
+        }
         let inherited = self.left(life).map(|(parent, branch_lsn)| self.expect(parent, branch_lsn));
         let mut needed: BTreeMap<Key, BTreeSet<(Lsn, Kind)>> = BTreeMap::new();
         let mut chain_bytes = 0;
@@ -233,6 +236,33 @@ impl Run {
         (needed, chain_bytes)
     }
 
+    /// Versions of kept sizes that the life's own writes have made.
+    fn kept_sizes(&self, life: usize) -> Vec<(Key, Lsn, Kind)> {
+        let this = &self.lives[life];
+        let mut seen = match this.parent {
+            Some((parent, branch_lsn)) => self.seen(parent, branch_lsn),
+            None => Seen::default(),
+        };
+        let mut versions = Vec::new();
+        for record in this.writes.chunk_by(|(lsn, _), (other_lsn, _)| lsn == other_lsn) {
+            let before = [seen.database_size(), seen.slru_size()];
+            record.iter().for_each(|(_, write)| seen.apply(write));
+            let after = [seen.database_size(), seen.slru_size()];
+            for (object, before, after) in [(DATABASE, before[0], after[0]), (SLRU, before[1], after[1])] {
+                let kind = if after == KeptSize::ZERO { Kind::Tombstone } else { Kind::Image };
+                versions.extend((before != after).then_some((Key::from(object), record[0].0, kind)));
+            }
+        }
+        versions
+    }
+
+    /// False until the SLRU changes: the import of the rig keeps none, as in a store that was made before sizes were kept.
+    fn is_slru_size_kept(&self, life: usize, lsn: Lsn) -> bool {
+        let is_own = self.kept_sizes(life).iter().any(|(key, kept_lsn, _)| *key == SLRU.into() && *kept_lsn <= lsn);
+        let parent = self.lives[life].parent;
+        is_own || parent.is_some_and(|(parent, branch_lsn)| self.is_slru_size_kept(parent, lsn.min(branch_lsn)))
+    }
+
     /// What a detach has copied.
     pub(super) fn copied(&self, parent: usize, branch_lsn: Lsn) -> Vec<(Key, Lsn, Kind)> {
         let shown = self.expect(parent, branch_lsn);
@@ -243,7 +273,23 @@ impl Run {
         keys.extend(shown.two_phase.iter().map(|xid| Key::from(Object::TwoPhase { xid: *xid })));
         keys.extend(shown.segment.is_some().then(|| version(&Write::Segment(None)).0));
         keys.extend((0..shown.segment.unwrap_or(0)).map(slru_page));
+        keys.extend((!shown.sizes.is_empty()).then(|| Key::from(DATABASE)));
+        keys.extend(self.is_slru_size_kept(parent, branch_lsn).then(|| Key::from(SLRU)));
         keys.into_iter().map(|key| (key, branch_lsn, Kind::Image)).collect()
+    }
+}
+
+const DATABASE: Object = Object::DatabaseSize { spc_oid: 1663, db_oid: 5 };
+const SLRU: Object = Object::SlruSize { kind: postgres_ffi::SlruKind::Clog };
+
+impl Seen {
+    fn database_size(&self) -> KeptSize {
+        KeptSize { blocks: self.sizes.values().map(|size| u64::from(*size)).sum(), count: self.sizes.len() as u64 }
+    }
+
+    /// With the segment of four pages that the import has put.
+    fn slru_size(&self) -> KeptSize {
+        KeptSize { blocks: 4 + u64::from(self.segment.unwrap_or(0)), count: 1 + u64::from(self.segment.is_some()) }
     }
 }
 
@@ -262,6 +308,7 @@ fn is_slru_page_shown(shown: &Seen, page_no: u32) -> bool {
 fn has_object(shown: &Seen, object: &Object) -> bool {
     match object {
         Object::RelationSize { rel, .. } => shown.sizes.contains_key(&(rel.rel_number - 16384)),
+        Object::DatabaseSize { .. } => !shown.sizes.is_empty(),
         Object::TwoPhase { xid } => shown.two_phase.contains(xid),
         Object::SlruSegment { segment_no: 1, .. } => shown.segment.is_some(),
         _ => false,
