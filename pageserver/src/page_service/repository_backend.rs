@@ -286,6 +286,7 @@ impl RepositoryBackend for Repository {
                 .read_chains()
                 .map(|(bucket, count)| (format!("{tenant_id}.walredo.read_chains.{bucket}"), count.to_string()));
             rows.extend(read_chains);
+            rows.push((format!("{tenant_id}.walredo.chain_records_max"), self.chain_records_max().to_string()));
         }
         Ok(rows)
     }

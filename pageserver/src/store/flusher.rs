@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::Watermark;
 use super::file_set::{ExtraImage, FileSet};
 use super::inner::{FlushJob, Inner};
+use super::layer::LayerData;
 use super::long_chains::{ChainFinder, LongChains};
 use super::timeline_state::TimelineState;
 use super::watermark::watermark_key;
@@ -25,6 +26,9 @@ use crate::failpoint::Failpoint;
 const AGE_CHECK_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// How often level 0 is looked at while it is full.
 const LEVEL0_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Weights taken over under one hold of their lock: some 50 µs.
+const WEIGHTS_PER_LOCK: usize = 1024;
 
 /// Body of the flusher thread.
 pub(super) fn run(inner: &Arc<Inner>) {
@@ -83,6 +87,7 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
     if frozen.publish {
         *state.watermark.lock() = Some(Watermark { last_record_lsn: frozen.last_record_lsn });
     }
+    carry_weights(inner, state, &frozen.layer.read());
     state.layers.drop_frozen(frozen);
     Failpoint::StoreFlushed.pass();
     let counters = &inner.counters;
@@ -95,6 +100,18 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
         inner.tell_long_chains(LongChains { timeline: state.timeline, chains });
     }
     Ok(Outcome::Done)
+}
+
+/// To be called before the layer goes: whoever looks for a weight finds it in one of the two. A few at a time: `put` may wait for the lock.
+fn carry_weights(inner: &Inner, state: &TimelineState, flushed: &LayerData) {
+    if inner.weight_max() == 0 {
+        return;
+    }
+    let keys_max = inner.carried_keys_max();
+    let mut weights = flushed.weights().peekable();
+    while weights.peek().is_some() {
+        state.carried.lock().take_over(weights.by_ref().take(WEIGHTS_PER_LOCK), keys_max);
+    }
 }
 
 /// With pages that are cached back in the set, both.

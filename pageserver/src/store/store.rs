@@ -9,6 +9,7 @@ use crossbeam_channel::Receiver;
 use keyenc::TimelineNo;
 use postgres_ffi::Lsn;
 
+use super::carried::Carried;
 use super::db::Db;
 use super::gather::{self, Gathered};
 use super::inner::Inner;
@@ -45,7 +46,7 @@ impl Store {
             Some(state) => Arc::clone(state),
             None => {
                 let watermark = read_watermark(&self.inner, timeline)?;
-                let state = Arc::new(TimelineState::new(timeline, watermark));
+                let state = Arc::new(TimelineState::new(timeline, watermark, self.inner.weight_max()));
                 timelines.insert(timeline, Arc::clone(&state));
                 state
             }
@@ -71,6 +72,7 @@ impl Store {
         // Nobody puts or freezes in a deleted timeline: the open layer is the one that is counted.
         let open_bytes = state.layers.current().open.allocated_bytes();
         state.layers.clear();
+        *state.carried.lock() = Carried::default();
         inner.memory.open_changed(open_bytes, 0);
         let (_, queued_bytes) = std::mem::take(&mut *state.cache_back.lock()).take(Lsn::MAX);
         inner.memory.cache_back.fetch_sub(queued_bytes, Ordering::Relaxed);

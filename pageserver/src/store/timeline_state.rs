@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use postgres_ffi::Lsn;
 
 use super::cache_back::CacheBack;
+use super::carried::Carried;
+use super::chain_weight::Weight;
 use super::inner::JobNo;
 use super::layer_map::LayerMap;
 use super::{StoreError, Watermark};
@@ -21,6 +23,8 @@ pub(super) struct TimelineState {
     pub writer: Mutex<WriterState>,
     pub watermark: Mutex<Option<Watermark>>,
     pub cache_back: Mutex<CacheBack>,
+    /// What chains weigh below the layers. Locked last of all, and for a moment.
+    pub carried: Mutex<Carried>,
     deleted: AtomicBool,
     /// What could not be read of it, the first time.
     damage: OnceLock<String>,
@@ -41,7 +45,8 @@ pub(super) struct WriterState {
 }
 
 impl TimelineState {
-    pub fn new(timeline: TimelineNo, watermark: Option<Watermark>) -> Self {
+    /// With a watermark its chains are taken to weigh `weight_max`, since nobody knows; without one there are none.
+    pub fn new(timeline: TimelineNo, watermark: Option<Watermark>, weight_max: Weight) -> Self {
         let writer = WriterState {
             last_record_lsn: watermark.map_or(Lsn::ZERO, |watermark| watermark.last_record_lsn),
             publishing: watermark.is_some(),
@@ -55,6 +60,7 @@ impl TimelineState {
             writer: Mutex::new(writer),
             watermark: Mutex::new(watermark),
             cache_back: Mutex::default(),
+            carried: Mutex::new(Carried::new(if watermark.is_some() { weight_max } else { 0 })),
             deleted: AtomicBool::new(false),
             damage: OnceLock::new(),
         }
