@@ -3,15 +3,19 @@
 //! - **Never:** a weight below what it is. A key that is not listed weighs no more than the floor.
 //! - Bounded: where too many are listed, the lightest half goes and the floor rises to the heaviest of these. A weight that is taken for more than it
 //!   is costs a look at the chain, not a wrong page.
-//! - Nothing of it is stored: after a restart, and on a branch, nothing is listed and the floor is the limit, so each page is looked at once when
-//!   it is changed for the first time.
+//! - What the heaviest chains weigh is stored with each watermark. On a branch nothing is listed at first and the floor is the limit, so each page is looked
+//!   at once, when it is changed there for the first time; so it is after a restart for those that were not stored if the floor is the limit.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 use keyenc::Key;
 
 use super::chain_weight::Weight;
+
+/// Chains that are stored with a watermark: 80 KiB at most with each flush.
+const STORED_MAX: usize = 4096;
 
 /// Weights of one timeline's chains in RocksDB and in its ancestors.
 #[derive(Default)]
@@ -24,6 +28,25 @@ impl Carried {
     /// Knows of nothing but that no chain weighs more than `floor`.
     pub fn new(floor: Weight) -> Self {
         Carried { floor, weights: HashMap::default() }
+    }
+
+    /// Knows of these, and that no other chain weighs more than `floor`.
+    pub fn listed(floor: Weight, chains: Vec<(Key, Weight)>) -> Self {
+        Carried { floor, weights: chains.into_iter().collect() }
+    }
+
+    /// The heaviest chains, as many as are stored with a watermark, in the order of keys; no other one weighs more than the floor that comes with them.
+    pub fn heaviest(&self) -> (Weight, Vec<(Key, Weight)>) {
+        let mut chains: Vec<(Key, Weight)> = self.weights.iter().map(|(key, weight)| (*key, *weight)).collect();
+        let mut floor = self.floor;
+        if chains.len() > STORED_MAX {
+            let (_, (_, heaviest_left_out), _) =
+                chains.select_nth_unstable_by_key(STORED_MAX, |(_, weight)| Reverse(*weight));
+            floor = floor.max(*heaviest_left_out);
+            chains.truncate(STORED_MAX);
+        }
+        chains.sort_unstable();
+        (floor, chains)
     }
 
     /// Weight of the key's chain, or more than that.
@@ -102,6 +125,14 @@ mod tests {
             assert!(exact.iter().all(|(key, weight)| *weight <= known(key)), "a weight below what it is");
         }
         exact.iter().filter(|(key, weight)| **weight != carried.weight(key)).count()
+    }
+
+    #[test]
+    fn what_is_stored_is_the_heaviest_and_a_floor_for_the_rest() {
+        let chains: Vec<(Key, Weight)> = (0..STORED_MAX as u32 + 3).map(|n| (key(n), n as Weight)).collect();
+        let (floor, stored) = Carried::listed(1, chains.clone()).heaviest();
+        assert_eq!((floor, &stored[..]), (2, &chains[3..]));
+        assert_eq!(Carried::listed(9, chains[..2].to_vec()).heaviest(), (9, chains[..2].to_vec()));
     }
 
     #[test]

@@ -11,8 +11,6 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::Watermark;
 use super::file_set::{ExtraImage, FileSet};
 use super::inner::{FlushJob, Inner};
@@ -69,6 +67,7 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
     let started_at = Instant::now();
     let state = &job.timeline;
     let frozen = &job.frozen;
+    carry_weights(inner, state, &frozen.layer.read());
     let extra = extra_images(inner, job);
     let mut set = FileSet::new(&inner.db, state.timeline, !frozen.publish);
     if frozen.publish {
@@ -87,7 +86,6 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
     if frozen.publish {
         *state.watermark.lock() = Some(Watermark { last_record_lsn: frozen.last_record_lsn });
     }
-    carry_weights(inner, state, &frozen.layer.read());
     state.layers.drop_frozen(frozen);
     Failpoint::StoreFlushed.pass();
     let counters = &inner.counters;
@@ -102,7 +100,8 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
     Ok(Outcome::Done)
 }
 
-/// To be called before the layer goes: whoever looks for a weight finds it in one of the two. A few at a time: `put` may wait for the lock.
+/// Before the watermark is written, which tells of them, and before the layer goes: whoever looks for a weight finds it in one of the two. A few at a time: `put` may
+/// wait for the lock.
 fn carry_weights(inner: &Inner, state: &TimelineState, flushed: &LayerData) {
     if inner.weight_max() == 0 {
         return;
@@ -128,7 +127,9 @@ fn extra_images(inner: &Inner, job: &FlushJob) -> Vec<ExtraImage> {
         return Vec::new();
     }
     let last_record_lsn = job.frozen.last_record_lsn;
-    let watermark = Bytes::copy_from_slice(&Watermark { last_record_lsn }.encode());
+    let carried = job.timeline.carried.lock();
+    let watermark = Watermark { last_record_lsn }.encode((inner.weight_max() > 0).then_some(&*carried));
+    drop(carried);
     let (pages, freed) = job.timeline.cache_back.lock().take(last_record_lsn);
     inner.memory.cache_back.fetch_sub(freed, Ordering::Relaxed);
     let mut extra = pages;

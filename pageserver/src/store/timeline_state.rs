@@ -10,7 +10,6 @@ use postgres_ffi::Lsn;
 
 use super::cache_back::CacheBack;
 use super::carried::Carried;
-use super::chain_weight::Weight;
 use super::inner::JobNo;
 use super::layer_map::LayerMap;
 use super::{StoreError, Watermark};
@@ -45,8 +44,8 @@ pub(super) struct WriterState {
 }
 
 impl TimelineState {
-    /// With a watermark its chains are taken to weigh `weight_max`, since nobody knows; without one there are none.
-    pub fn new(timeline: TimelineNo, watermark: Option<Watermark>, weight_max: Weight) -> Self {
+    /// `carried`: what its chains weigh in RocksDB.
+    pub fn new(timeline: TimelineNo, watermark: Option<Watermark>, carried: Carried) -> Self {
         let writer = WriterState {
             last_record_lsn: watermark.map_or(Lsn::ZERO, |watermark| watermark.last_record_lsn),
             publishing: watermark.is_some(),
@@ -60,7 +59,7 @@ impl TimelineState {
             writer: Mutex::new(writer),
             watermark: Mutex::new(watermark),
             cache_back: Mutex::default(),
-            carried: Mutex::new(Carried::new(if watermark.is_some() { weight_max } else { 0 })),
+            carried: Mutex::new(carried),
             deleted: AtomicBool::new(false),
             damage: OnceLock::new(),
         }

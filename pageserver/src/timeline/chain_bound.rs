@@ -217,7 +217,7 @@ impl Timeline {
 
     /// The chain, or its weight if that will do as it is.
     fn heavy_chain(&self, key: &Key, request_lsn: Lsn) -> Result<Result<Chain, u32>, ReadError> {
-        let found = self.gather(key, request_lsn)?;
+        let found = self.gather_cold(key, request_lsn)?;
         let weight = TimelineStore::weight_of(&found);
         let is_own = found.versions.first().is_some_and(|(version_lsn, ..)| self.is_own_version(*version_lsn));
         // A page that was cut off has no chain that matters; what comes there next starts anew.

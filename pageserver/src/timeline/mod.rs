@@ -130,7 +130,7 @@ impl Timeline {
         config: &Config,
     ) -> Self {
         let branch_lsn = metadata.ancestor.as_ref().map(|ancestor| ancestor.lsn);
-        if branch_lsn.is_some() {
+        if branch_lsn.is_some() && store.watermark().is_none() {
             store.forget_weights(); // Chains go on in the ancestor.
         }
         let start_lsn =

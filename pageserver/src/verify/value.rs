@@ -98,6 +98,7 @@ mod tests {
             (Object::Database { spc_oid: 1663, db_oid: 5 }, Kind::Image, &[]),
             (size, Kind::Image, &[0, 0, 0, 7]),
             (Object::Watermark, Kind::Image, &[1, 0, 0, 0, 1, 1, 0, 0, 0x28]),
+            (Object::Watermark, Kind::Image, &[2, 0, 0, 0, 1, 1, 0, 0, 0x28, 0, 3]),
             (Object::CommitTime, Kind::Image, &[0; 16]),
         ] {
             assert_eq!(outcome(object, kind, value), Ok(()), "{object:?} {kind:?}");

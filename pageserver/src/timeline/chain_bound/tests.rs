@@ -77,25 +77,22 @@ fn a_hot_page_keeps_short_chains_through_flushes() {
 
 #[test]
 fn a_few_records_between_restarts_come_to_no_long_chain() {
-    const ROUNDS: u32 = 30;
+    const ROUNDS: u32 = 12;
     let mut rig = Rig::bounded(BOUND);
     let mut first_lsn = None;
     for round in 0..ROUNDS {
         let timeline = rig.timeline(1, None);
         first_lsn.get_or_insert(timeline.last_record_lsn());
-        let before = settled(&rig.redo.stats());
         put(&timeline, 0, round * 5..round * 5 + 5);
-        if round > 0 {
-            rig.wait_for(|stats| settled(stats) > before);
-        }
         timeline.store.flush(true).unwrap();
-        assert!(chain_len(&timeline, 0, timeline.last_record_lsn()) <= UNKNOWN_MAX);
+        assert!(chain_len(&timeline, 0, timeline.last_record_lsn()) <= KNOWN_MAX);
         drop(timeline);
         rig = rig.reopened();
     }
     let timeline = rig.timeline(1, None);
     let longest = check(&timeline, 0, first_lsn.unwrap(), ROUNDS * 5, 1);
-    assert!((BOUND as usize / 2..=UNKNOWN_MAX).contains(&longest), "{longest}");
+    // What a flush counted the restart knows: no page is looked at that is not too long.
+    assert!((BOUND as usize / 2..=KNOWN_MAX).contains(&longest), "{longest}");
 }
 
 #[test]
