@@ -230,7 +230,7 @@ impl WalRedo {
         count(counter, 1);
     }
 
-    /// Counts that ingest waited for a page because its chain was far too long.
+    /// Counts that ingest stood still for pages because their chains were far too long.
     pub fn count_ingest_wait(&self, waited: Duration) {
         count(&self.shared.counters.bound_ingest_waits, 1);
         count(&self.shared.counters.bound_ingest_wait_nanos, waited.as_nanos() as u64);

@@ -53,7 +53,7 @@ pub struct RedoStats {
     pub bound_short: u64,
     /// Chains that stay too long because no page can be made of them.
     pub bound_failed: u64,
-    /// Times that ingest waited for such a page.
+    /// Times that ingest stood still for such pages, because their chains were far too long: it made them, or waited until they were made.
     pub bound_ingest_waits: u64,
     /// How long, all together, in milliseconds.
     pub bound_ingest_wait_ms: u64,

@@ -1,7 +1,7 @@
 //! The bound on chains: a page whose chain has become too long is made at once, whether or not anybody reads it, and put where the chain ends.
 //!
-//! - Ingest tells of such pages and goes on. Where a chain comes to twice the bound it waits until the page is made: an overload shows as lag, not as long
-//!   chains. Who makes them is the thread of the [`super::backlog`], for records that are not plain computation the walredo threads.
+//! - Ingest tells of such pages and goes on. Where a chain comes to twice the bound it makes the page itself, or waits until it is made: an overload shows as lag, not
+//!   as long chains. Who makes them else is the thread of the [`super::backlog`], for records that are not plain computation the walredo threads.
 //! - A chain counts with all that lies below it: in RocksDB, in ancestors. What is not known counts as the bound (after a restart, on a branch), so that the page is looked
 //!   at when it is changed for the first time.
 //! - **Never:** ingest waits for a page that cannot be made. Its chain stays; that is counted, and told once.
@@ -85,11 +85,23 @@ impl HeavyQueue {
         self.wake();
     }
 
+    /// The chain, for the caller to deal with; `None`: somebody has it in hand, or nobody deals with any more.
+    pub fn take_this(self: &Arc<Self>, timeline: TimelineNo, key: Key) -> Option<InHand> {
+        let mut state = self.state.lock();
+        if state.stopped || state.chains.get(&(timeline, key)) == Some(&Place::InHand) {
+            return None;
+        }
+        state.chains.insert((timeline, key), Place::InHand);
+        Some(InHand { queue: Arc::clone(self), timeline, key })
+    }
+
     /// Returns when the chain is dealt with, or when nobody will do that any more.
     pub fn wait_for(&self, timeline: TimelineNo, key: Key) {
         let at = (timeline, key);
         let mut state = self.state.lock();
-        state.chains.insert_if_absent(at);
+        if !state.chains.contains_key(&at) {
+            return;
+        }
         state.urgent.push_back(at);
         self.wake();
         while !state.stopped && state.chains.contains_key(&at) {
@@ -190,9 +202,22 @@ impl Timeline {
         too_long.dedup();
         let waiting_since = Instant::now();
         for key in too_long {
+            if let Some(in_hand) = queue.take_this(self.no, key) {
+                self.deal_with_heavy(in_hand);
+            }
             queue.wait_for(self.no, key);
         }
         self.redo.count_ingest_wait(waiting_since.elapsed());
+    }
+
+    /// Deals with the chain if that is plain computation; else leaves it to who makes what is not.
+    fn deal_with_heavy(&self, in_hand: InHand) {
+        let Found::Long(request_lsn, chain) = self.look_at_heavy(&in_hand.key) else { return };
+        let version_lsn = chain.version_lsn;
+        match self.redo.make_if_computed(chain) {
+            Ok(made) => drop(self.keep_bounded(&in_hand.key, request_lsn, version_lsn, made)),
+            Err(_) => in_hand.put_back(),
+        }
     }
 
     /// To be called when the base backup is caught up with.
