@@ -25,6 +25,8 @@ pub(super) use sorted::SortedWindows;
 
 /// Versions put under one hold of the write lock: about 50 µs, so that readers do not notice.
 const PUT_VERSIONS_PER_LOCK: usize = 256;
+/// A read passes over no more versions than this, and what was put among them later, before it comes to the one that it looks for.
+const ANCHOR_STEP: u8 = 128;
 /// Values stand in chunks of this size; the first ones are smaller, so that a thousand idle timelines cost little.
 const CHUNK_BYTES_MAX: usize = 1 << 20;
 const CHUNK_BYTES_MIN: usize = 4 << 10;
@@ -48,6 +50,8 @@ pub(super) struct LayerData {
     /// Keys that are not blocks.
     others: BTreeMap<Key, Head>,
     entries: Vec<Entry>,
+    /// Of keys with many versions every `ANCHOR_STEP`th one, oldest first: where a read of an old LSN begins to look.
+    anchors: HashMap<BlockKey, Vec<(Lsn, EntryNo)>, RandomState>,
     values: Vec<Vec<u8>>,
     values_allocated_bytes: usize,
     lsn_max: Lsn,
@@ -66,18 +70,20 @@ struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == 32);
 
-/// Where a key's chain begins, and what it weighs. As bytes, since numbers would have to be aligned: a key and its head take 24 bytes.
+/// Where a key's chain begins, and what it weighs. As bytes, since numbers would have to be aligned: a key and its head take 25 bytes.
 #[derive(Clone, Copy)]
 struct Head {
     entry_no: [u8; 4],
     weight: [u8; 2],
+    /// Versions put since the last anchor.
+    since_anchor: u8,
 }
 
-const _: () = assert!(size_of::<(BlockKey, Head)>() == 24);
+const _: () = assert!(size_of::<(BlockKey, Head)>() == 25);
 
 impl Head {
     /// Of a key that has no version here.
-    const NONE: Self = Head { entry_no: NONE.to_ne_bytes(), weight: [0; 2] };
+    const NONE: Self = Head { entry_no: NONE.to_ne_bytes(), weight: [0; 2], since_anchor: 0 };
 
     fn entry_no(self) -> EntryNo {
         EntryNo::from_ne_bytes(self.entry_no)
@@ -88,7 +94,14 @@ impl Head {
     }
 
     fn set(&mut self, entry_no: EntryNo, weight: Weight) {
-        *self = Head { entry_no: entry_no.to_ne_bytes(), weight: weight.to_ne_bytes() };
+        *self = Head { entry_no: entry_no.to_ne_bytes(), weight: weight.to_ne_bytes(), ..*self };
+    }
+
+    /// As [`Head::set`], for a version that was not there before. True: it becomes an anchor.
+    fn set_newest(&mut self, entry_no: EntryNo, weight: Weight) -> bool {
+        self.set(entry_no, weight);
+        self.since_anchor = (self.since_anchor + 1) % ANCHOR_STEP;
+        self.since_anchor == 0
     }
 }
 
@@ -131,6 +144,7 @@ impl Layer {
                 blocks: HashMap::default(),
                 others: BTreeMap::new(),
                 entries: Vec::new(),
+                anchors: HashMap::default(),
                 values: Vec::new(),
                 values_allocated_bytes: 0,
                 lsn_max: Lsn::ZERO,
@@ -187,7 +201,20 @@ impl Layer {
 impl LayerData {
     /// Versions of `key` at or below `bound`, newest first.
     pub fn versions(&self, key: &Key, bound: VersionBound) -> impl Iterator<Item = LayerVersion<'_>> {
-        self.chain(self.head(key)).skip_while(move |version| !bound.includes(version.lsn, version.kind))
+        self.chain(self.start(key, bound)).skip_while(move |version| !bound.includes(version.lsn, version.kind))
+    }
+
+    /// Where to look for versions at or below `bound`: the newest one, or an anchor above the bound.
+    fn start(&self, key: &Key, bound: VersionBound) -> EntryNo {
+        let newest = self.head(key).entry_no();
+        let is_old = self.entries.get(newest as usize).is_some_and(|entry| !bound.includes(entry.lsn, entry.kind));
+        if !is_old || self.anchors.is_empty() {
+            return newest;
+        }
+        let Some(anchors) = self.anchors.get(&BlockKey(*key)) else { return newest };
+        // The kind that comes first of all: what is not included then is above the bound with any other kind, too.
+        let above = anchors.partition_point(|(lsn, _)| bound.includes(*lsn, Kind::Tombstone));
+        anchors.get(above).map_or(newest, |(_, entry_no)| *entry_no)
     }
 
     /// Keys in `first..=last`, in order. Looks at every block of the layer when the range reaches into blocks.
@@ -229,8 +256,8 @@ impl LayerData {
         }
     }
 
-    fn chain(&self, head: Head) -> impl Iterator<Item = LayerVersion<'_>> {
-        let mut next = head.entry_no();
+    fn chain(&self, newest: EntryNo) -> impl Iterator<Item = LayerVersion<'_>> {
+        let mut next = newest;
         std::iter::from_fn(move || {
             let entry = self.entries.get(next as usize)?;
             next = entry.older;
@@ -273,7 +300,9 @@ impl LayerData {
         if version.lsn > lsn_max || is_first {
             // The usual case; without a look at the older entry, which is not in the processor's cache.
             entry.older = head.entry_no();
-            head.set(entry_no, after);
+            if head.set_newest(entry_no, after) {
+                self.add_anchor(&version, entry_no);
+            }
             heavy.add(&version.key, is_first, before, after);
             return self.push_entry(entry);
         }
@@ -286,10 +315,15 @@ impl LayerData {
             }
             // Below an image of its own LSN, or of another one: it may weigh nothing, but not more than this.
             Ok(()) if chain == newest.entry_no() => self.head_mut(&version.key).set(chain, after.max(before)),
-            Ok(()) => self.head_mut(&version.key).set(chain, after),
+            Ok(()) if self.head_mut(&version.key).set_newest(entry_no, after) => self.add_anchor(&version, entry_no),
+            Ok(()) => {}
         }
         heavy.add(&version.key, false, before, after);
         self.push_entry(entry);
+    }
+
+    fn add_anchor(&mut self, version: &BatchVersion<'_>, entry_no: EntryNo) {
+        self.anchors.entry(BlockKey(version.key)).or_default().push((version.lsn, entry_no));
     }
 
     fn put_made(&mut self, version: BatchVersion<'_>) {
@@ -311,7 +345,7 @@ impl LayerData {
         }
         let mut above = Vec::new();
         let mut weight = weight;
-        for version in self.chain(head).take_while(|version| version.lsn > lsn) {
+        for version in self.chain(head.entry_no()).take_while(|version| version.lsn > lsn) {
             above.push((version.kind, version.value.len()));
             if version.kind.ends_gather() {
                 break;
@@ -519,5 +553,33 @@ mod tests {
         assert_eq!((all().len(), layer.read().weight(&key(1))), (5, Some(1)));
         layer.put_made(&key(2), Lsn::new(4), b"first");
         assert_eq!(layer.read().weight(&key(2)), Some(0));
+    }
+
+    #[test]
+    fn a_read_of_an_old_lsn_passes_over_few_versions() {
+        const VERSIONS: u64 = 3000;
+        let layer = Layer::new();
+        for lsn in 1..=VERSIONS {
+            let mut batch = Batch::new();
+            batch.put(key(1), Lsn::new(lsn * 8), Kind::Delta, &lsn.to_be_bytes());
+            batch.put(Object::Checkpoint.into(), Lsn::new(lsn * 8), Kind::Image, &[]);
+            put(&layer, &batch);
+        }
+        layer.put_made(&key(1), Lsn::new(8 * 1000), b"made");
+        let data = layer.read();
+        for lsn in (0..=VERSIONS).step_by(7) {
+            let bound = VersionBound::at(Lsn::new(lsn * 8 + 3));
+            for key in [key(1), Object::Checkpoint.into()] {
+                let all =
+                    data.chain(data.head(&key).entry_no()).find(|version| bound.includes(version.lsn, version.kind));
+                let found = data.versions(&key, bound).next();
+                assert_eq!(found.map(|version| version.lsn), all.map(|version| version.lsn));
+                let passed_over = data
+                    .chain(data.start(&key, bound))
+                    .take_while(|version| !bound.includes(version.lsn, version.kind))
+                    .count();
+                assert!(passed_over <= usize::from(ANCHOR_STEP) + 1, "{passed_over} at {lsn}");
+            }
+        }
     }
 }
