@@ -17,8 +17,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 const BOUND: usize = 32;
 /// Ingest stands still at twice the bound, and sees that when a batch is in, half of the bound at most.
 const KNOWN_MAX: usize = 2 * BOUND + BOUND / 2;
-/// On a branch it sees it when as much has come as the bound, whatever was there.
-const BRANCH_MAX: usize = KNOWN_MAX + BOUND;
+/// On a branch it does so when as much has come as the bound, whatever was there.
+const BRANCH_MAX: usize = KNOWN_MAX + BOUND + BOUND / 2;
 /// Updates of the row before, between and after the restarts.
 const UPDATES: [u32; 3] = [7000, 7000, 6000];
 const UPDATES_ON_BRANCH: u32 = 2000;

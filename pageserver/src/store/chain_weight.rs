@@ -48,14 +48,19 @@ impl HeavyFinder {
         HeavyFinder { weight_max: Weight::try_from(weight_max).unwrap_or(Weight::MAX), found: Vec::new() }
     }
 
-    /// A chain of weight `before` weighs `after` now; `is_first`: in the layer that is open. Told are those that reach the limit, and again an eighth of it later: who
-    /// was told the first time may have had no room for it.
+    /// A chain of weight `before` weighs `after` now; `is_first`: in the layer that is open. Told are those that reach the limit, or twice the limit, and again an eighth
+    /// of it later: who was told the first time may have had no room for it.
     pub fn add(&mut self, key: &Key, is_first: bool, before: Weight, after: Weight) {
         if self.weight_max == 0 || after < self.weight_max {
             return;
         }
         let step = (self.weight_max / 8).max(1);
-        if is_first || before < self.weight_max || before / step != after / step {
+        let has_reached = |weight| before < weight && weight <= after;
+        let is_told = is_first
+            || has_reached(self.weight_max)
+            || has_reached(self.weight_max.saturating_mul(2))
+            || before / step != after / step;
+        if is_told {
             self.found.push(HeavyChain { key: *key, weight: after.into() });
         }
     }

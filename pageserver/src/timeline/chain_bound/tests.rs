@@ -15,8 +15,8 @@ const BOUND: u32 = 16;
 const BATCH: u32 = BOUND / 2;
 /// Ingest waits at twice the bound, and sees it when a batch is in.
 const KNOWN_MAX: usize = (2 * BOUND + BATCH) as usize;
-/// What was there when nothing was known may be as long; then it waits when as much has come as the bound.
-const UNKNOWN_MAX: usize = KNOWN_MAX + BOUND as usize;
+/// What was there when nothing was known may be as long; then it waits when as much has come as the bound, and sees it when a batch is in.
+const UNKNOWN_MAX: usize = KNOWN_MAX + (BOUND + BATCH) as usize;
 
 /// Record number `n` sets transaction `n % 30000`, counted from 0, of the page to committed where it was not; all of them one batch.
 fn put(timeline: &Timeline, page_no: u32, records: std::ops::Range<u32>) {
