@@ -140,7 +140,8 @@ pub enum RedoEngine {
 pub struct WalSection {
     /// Progress is reported to the primary at least this often.
     pub status_interval_seconds: u64,
-    /// WAL behind the store's watermark that is kept on disk, in MiB. What a standby needs that starts now, back to the last checkpoint, is kept anyway.
+    /// WAL behind the store's watermark that is kept on disk, in MiB. What a standby needs that starts now, back to the last checkpoint, is kept anyway;
+    /// so is what one needs that starts at a leased LSN.
     pub keep_mib: u64,
 }
 
