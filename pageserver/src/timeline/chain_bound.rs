@@ -2,7 +2,7 @@
 //!
 //! - Ingest tells of such pages and goes on. Where a chain comes to twice the bound it makes the page itself, or waits until it is made: an overload shows as lag, not
 //!   as long chains. Who makes them else is the thread of the [`super::backlog`], for records that are not plain computation the walredo threads.
-//! - A chain counts with all that lies below it: in RocksDB, in ancestors. What is not known counts as the bound (after a restart, on a branch), so that the page is looked
+//! - A chain counts with all that lies below it: in RocksDB, in ancestors. What is not known counts as the bound (on a branch; where the watermark does not tell), so that the page is looked
 //!   at when it is changed for the first time.
 //! - **Never:** ingest waits for a page that cannot be made. Its chain stays; that is counted, and told once.
 //! - Nothing is made while a timeline catches up with its base backup: its pages are not of one moment yet, and nobody reads them. All that is too long by the end
