@@ -122,6 +122,7 @@ impl TimelineBackend for ConstantPages {
             first_readable_lsn: LSN,
             last_record_lsn: LSN,
             durable_lsn: None,
+            oldest_wal: None,
             received_lsn: None,
             source_end_lsn: None,
             receiver: None,

@@ -11,11 +11,14 @@ use std::time::Duration;
 use postgres_ffi::PgVersion;
 use serde::{Deserialize, Serialize};
 
-use crate::store::{CompactionStyle, Compression, StoreConfig};
+use crate::store::{CHAIN_WEIGHT_LIMIT, CompactionStyle, Compression, StoreConfig};
 use crate::timeline::gc::RetentionTime;
 
 /// Name of the configuration file within the data directory.
 pub const CONFIG_FILE_NAME: &str = "pageserver.toml";
+
+/// A lower bound on chains would write more images than WAL.
+const CHAIN_RECORDS_MIN: u32 = 16;
 
 /// What `pageserver.toml` says, completed with defaults.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -114,6 +117,9 @@ pub struct RedoSection {
     /// Pages of which a flush writes at least this many records with no image above are made in the background and cached back, so that
     /// whoever reads them does not wait for it. 0: none are.
     pub backlog_records_min: u32,
+    /// The longest chain that ingest leaves without an image, in records; a record of 4 KiB and more counts as several. A chain of twice this length stops ingest
+    /// until its page is made. 0: chains have no bound.
+    pub chain_records_max: u32,
 }
 
 /// `redo.engine`
@@ -134,7 +140,8 @@ pub enum RedoEngine {
 pub struct WalSection {
     /// Progress is reported to the primary at least this often.
     pub status_interval_seconds: u64,
-    /// WAL behind the store's watermark that is kept on disk, in MiB. What a standby needs that starts now, back to the last checkpoint, is kept anyway.
+    /// WAL behind the store's watermark that is kept on disk, in MiB. What a standby needs that starts now, back to the last checkpoint, is kept anyway;
+    /// so is what one needs that starts at a leased LSN.
     pub keep_mib: u64,
 }
 
@@ -192,6 +199,7 @@ impl Default for RedoSection {
             run_as: "postgres".to_string(),
             cache_back_records_min: 8,
             backlog_records_min: 32,
+            chain_records_max: 256,
         }
     }
 }
@@ -282,6 +290,10 @@ impl Config {
                 return refuse(key, value.to_string(), "must be at least 1");
             }
         }
+        let chain_records_max = self.redo.chain_records_max;
+        if chain_records_max != 0 && !(CHAIN_RECORDS_MIN..=CHAIN_WEIGHT_LIMIT).contains(&chain_records_max) {
+            return refuse("redo.chain_records_max", chain_records_max.to_string(), "must be 0, or from 16 to 10000");
+        }
         let shifted = [
             ("retention.wal_mib", self.retention.wal_mib),
             ("gc.mib_per_second", self.gc.mib_per_second),
@@ -349,6 +361,7 @@ mod tests {
             ("listen = \"0.0.0.0:1\"", "0.0.0.0:1"),
             ("lisen = 1", "lisen"),
             ("[redo]\nthreads = 0", "redo.threads"),
+            ("[redo]\nchain_records_max = 15", "redo.chain_records_max"),
             ("page_cache_mib = -1", "page_cache_mib"),
             ("[redo]\nengine = \"mine\"", "`native`, `postgres`, `verify`"),
             ("x", "line 1"),

@@ -26,7 +26,7 @@ fn counter(pageserver: &PageServer, command: &str, name: &str) -> u64 {
 
 /// Reads whose chain had more than `SHORT` deltas.
 fn long_reads(pageserver: &PageServer) -> u64 {
-    ["up_to_128", "up_to_256", "above_256"]
+    ["up_to_128", "up_to_256", "up_to_512", "up_to_1024", "above_1024"]
         .iter()
         .map(|bucket| counter(pageserver, "SHOW REDO", &format!("walredo.read_chains.{bucket}")))
         .sum()
@@ -58,7 +58,7 @@ fn run(version: PgVersion, backlog_records_min: u32) -> u64 {
     let builder = Postgres::builder(version).setting("full_page_writes", "off").setting("autovacuum", "off");
     let mut primary = builder.start(&dir).unwrap();
     let config = format!(
-        "redo.backlog_records_min = {backlog_records_min}\nstore.layer_mib = 1\nstore.flush_interval_seconds = 1"
+        "redo.backlog_records_min = {backlog_records_min}\nredo.chain_records_max = 0\nstore.layer_mib = 1\nstore.flush_interval_seconds = 1"
     );
     let mut pageserver = PageServer::builder().config(&config).unwrap().start(&dir).unwrap();
     pageserver.expect_in_log("connection to the primary"); // It goes away.

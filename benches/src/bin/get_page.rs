@@ -45,11 +45,11 @@ const HOT: Situation = Situation { name: "hot", config: "page_cache_mib = 2048\n
 const STORED: Situation = Situation { name: "stored", config: "page_cache_mib = 1\n[store]\nblock_cache_mib = 1024\n" };
 const NATIVE: Situation = Situation {
     name: "native",
-    config: "page_cache_mib = 1\n[store]\nblock_cache_mib = 1024\n[redo]\nengine = \"native\"\nbacklog_records_min = 0\ncache_back_records_min = 1000000\n",
+    config: "page_cache_mib = 1\n[store]\nblock_cache_mib = 1024\n[redo]\nengine = \"native\"\nbacklog_records_min = 0\nchain_records_max = 0\ncache_back_records_min = 1000000\n",
 };
 const PROCESS: Situation = Situation {
     name: "process",
-    config: "page_cache_mib = 1\n[store]\nblock_cache_mib = 1024\n[redo]\nengine = \"postgres\"\nbacklog_records_min = 0\ncache_back_records_min = 1000000\n",
+    config: "page_cache_mib = 1\n[store]\nblock_cache_mib = 1024\n[redo]\nengine = \"postgres\"\nbacklog_records_min = 0\nchain_records_max = 0\ncache_back_records_min = 1000000\n",
 };
 
 fn main() -> Result<()> {

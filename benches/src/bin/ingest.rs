@@ -1,7 +1,8 @@
 //! Ingest of four kinds of WAL, beside a stock hot standby that replays the same WAL in the same run.
 //!
 //! For each kind a primary is filled, imported and copied to a standby; both are stopped, the load runs, and then each has to catch up:
-//! - *in process*: decoding and ingest alone, from the primary's segment files, without network; then with the final flush;
+//! - *in process*: decoding and ingest alone, from the primary's segment files, without network; then with the final flush; and the same without a bound on chains,
+//!   the one before the other in turn, the median of some runs;
 //! - *server*: the page server as it runs, from its start until the last record is readable (streaming, fsync of the segments, ingest);
 //! - *standby*: PostgreSQL, from its start until the same record is replayed.
 //!
@@ -36,6 +37,9 @@ struct Arguments {
     /// Rows that COPY loads and CREATE INDEX sorts
     #[arg(long, default_value_t = 2_000_000)]
     rows: u32,
+    /// Runs in process, with and without a bound on chains each
+    #[arg(long, default_value_t = 3)]
+    in_process_runs: u32,
     /// Only kinds whose name holds this
     #[arg(long, default_value = "")]
     only: String,
@@ -81,6 +85,8 @@ struct Measured {
     records: u64,
     in_process: Duration,
     in_process_flushed: Duration,
+    unbounded: Duration,
+    bound_images: u64,
     server: Duration,
     server_cpu: Duration,
     server_peak_mb: f64,
@@ -90,21 +96,24 @@ struct Measured {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     println!(
-        "| WAL of PostgreSQL {} | MB | records | in process MB/s (M records/s) | flushed MB/s | server MB/s, CPU, peak memory | hot standby MB/s | server / standby |",
+        "| WAL of PostgreSQL {} | MB | records | in process MB/s (M records/s) | flushed MB/s | without a bound MB/s (M records/s), images of the bound | server MB/s, CPU, peak memory | hot standby MB/s | server / standby |",
         arguments.pg
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for kind in KINDS.iter().filter(|kind| kind.name.contains(&arguments.only)) {
         let m = measure(kind, &arguments).with_context(|| kind.name)?;
         let rate = |time: Duration| m.wal_mb / time.as_secs_f64();
         println!(
-            "| {} | {:.0} | {} | {:.0} ({:.2}) | {:.0} | {:.0}, {:.1} s, {:.0} MB | {:.0} | {:.2} |",
+            "| {} | {:.0} | {} | {:.0} ({:.2}) | {:.0} | {:.0} ({:.2}), {} | {:.0}, {:.1} s, {:.0} MB | {:.0} | {:.2} |",
             kind.name,
             m.wal_mb,
             m.records,
             rate(m.in_process),
             m.records as f64 / 1e6 / m.in_process.as_secs_f64(),
             rate(m.in_process_flushed),
+            rate(m.unbounded),
+            m.records as f64 / 1e6 / m.unbounded.as_secs_f64(),
+            m.bound_images,
             rate(m.server),
             m.server_cpu.as_secs_f64(),
             m.server_peak_mb,
@@ -140,10 +149,20 @@ fn measure(kind: &Kind, arguments: &Arguments) -> Result<Measured> {
     primary.execute("SET synchronous_commit = on; CREATE TABLE the_end ()")?; // Its commit is flushed, and all before it.
     let end: Lsn = primary.query_text("SELECT pg_current_wal_flush_lsn()::text")?.parse()?;
 
-    let copy = dir.path().join("in-process");
-    standby::copy_data_dir(server.data_dir(), &copy, standby::Tablespaces::InPlace)?;
-    let (in_process, in_process_flushed, records) = ingest_in_process(&copy, &primary.data_dir().join("pg_wal"), end)?;
-    std::fs::remove_dir_all(&copy)?;
+    let mut runs = [Vec::new(), Vec::new()];
+    for run in 0..2 * arguments.in_process_runs.max(1) {
+        let is_bounded = run % 2 == 0;
+        let copy = dir.path().join("in-process");
+        standby::copy_data_dir(server.data_dir(), &copy, standby::Tablespaces::InPlace)?;
+        runs[usize::from(is_bounded)].push(ingest_in_process(
+            &copy,
+            &primary.data_dir().join("pg_wal"),
+            end,
+            is_bounded,
+        )?);
+        std::fs::remove_dir_all(&copy)?;
+    }
+    let [unbounded, bounded] = runs.map(median);
 
     let started = Instant::now();
     server.start()?;
@@ -157,9 +176,11 @@ fn measure(kind: &Kind, arguments: &Arguments) -> Result<Measured> {
     let wal_mb = end.saturating_sub(before) as f64 / 1e6;
     Ok(Measured {
         wal_mb,
-        records,
-        in_process,
-        in_process_flushed,
+        records: bounded.records,
+        in_process: bounded.ingested,
+        in_process_flushed: bounded.flushed,
+        unbounded: unbounded.ingested,
+        bound_images: bounded.bound_images,
         server: server_time,
         server_cpu,
         server_peak_mb,
@@ -167,9 +188,27 @@ fn measure(kind: &Kind, arguments: &Arguments) -> Result<Measured> {
     })
 }
 
-/// Time until all is readable, time until all is durable in the store as well, and records.
-fn ingest_in_process(data_dir: &Path, pg_wal: &Path, end: Lsn) -> Result<(Duration, Duration, u64)> {
-    let repository = Repository::open(data_dir, Config::load(data_dir)?)?;
+/// One run in process.
+struct InProcess {
+    /// Until all is readable.
+    ingested: Duration,
+    /// Until all is durable in the store as well.
+    flushed: Duration,
+    records: u64,
+    bound_images: u64,
+}
+
+fn median(mut runs: Vec<InProcess>) -> InProcess {
+    runs.sort_by_key(|run| run.ingested);
+    runs.swap_remove(runs.len() / 2)
+}
+
+fn ingest_in_process(data_dir: &Path, pg_wal: &Path, end: Lsn, is_bounded: bool) -> Result<InProcess> {
+    let mut config = Config::load(data_dir)?;
+    if !is_bounded {
+        config.redo.chain_records_max = 0;
+    }
+    let repository = Repository::open(data_dir, config)?;
     let timeline = repository.timeline_named("main")?;
     let cluster = timeline.metadata().cluster.clone();
     let mut ingest = TimelineIngest::new(timeline)?;
@@ -185,9 +224,17 @@ fn ingest_in_process(data_dir: &Path, pg_wal: &Path, end: Lsn) -> Result<(Durati
     for chunk_start in (0..wal.len()).step_by(CHUNK_BYTES) {
         ingest.feed(wal.slice(chunk_start..(chunk_start + CHUNK_BYTES).min(wal.len())))?;
     }
-    let in_process = started.elapsed();
+    let ingested = started.elapsed();
+    let stats: Vec<_> = repository.redo_stats().into_iter().map(|(_, stats, _)| stats).collect();
+    for stats in stats.iter().filter(|_| is_bounded) {
+        eprintln!(
+            "images of the bound: {}, short: {}, waits: {}, {} ms",
+            stats.bound_images, stats.bound_short, stats.bound_ingest_waits, stats.bound_ingest_wait_ms
+        );
+    }
+    let bound_images = stats.iter().map(|stats| stats.bound_images).sum();
     repository.shutdown()?;
-    Ok((in_process, started.elapsed(), records))
+    Ok(InProcess { ingested, flushed: started.elapsed(), records, bound_images })
 }
 
 fn wait_for(server: &PageServer, lsn: Lsn) -> Result<()> {

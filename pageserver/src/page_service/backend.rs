@@ -92,6 +92,8 @@ pub struct TimelineInfo {
     pub durable_lsn: Option<Lsn>,
     /// End of the WAL that is fsynced on our disk.
     pub received_lsn: Option<Lsn>,
+    /// The oldest WAL on our disk, and who needs it from about there on; `None` without a receiver.
+    pub oldest_wal: Option<(Lsn, Option<String>)>,
     /// End of WAL at the source as it last told us.
     pub source_end_lsn: Option<Lsn>,
     /// Whose WAL it takes, without a password; `None` when it follows nobody.

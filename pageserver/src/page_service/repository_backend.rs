@@ -293,6 +293,7 @@ impl RepositoryBackend for Repository {
                 .read_chains()
                 .map(|(bucket, count)| (format!("{tenant_id}.walredo.read_chains.{bucket}"), count.to_string()));
             rows.extend(read_chains);
+            rows.push((format!("{tenant_id}.walredo.chain_records_max"), self.chain_records_max().to_string()));
         }
         Ok(rows)
     }
@@ -366,6 +367,9 @@ impl TimelineBackend for Timeline {
             last_record_lsn: Timeline::last_record_lsn(self),
             durable_lsn: self.durable_lsn(),
             received_lsn: receiver.as_ref().and_then(|status| status.flushed_lsn),
+            oldest_wal: receiver
+                .as_ref()
+                .and_then(|status| Some((status.oldest_wal_lsn?, status.wal_needed_by.map(str::to_owned)))),
             source_end_lsn: receiver.as_ref().and_then(|status| status.primary_lsn),
             primary: metadata.primary.as_ref().map(Primary::server),
             receiver: receiver.as_ref().map(|status| status.state.name().to_string()),

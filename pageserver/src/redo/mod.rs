@@ -27,7 +27,7 @@ use keyenc::{Key, TimelineNo};
 use postgres_ffi::page::Page;
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
 
-pub use pool::{PendingPage, RedoConfig, RedoStats, WalRedo};
+pub use pool::{BoundOutcome, PendingPage, RedoConfig, RedoStats, WalRedo};
 
 /// What a page at an LSN is made of.
 #[derive(Clone, Debug)]

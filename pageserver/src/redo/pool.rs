@@ -96,6 +96,17 @@ struct Job {
     shared: Arc<Shared>,
 }
 
+/// What has become of a chain that was too long, or was taken for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BoundOutcome {
+    /// An image ends it.
+    Made,
+    /// It was not too long.
+    Short,
+    /// No page can be made of it.
+    Failed,
+}
+
 /// What becomes of a chain from the backlog.
 pub type BacklogCallback = Box<dyn FnOnce(Result<Bytes, RedoError>) + Send>;
 
@@ -175,6 +186,19 @@ impl WalRedo {
         accepted
     }
 
+    /// The page, if making it is plain computation, made before this returns; else the chain again, for [`WalRedo::offer_backlog`].
+    pub fn make_if_computed(&self, chain: Chain) -> Result<Result<Bytes, RedoError>, Chain> {
+        if !making::is_computed(&chain, &*self.shared.engine) {
+            return Err(chain);
+        }
+        let mut made = None;
+        let making = || make_all(&self.shared, vec![chain], &mut |_, page| made = Some(page));
+        if catch_unwind(AssertUnwindSafe(making)).is_err() {
+            count(&self.shared.counters.panics, 1);
+        }
+        Ok(made.unwrap_or_else(|| Err(panicked())))
+    }
+
     /// True if the backlog takes another chain. It stays true until the caller offers one, if nobody else does.
     pub fn has_backlog_room(&self) -> bool {
         !self.backlog.is_full()
@@ -193,6 +217,23 @@ impl WalRedo {
     /// Counts a long chain that could not be offered because its versions could not be read.
     pub fn count_backlog_unreadable(&self) {
         count(&self.shared.counters.backlog_failed, 1);
+    }
+
+    /// Counts what has become of a chain that was too long, or was taken for it.
+    pub fn count_bound(&self, outcome: BoundOutcome) {
+        let counters = &self.shared.counters;
+        let counter = match outcome {
+            BoundOutcome::Made => &counters.bound_images,
+            BoundOutcome::Short => &counters.bound_short,
+            BoundOutcome::Failed => &counters.bound_failed,
+        };
+        count(counter, 1);
+    }
+
+    /// Counts that ingest stood still for pages because their chains were far too long.
+    pub fn count_ingest_wait(&self, waited: Duration) {
+        count(&self.shared.counters.bound_ingest_waits, 1);
+        count(&self.shared.counters.bound_ingest_wait_nanos, waited.as_nanos() as u64);
     }
 
     /// What the threads have done so far.

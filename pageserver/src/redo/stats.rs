@@ -9,7 +9,7 @@ use super::RedoError;
 use super::making::DeltaCounts;
 
 /// Deltas of a read's chain, each bound inclusive; one bucket more is for what is longer.
-const READ_CHAIN_BOUNDS: [usize; 10] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256];
+const READ_CHAIN_BOUNDS: [usize; 12] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 const READ_CHAIN_BUCKETS: usize = READ_CHAIN_BOUNDS.len() + 1;
 
 /// What the threads of one pool have done since they started.
@@ -45,6 +45,18 @@ pub struct RedoStats {
     pub backlog_failed: u64,
     /// Long chains that never got into it: too many waited.
     pub backlog_dropped: u64,
+    /// Deltas of the longest chain that a read met.
+    pub read_chain_longest: u64,
+    /// Pages made because their chain had become too long, and put where it ends.
+    pub bound_images: u64,
+    /// Chains looked at because they might have been too long, and were not.
+    pub bound_short: u64,
+    /// Chains that stay too long because no page can be made of them.
+    pub bound_failed: u64,
+    /// Times that ingest stood still for such pages, because their chains were far too long: it made them, or waited until they were made.
+    pub bound_ingest_waits: u64,
+    /// How long, all together, in milliseconds.
+    pub bound_ingest_wait_ms: u64,
     /// Requests that wait for a thread now.
     pub queue_len: u64,
     /// Chains in the backlog now.
@@ -56,7 +68,7 @@ pub struct RedoStats {
 
 impl RedoStats {
     /// Reads of pages that went to the store, those of ingest included, by the number of deltas (PostgreSQL's and ours) behind their base:
-    /// name and count of each bucket, from `up_to_0` (an image, or zeroes) to `above_256`.
+    /// name and count of each bucket, from `up_to_0` (an image, or zeroes) to `above_1024`.
     pub fn read_chains(&self) -> impl Iterator<Item = (String, u64)> {
         let up_to = READ_CHAIN_BOUNDS.iter().map(|bound| format!("up_to_{bound}"));
         let above = READ_CHAIN_BOUNDS.last().map(|bound| format!("above_{bound}"));
@@ -85,6 +97,12 @@ pub(super) struct Counters {
     pub backlog_made: AtomicU64,
     pub backlog_failed: AtomicU64,
     pub backlog_dropped: AtomicU64,
+    pub bound_images: AtomicU64,
+    pub bound_short: AtomicU64,
+    pub bound_failed: AtomicU64,
+    pub bound_ingest_waits: AtomicU64,
+    pub bound_ingest_wait_nanos: AtomicU64,
+    read_chain_longest: AtomicU64,
     read_chains: [AtomicU64; READ_CHAIN_BUCKETS],
 }
 
@@ -99,6 +117,7 @@ impl Counters {
 
     pub fn count_read_chain(&self, delta_count: usize) {
         count(&self.read_chains[read_chain_bucket(delta_count)], 1);
+        self.read_chain_longest.fetch_max(delta_count as u64, Ordering::Relaxed);
     }
 
     pub fn count_deltas(&self, deltas: DeltaCounts) {
@@ -124,6 +143,12 @@ impl Counters {
             backlog_made: read(&self.backlog_made),
             backlog_failed: read(&self.backlog_failed),
             backlog_dropped: read(&self.backlog_dropped),
+            bound_images: read(&self.bound_images),
+            bound_short: read(&self.bound_short),
+            bound_failed: read(&self.bound_failed),
+            bound_ingest_waits: read(&self.bound_ingest_waits),
+            bound_ingest_wait_ms: read(&self.bound_ingest_wait_nanos) / 1_000_000,
+            read_chain_longest: read(&self.read_chain_longest),
             read_chains: self.read_chains.each_ref().map(read),
             queue_len: queue_len as u64,
             backlog_len: backlog_len as u64,
@@ -147,8 +172,9 @@ mod tests {
             (4, "up_to_4"),
             (5, "up_to_8"),
             (256, "up_to_256"),
-            (257, "above_256"),
-            (usize::MAX, "above_256"),
+            (257, "up_to_512"),
+            (1025, "above_1024"),
+            (usize::MAX, "above_1024"),
         ] {
             let counters = Counters::default();
             counters.count_read_chain(delta_count);

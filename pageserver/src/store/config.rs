@@ -64,7 +64,12 @@ pub struct StoreConfig {
     pub open_files_max: u32,
     /// A flush tells of pages that it wrote at least this many deltas of, with no image above (see `Store::long_chains`). 0: of none.
     pub long_chain_deltas_min: u32,
+    /// `TimelineStore::put_weighed` tells of chains of at least this weight: as many deltas, or fewer with more than 4 KiB for each. 0: of none.
+    pub chain_weight_max: u32,
 }
+
+/// Weights are counted in 16 bits, and a chain may come to weigh some times the limit.
+pub(crate) const CHAIN_WEIGHT_LIMIT: u32 = 10_000;
 
 impl Default for StoreConfig {
     fn default() -> Self {
@@ -85,6 +90,7 @@ impl Default for StoreConfig {
             level0_files_max: 12,
             open_files_max: 1024,
             long_chain_deltas_min: 0,
+            chain_weight_max: 0,
         }
     }
 }
@@ -107,6 +113,7 @@ impl StoreConfig {
             () if !(16..=1 << 20).contains(&self.open_files_max) => {
                 refuse("open_files_max", "must be between 16 and 1048576")
             }
+            () if self.chain_weight_max > CHAIN_WEIGHT_LIMIT => refuse("chain_weight_max", "must be at most 10000"),
             () if self.flush_interval.is_zero() => refuse("flush_interval", "must not be zero"),
             () => Ok(()),
         }

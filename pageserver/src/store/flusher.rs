@@ -11,11 +11,10 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::Watermark;
 use super::file_set::{ExtraImage, FileSet};
 use super::inner::{FlushJob, Inner};
+use super::layer::LayerData;
 use super::long_chains::{ChainFinder, LongChains};
 use super::timeline_state::TimelineState;
 use super::watermark::watermark_key;
@@ -25,6 +24,9 @@ use crate::failpoint::Failpoint;
 const AGE_CHECK_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// How often level 0 is looked at while it is full.
 const LEVEL0_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Weights taken over under one hold of their lock: some 50 µs.
+const WEIGHTS_PER_LOCK: usize = 1024;
 
 /// Body of the flusher thread.
 pub(super) fn run(inner: &Arc<Inner>) {
@@ -65,6 +67,7 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
     let started_at = Instant::now();
     let state = &job.timeline;
     let frozen = &job.frozen;
+    carry_weights(inner, state, &frozen.layer.read());
     let extra = extra_images(inner, job);
     let mut set = FileSet::new(&inner.db, state.timeline, !frozen.publish);
     if frozen.publish {
@@ -97,6 +100,19 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
     Ok(Outcome::Done)
 }
 
+/// Before the watermark is written, which tells of them, and before the layer goes: whoever looks for a weight finds it in one of the two. A few at a time: `put` may
+/// wait for the lock.
+fn carry_weights(inner: &Inner, state: &TimelineState, flushed: &LayerData) {
+    if inner.weight_max() == 0 {
+        return;
+    }
+    let keys_max = inner.carried_keys_max();
+    let mut weights = flushed.weights().peekable();
+    while weights.peek().is_some() {
+        state.carried.lock().take_over(weights.by_ref().take(WEIGHTS_PER_LOCK), keys_max);
+    }
+}
+
 /// With pages that are cached back in the set, both.
 fn pass(has_pages: bool, always: Failpoint, with_pages: Failpoint) {
     always.pass();
@@ -111,7 +127,9 @@ fn extra_images(inner: &Inner, job: &FlushJob) -> Vec<ExtraImage> {
         return Vec::new();
     }
     let last_record_lsn = job.frozen.last_record_lsn;
-    let watermark = Bytes::copy_from_slice(&Watermark { last_record_lsn }.encode());
+    let carried = job.timeline.carried.lock();
+    let watermark = Watermark { last_record_lsn }.encode((inner.weight_max() > 0).then_some(&*carried));
+    drop(carried);
     let (pages, freed) = job.timeline.cache_back.lock().take(last_record_lsn);
     inner.memory.cache_back.fetch_sub(freed, Ordering::Relaxed);
     let mut extra = pages;

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use keyenc::TimelineNo;
 use parking_lot::{Condvar, Mutex};
 
+use super::chain_weight::Weight;
 use super::db::Db;
 use super::layer_map::FrozenLayer;
 use super::long_chains::LongChains;
@@ -23,6 +24,11 @@ use super::{StoreConfig, StoreError};
 const WAIT_MAX: Duration = Duration::from_secs(1);
 /// Flushes whose long chains nobody has taken yet; those of later ones are not told.
 const LONG_CHAINS_QUEUE_LEN: usize = 16;
+
+/// Weights of chains below the layers that all timelines may carry together: some 50 MiB.
+const CARRIED_KEYS_MAX: usize = 1 << 20;
+/// What each of very many timelines may carry all the same.
+const CARRIED_KEYS_MIN: usize = 1 << 10;
 
 /// The shared part of a store.
 pub(super) struct Inner {
@@ -225,6 +231,16 @@ impl Inner {
             self.check_writable()?;
             self.progress.wait_for(&mut queue, WAIT_MAX);
         }
+    }
+
+    /// The weight from which on chains are told of; 0: none are.
+    pub fn weight_max(&self) -> Weight {
+        Weight::try_from(self.config.chain_weight_max).unwrap_or(Weight::MAX)
+    }
+
+    /// How many weights a timeline may carry: its share of what all may.
+    pub fn carried_keys_max(&self) -> usize {
+        (CARRIED_KEYS_MAX / self.timelines.lock().len().max(1)).max(CARRIED_KEYS_MIN)
     }
 
     /// Never waits: what finds no room is not told.

@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 
+use keyenc::Key;
 use parking_lot::RwLock;
 use postgres_ffi::Lsn;
 
+use super::chain_weight::Weight;
 use super::layer::Layer;
 
 /// One consistent set of layers.
@@ -18,6 +20,8 @@ pub(super) struct Layers {
     pub frozen: Vec<Arc<FrozenLayer>>,
     /// All versions above this LSN are in these layers.
     pub covered_above: Lsn,
+    /// No version above this LSN is in a frozen layer or in RocksDB, but for what comes again after a crash.
+    pub open_above: Lsn,
 }
 
 /// A layer that nobody puts into any more.
@@ -37,8 +41,13 @@ pub(super) struct LayerMap {
 }
 
 impl Layers {
-    fn new(frozen: Vec<Arc<FrozenLayer>>, covered_above: Lsn) -> Self {
-        Layers { open: Arc::new(Layer::new()), frozen, covered_above }
+    fn new(frozen: Vec<Arc<FrozenLayer>>, covered_above: Lsn, open_above: Lsn) -> Self {
+        Layers { open: Arc::new(Layer::new()), frozen, covered_above, open_above }
+    }
+
+    /// What the chain of `key` weighs in the frozen layers and below them; `None`: no frozen layer has it.
+    pub fn frozen_weight(&self, key: &Key) -> Option<Weight> {
+        self.frozen.iter().rev().find_map(|frozen| frozen.layer.read().weight(key))
     }
 
     /// Newest first: the order in which a reader looks.
@@ -50,7 +59,7 @@ impl Layers {
 impl LayerMap {
     /// No layers yet; what is put will be above `covered_above`.
     pub fn new(covered_above: Lsn) -> Self {
-        LayerMap { current: RwLock::new(Arc::new(Layers::new(Vec::new(), covered_above))) }
+        LayerMap { current: RwLock::new(Arc::new(Layers::new(Vec::new(), covered_above, covered_above))) }
     }
 
     pub fn current(&self) -> Arc<Layers> {
@@ -69,7 +78,8 @@ impl LayerMap {
             allocated_bytes: current.open.allocated_bytes(),
         });
         let all = current.frozen.iter().chain([&frozen]).map(Arc::clone).collect();
-        *current = Arc::new(Layers::new(all, current.covered_above));
+        let open_above = current.open_above.max(last_record_lsn).max(frozen.layer.lsn_max());
+        *current = Arc::new(Layers::new(all, current.covered_above, open_above));
         frozen
     }
 
@@ -80,11 +90,11 @@ impl LayerMap {
         // A layer may hold versions above its last whole record: those are in RocksDB alone from now on.
         let flushed_lsn = flushed.last_record_lsn.max(flushed.layer.lsn_max());
         let covered_above = current.covered_above.max(flushed_lsn);
-        *current = Arc::new(Layers { open: Arc::clone(&current.open), frozen, covered_above });
+        *current = Arc::new(Layers { open: Arc::clone(&current.open), frozen, covered_above, ..**current });
     }
 
     /// Forgets everything, for a timeline that is deleted.
     pub fn clear(&self) {
-        *self.current.write() = Arc::new(Layers::new(Vec::new(), Lsn::MAX));
+        *self.current.write() = Arc::new(Layers::new(Vec::new(), Lsn::MAX, Lsn::MAX));
     }
 }

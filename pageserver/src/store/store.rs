@@ -9,6 +9,7 @@ use crossbeam_channel::Receiver;
 use keyenc::TimelineNo;
 use postgres_ffi::Lsn;
 
+use super::carried::Carried;
 use super::db::Db;
 use super::gather::{self, Gathered};
 use super::inner::Inner;
@@ -44,8 +45,8 @@ impl Store {
         let state = match timelines.get(&timeline) {
             Some(state) => Arc::clone(state),
             None => {
-                let watermark = read_watermark(&self.inner, timeline)?;
-                let state = Arc::new(TimelineState::new(timeline, watermark));
+                let (watermark, carried) = read_watermark(&self.inner, timeline)?;
+                let state = Arc::new(TimelineState::new(timeline, watermark, carried));
                 timelines.insert(timeline, Arc::clone(&state));
                 state
             }
@@ -71,6 +72,7 @@ impl Store {
         // Nobody puts or freezes in a deleted timeline: the open layer is the one that is counted.
         let open_bytes = state.layers.current().open.allocated_bytes();
         state.layers.clear();
+        *state.carried.lock() = Carried::default();
         inner.memory.open_changed(open_bytes, 0);
         let (_, queued_bytes) = std::mem::take(&mut *state.cache_back.lock()).take(Lsn::MAX);
         inner.memory.cache_back.fetch_sub(queued_bytes, Ordering::Relaxed);
@@ -126,12 +128,15 @@ impl Drop for Store {
     }
 }
 
-fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<Option<Watermark>, StoreError> {
+/// The watermark, and what is known of chains: without a watermark there are none.
+fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<(Option<Watermark>, Carried), StoreError> {
     let mut found = Gathered::default();
     let layers = LayerMap::new(Lsn::ZERO).current();
     gather::gather(&inner.db, timeline, &layers, &watermark_key(), Lsn::MAX, &mut found, &Default::default())?;
-    let Some((version_lsn, _, value)) = found.versions.first() else { return Ok(None) };
-    let watermark = Watermark::decode(value)?;
+    let Some((version_lsn, _, value)) = found.versions.first() else {
+        return Ok((None, Carried::new(0)));
+    };
+    let (watermark, carried) = Watermark::decode_with_weights(value)?;
     if watermark.last_record_lsn != *version_lsn {
         return Err(StoreError::Corrupt {
             detail: format!(
@@ -140,5 +145,6 @@ fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<Option<Watermar
             ),
         });
     }
-    Ok(Some(watermark))
+    // One that knew of no bound, or had none: chains may weigh anything.
+    Ok((Some(watermark), carried.unwrap_or_else(|| Carried::new(inner.weight_max()))))
 }

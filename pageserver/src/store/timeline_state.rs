@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use postgres_ffi::Lsn;
 
 use super::cache_back::CacheBack;
+use super::carried::Carried;
 use super::inner::JobNo;
 use super::layer_map::LayerMap;
 use super::{StoreError, Watermark};
@@ -21,6 +22,8 @@ pub(super) struct TimelineState {
     pub writer: Mutex<WriterState>,
     pub watermark: Mutex<Option<Watermark>>,
     pub cache_back: Mutex<CacheBack>,
+    /// What chains weigh below the layers. Locked last of all, and for a moment.
+    pub carried: Mutex<Carried>,
     deleted: AtomicBool,
     /// What could not be read of it, the first time.
     damage: OnceLock<String>,
@@ -41,7 +44,8 @@ pub(super) struct WriterState {
 }
 
 impl TimelineState {
-    pub fn new(timeline: TimelineNo, watermark: Option<Watermark>) -> Self {
+    /// `carried`: what its chains weigh in RocksDB.
+    pub fn new(timeline: TimelineNo, watermark: Option<Watermark>, carried: Carried) -> Self {
         let writer = WriterState {
             last_record_lsn: watermark.map_or(Lsn::ZERO, |watermark| watermark.last_record_lsn),
             publishing: watermark.is_some(),
@@ -55,6 +59,7 @@ impl TimelineState {
             writer: Mutex::new(writer),
             watermark: Mutex::new(watermark),
             cache_back: Mutex::default(),
+            carried: Mutex::new(carried),
             deleted: AtomicBool::new(false),
             damage: OnceLock::new(),
         }

@@ -10,13 +10,14 @@ use keyenc::{Key, Kind, TimelineNo};
 use postgres_ffi::Lsn;
 
 use super::cache_back::page_bytes;
+use super::chain_weight::HeavyFinder;
 use super::gather::{self, Gathered};
 use super::layer_map::LayerMap;
 use super::scan;
 use super::search;
 use super::timeline_state::TimelineState;
 use super::version_bound::VersionBound;
-use super::{Batch, Store, StoreError, Watermark};
+use super::{Batch, HeavyChain, Store, StoreError, Watermark};
 
 /// A timeline's versions. All handles of one timeline share its layers; dropping the last one flushes nothing.
 pub struct TimelineStore {
@@ -75,8 +76,15 @@ impl TimelineStore {
     ///
     /// Errors: `Poisoned`, `Damaged`, `TimelineDeleted`, `OutOfOrder`, `ShuttingDown`; then nothing was put.
     pub fn put(&self, batch: &Batch, last_record_lsn: Lsn) -> Result<(), StoreError> {
+        self.put_weighed(batch, last_record_lsn).map(drop)
+    }
+
+    /// As [`TimelineStore::put`]; what it gives are chains that are too heavy now (`StoreConfig::chain_weight_max`), some more than once, each again
+    /// when it has become an eighth heavier. See [`TimelineStore::settle`].
+    pub fn put_weighed(&self, batch: &Batch, last_record_lsn: Lsn) -> Result<Vec<HeavyChain>, StoreError> {
         let inner = self.store.inner();
         inner.wait_for_room()?;
+        let mut heavy = HeavyFinder::new(inner.config.chain_weight_max);
         {
             let mut writer = self.state.writer.lock();
             self.state.check_not_deleted()?;
@@ -84,7 +92,9 @@ impl TimelineStore {
             check_order(batch, writer.last_record_lsn)?;
             let layers = self.state.layers.current();
             let before = layers.open.allocated_bytes();
-            layers.open.put(batch);
+            let weight_below =
+                |key: &Key| layers.frozen_weight(key).unwrap_or_else(|| self.state.carried.lock().weight(key));
+            layers.open.put(batch, &weight_below, &mut heavy);
             inner.memory.open_changed(before, layers.open.allocated_bytes());
             if last_record_lsn > writer.last_record_lsn || !batch.is_empty() {
                 writer.last_record_lsn = writer.last_record_lsn.max(last_record_lsn);
@@ -94,7 +104,7 @@ impl TimelineStore {
         inner.counters.put_versions.add(batch.len() as u64);
         inner.counters.put_value_bytes.add(batch.value_bytes() as u64);
         inner.freeze_if_full();
-        Ok(())
+        Ok(heavy.found)
     }
 
     /// Flushes all that was put and returns when it is durable.

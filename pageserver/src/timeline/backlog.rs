@@ -4,6 +4,7 @@
 //! - It holds no lock while it gathers (from RocksDB alone: no layer) or waits, and sleeps until a flush finds something or a walredo thread has made a page.
 //! - What finds no room with the walredo threads waits here as keys, oldest first; where too many wait the oldest are dropped. Nothing
 //!   depends on any of them: a read makes its page itself.
+//! - What ingest tells of ([`super::chain_bound`]) comes first: it may be waiting for it.
 //! - Nothing is made while a timeline catches up with its base backup: its pages are not of one moment yet.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 use postgres_ffi::Lsn;
 use tracing::debug;
 
+use super::chain_bound::{Found, HeavyQueue, InHand};
 use super::{ReadError, Timeline};
 use crate::redo::{Chain, RedoError};
 use crate::store::{Gathered, LongChain, LongChains};
@@ -32,6 +34,7 @@ type Timelines = Arc<Mutex<HashMap<TimelineNo, Weak<Timeline>>>>;
 /// The thread that hands long chains to the walredo threads. Dropped: waits for its end.
 pub(super) struct Backlog {
     timelines: Timelines,
+    heavy: Arc<HeavyQueue>,
     /// The thread ends when the sender is dropped.
     running: Mutex<Option<(Sender<Infallible>, JoinHandle<()>)>>,
 }
@@ -41,10 +44,23 @@ impl Backlog {
     pub fn start(found: Receiver<LongChains>) -> io::Result<Self> {
         let timelines = Timelines::default();
         let (running, stop) = bounded(0);
-        let worker =
-            Worker { found, room: bounded(1), stop, timelines: Arc::clone(&timelines), waiting: Waiting::default() };
+        let heavy = HeavyQueue::new();
+        let worker = Worker {
+            found,
+            heavy: Arc::clone(&heavy),
+            heavy_stalled: false,
+            room: bounded(1),
+            stop,
+            timelines: Arc::clone(&timelines),
+            waiting: Waiting::default(),
+        };
         let thread = thread::Builder::new().name("backlog".to_owned()).spawn(move || worker.run())?;
-        Ok(Backlog { timelines, running: Mutex::new(Some((running, thread))) })
+        Ok(Backlog { timelines, heavy, running: Mutex::new(Some((running, thread))) })
+    }
+
+    /// Where ingest leaves chains that are too long.
+    pub fn heavy(&self) -> &Arc<HeavyQueue> {
+        &self.heavy
     }
 
     /// What flushes find of this timeline is worked on from now on.
@@ -72,6 +88,9 @@ impl Drop for Backlog {
 
 struct Worker {
     found: Receiver<LongChains>,
+    heavy: Arc<HeavyQueue>,
+    /// The walredo threads had no room for the last one that was too long.
+    heavy_stalled: bool,
     /// A walredo thread is through with a chain, so there is room for another one.
     room: (Sender<()>, Receiver<()>),
     stop: Receiver<Infallible>,
@@ -88,6 +107,9 @@ impl Worker {
             if self.stop.try_recv() == Err(TryRecvError::Disconnected) {
                 return;
             }
+            if self.serve_heavy() {
+                continue;
+            }
             if let Some((timeline, key)) = self.next() {
                 self.offer(&timeline, key);
                 continue;
@@ -97,7 +119,8 @@ impl Worker {
                     Ok(found) => self.take(&found),
                     Err(_) => return, // The store is gone.
                 },
-                recv(self.room.1) -> _ => {}
+                recv(self.heavy.woken()) -> _ => {}
+                recv(self.room.1) -> _ => self.heavy_stalled = false,
                 recv(self.stop) -> _ => return,
             }
         }
@@ -128,6 +151,44 @@ impl Worker {
         None
     }
 
+    /// Deals with one chain that is too long. False: there is none, or no room for it.
+    fn serve_heavy(&mut self) -> bool {
+        if self.heavy_stalled {
+            return false;
+        }
+        let Some((no, in_hand)) = self.heavy.take() else { return false };
+        let Some(timeline) = self.timeline(no) else { return true };
+        match timeline.look_at_heavy(&in_hand.key) {
+            Found::Settled => {}
+            Found::NotNow => {}
+            Found::Long(request_lsn, chain) => self.make_heavy(&timeline, in_hand, request_lsn, chain),
+        }
+        true
+    }
+
+    fn make_heavy(&mut self, timeline: &Arc<Timeline>, in_hand: InHand, request_lsn: Lsn, chain: Chain) {
+        let version_lsn = chain.version_lsn;
+        let chain = match timeline.redo.make_if_computed(chain) {
+            Ok(made) => return timeline.end_heavy(in_hand, request_lsn, version_lsn, made),
+            Err(chain) => chain,
+        };
+        if !timeline.redo.has_backlog_room() {
+            self.heavy_stalled = true;
+            return in_hand.put_back();
+        }
+        let owner = Arc::downgrade(timeline);
+        let room = RoomMade(self.room.0.clone());
+        let done = move |made| {
+            let _room = room;
+            if let Some(timeline) = owner.upgrade() {
+                timeline.end_heavy(in_hand, request_lsn, version_lsn, made);
+            }
+        };
+        if !timeline.redo.offer_backlog(chain, Box::new(done)) {
+            timeline.redo.count_backlog_dropped(1);
+        }
+    }
+
     fn offer(&self, timeline: &Arc<Timeline>, key: Key) {
         let chain = match timeline.long_chain(&key) {
             Ok(Some(chain)) => chain,
@@ -149,6 +210,12 @@ impl Worker {
         if !timeline.redo.offer_backlog(chain, Box::new(done)) {
             timeline.redo.count_backlog_dropped(1);
         }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.heavy.stop();
     }
 }
 
@@ -225,7 +292,7 @@ impl Timeline {
         Ok(Some(self.chain(key, found)?))
     }
 
-    fn page_exists(&self, key: &Key, as_of_lsn: Lsn) -> Result<bool, ReadError> {
+    pub(super) fn page_exists(&self, key: &Key, as_of_lsn: Lsn) -> Result<bool, ReadError> {
         let exists = match key.object()? {
             Object::RelationBlock { rel, fork, block_no } => {
                 self.block_exists(rel, fork, block_no, as_of_lsn, &mut None)
@@ -241,6 +308,15 @@ impl Timeline {
         }
     }
 
+    /// Keeps what was made of a chain that was too long, or has it made again.
+    fn end_heavy(&self, in_hand: InHand, request_lsn: Lsn, version_lsn: Lsn, made: Result<Bytes, RedoError>) {
+        let found = self.keep_bounded(&in_hand.key, request_lsn, version_lsn, made);
+        // Without new records it would come to the same.
+        if matches!(found, Found::NotNow) && request_lsn < self.own_last_record_lsn() {
+            in_hand.put_back();
+        }
+    }
+
     /// Caches back what was made of a long chain. Errors are counted by who made it, and told to whoever reads the page.
     fn keep_made(&self, key: &Key, version_lsn: Lsn, made: Result<Bytes, RedoError>) {
         match made.map(|page| self.finished(key, version_lsn, page)) {
@@ -252,4 +328,4 @@ impl Timeline {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

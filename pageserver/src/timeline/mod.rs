@@ -5,13 +5,14 @@
 //! - A page beyond the end of its fork reads as zeroes, as the pagestream protocol wants it; a fork that does not exist is an error.
 //!
 //! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`], [`sizes`], [`commit_times`]), pages made before
-//! anybody reads them ([`backlog`]), what nobody needs any more ([`gc`]), [`repository`].
+//! anybody reads them ([`backlog`], [`chain_bound`]), what nobody needs any more ([`gc`]), [`repository`].
 
 pub mod id;
 pub mod metadata;
 pub mod version_cache;
 
 mod backlog;
+mod chain_bound;
 mod commit_times;
 pub mod gc;
 mod lineage;
@@ -49,6 +50,7 @@ use crate::redo::WalRedo;
 use crate::seq_wait::SeqWait;
 use crate::store::TimelineStore;
 use crate::wal_receiver::{ReceiverState, ReceiverStatus, WalReceiver};
+use chain_bound::HeavyQueue;
 use gc::Horizon;
 use lineage::Lineage;
 use repository::Leases;
@@ -114,6 +116,11 @@ pub struct Timeline {
     wait_lsn_timeout: Duration,
     cache_back_records_min: usize,
     backlog_records_min: usize,
+    /// Who makes chains short that have become too long; `None`: nobody.
+    heavy: Option<Arc<HeavyQueue>>,
+    chain_weight_max: u32,
+    /// The log was told of a chain that stays too long.
+    told_of_failed_chain: AtomicBool,
 }
 
 impl Timeline {
@@ -126,6 +133,9 @@ impl Timeline {
         config: &Config,
     ) -> Self {
         let branch_lsn = metadata.ancestor.as_ref().map(|ancestor| ancestor.lsn);
+        if branch_lsn.is_some() && store.watermark().is_none() {
+            store.forget_weights(); // Chains go on in the ancestor.
+        }
         let start_lsn =
             store.watermark().map(|watermark| watermark.last_record_lsn).or(branch_lsn).unwrap_or(Lsn::ZERO);
         let first_readable_lsn = metadata.imported.as_ref().map(|imported| imported.first_readable_lsn);
@@ -154,7 +164,17 @@ impl Timeline {
             wait_lsn_timeout: config.wait_lsn_timeout(),
             cache_back_records_min: config.redo.cache_back_records_min,
             backlog_records_min: config.redo.backlog_records_min as usize,
+            heavy: None,
+            chain_weight_max: config.redo.chain_records_max,
+            told_of_failed_chain: AtomicBool::new(false),
         }
+    }
+
+    fn bounded_by(mut self, heavy: &Arc<HeavyQueue>) -> Self {
+        if self.chain_weight_max > 0 {
+            self.heavy = Some(Arc::clone(heavy));
+        }
+        self
     }
 
     fn leased_in(mut self, leases: &Arc<Leases>) -> Self {

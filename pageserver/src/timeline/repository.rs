@@ -205,8 +205,8 @@ impl Repository {
         create_dir(&timelines_dir)?;
         let leases = Leases::load(data_dir)?;
         let left_slots = left_slots::LeftSlots::load(data_dir)?;
-        let backlog = match config.redo.backlog_records_min {
-            0 => None,
+        let backlog = match (config.redo.backlog_records_min, config.redo.chain_records_max) {
+            (0, 0) => None,
             _ => Some(Backlog::start(store.long_chains()).map_err(RepositoryError::Thread)?),
         };
         let collecting = collecting::Collecting::new(config.gc.paused);
@@ -306,7 +306,11 @@ impl Repository {
         let control_file = self.control_file(&metadata, &store, &ancestors)?;
         let redo = self.redo_of(&metadata, &control_file);
         let timeline = Timeline::new(metadata, store, ancestors, redo, Arc::clone(&self.cache), &self.config);
-        Ok(Arc::new(timeline.leased_in(&self.leases)))
+        let timeline = timeline.leased_in(&self.leases);
+        Ok(Arc::new(match &self.backlog {
+            Some(backlog) => timeline.bounded_by(backlog.heavy()),
+            None => timeline,
+        }))
     }
 
     fn show_timeline(&self, timeline: &Arc<Timeline>) {
@@ -389,6 +393,11 @@ impl Repository {
         all
     }
 
+    /// The bound on chains, in records. 0: there is none.
+    pub fn chain_records_max(&self) -> u32 {
+        self.config.redo.chain_records_max
+    }
+
     /// Counters of the version cache.
     pub fn cache_stats(&self) -> VersionCacheStats {
         self.cache.stats()
@@ -433,6 +442,7 @@ fn store_config(config: &Config) -> StoreConfig {
         block_cache_bytes: bytes(config.store.block_cache_mib),
         flush_interval: std::time::Duration::from_secs(config.store.flush_interval_seconds),
         long_chain_deltas_min: config.redo.backlog_records_min,
+        chain_weight_max: config.redo.chain_records_max,
         compaction_bytes_per_second: config.store.background_mib_per_second << 20,
         compaction: config.store.compaction,
         compression: config.store.compression,

@@ -57,6 +57,7 @@ pub struct TimelineIngest {
     decoder: WalStreamDecoder,
     ingest: WalIngest,
     batch: Batch,
+    batch_versions_max: usize,
 }
 
 impl TimelineIngest {
@@ -74,6 +75,7 @@ impl TimelineIngest {
                 .with_system_id(cluster.system_identifier),
             ingest,
             batch: Batch::new(),
+            batch_versions_max: timeline.batch_versions_max(),
             timeline,
         })
     }
@@ -110,7 +112,7 @@ impl TimelineIngest {
             let record = DecodedRecord::decode(self.version, start_lsn, end_lsn, raw)
                 .map_err(|source| TimelineIngestError::Decode { start_lsn, source })?;
             self.ingest.ingest_record(&record, &mut self.batch, &*self.timeline)?;
-            if self.batch.value_bytes() >= BATCH_BYTES_MAX || self.batch.len() >= BATCH_VERSIONS_MAX {
+            if self.batch.value_bytes() >= BATCH_BYTES_MAX || self.batch.len() >= self.batch_versions_max {
                 self.timeline.commit_batch(&mut self.batch, end_lsn)?;
             }
         }
@@ -121,13 +123,25 @@ impl TimelineIngest {
 }
 
 impl Timeline {
+    /// All of a batch may be of one page: it must not be much of what a chain may have.
+    fn batch_versions_max(&self) -> usize {
+        match self.chain_weight_max {
+            0 => BATCH_VERSIONS_MAX,
+            weight_max => BATCH_VERSIONS_MAX.min((weight_max as usize / 2).max(1)),
+        }
+    }
+
     /// Makes the batch readable, clears it, and wakes who waits for `last_record_lsn`.
-    fn commit_batch(&self, batch: &mut Batch, last_record_lsn: Lsn) -> Result<(), StoreError> {
-        self.store.put(batch, last_record_lsn)?;
+    pub(super) fn commit_batch(&self, batch: &mut Batch, last_record_lsn: Lsn) -> Result<(), StoreError> {
+        let heavy_chains = self.store.put_weighed(batch, last_record_lsn)?;
         batch.clear();
         // First, so that nobody who waited for the LSN is told that the timeline is still catching up.
-        self.leave_catching_up(last_record_lsn);
+        let has_caught_up = self.leave_catching_up(last_record_lsn);
         self.last_record.advance(last_record_lsn);
+        if has_caught_up {
+            self.bound_all_chains();
+        }
+        self.bound_chains(&heavy_chains);
         Ok(())
     }
 
@@ -140,15 +154,18 @@ impl Timeline {
         }
     }
 
-    fn leave_catching_up(&self, last_record_lsn: Lsn) {
+    /// True when the base backup is caught up with just now.
+    fn leave_catching_up(&self, last_record_lsn: Lsn) -> bool {
         if !self.is_catching_up.load(std::sync::atomic::Ordering::Relaxed) {
-            return;
+            return false;
         }
         if self.first_readable_lsn().is_some_and(|first_readable_lsn| first_readable_lsn <= last_record_lsn) {
             self.is_catching_up.store(false, std::sync::atomic::Ordering::Relaxed);
             *self.state.write() = TimelineState::Active;
             info!(timeline = %self.metadata().name, %last_record_lsn, "readable");
+            return true;
         }
+        false
     }
 
     /// Ends ingest in a state that says why.

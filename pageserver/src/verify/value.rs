@@ -100,6 +100,7 @@ mod tests {
             (Object::Database { spc_oid: 1663, db_oid: 5 }, Kind::Image, &[0, 0, 6, 0x7f, 0, 0, 0, 1, 1]),
             (size, Kind::Image, &[0, 0, 0, 7]),
             (Object::Watermark, Kind::Image, &[1, 0, 0, 0, 1, 1, 0, 0, 0x28]),
+            (Object::Watermark, Kind::Image, &[2, 0, 0, 0, 1, 1, 0, 0, 0x28, 0, 3]),
             (Object::CommitTime, Kind::Image, &[0; 16]),
             (Object::DatabaseSize { spc_oid: 1663, db_oid: 5 }, Kind::Image, &[0; 16]),
             (Object::SlruSize { kind: SlruKind::Clog }, Kind::Tombstone, &[]),

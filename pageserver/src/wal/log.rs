@@ -245,6 +245,11 @@ impl WalLog {
         Ok(true)
     }
 
+    /// The first position that is there. `None`: there is no file.
+    pub fn oldest_lsn(&self) -> Result<Option<Lsn>, WalFileError> {
+        Ok(self.layout.segments()?.first().map(|segment| self.layout.start_of(segment.segment_no)))
+    }
+
     /// Removes segments that lie wholly below `keep_lsn`, oldest first, but never the last one. How many.
     pub fn remove_below(&mut self, keep_lsn: Lsn) -> Result<usize, WalFileError> {
         let keep_segment_no = self.layout.segment_no(keep_lsn.min(self.written_lsn));

@@ -12,7 +12,7 @@
 //! In reading order: what people see ([`status`]), what is checked of a primary ([`checks`]), one connection ([`session`]), the thread ([`receiver`]), one segment again ([`fetch`]).
 
 pub mod status;
-pub use status::{ReceiverState, ReceiverStatus};
+pub use status::{KeptWal, ReceiverState, ReceiverStatus};
 
 mod error;
 pub use error::{Divergence, ReceiverError};
@@ -51,8 +51,8 @@ pub trait WalSink: Send {
         let _ = flushed_lsn;
     }
 
-    /// WAL files that lie wholly below this position may be removed; asked when a segment is full. `None`: all are kept.
-    fn keep_lsn(&self) -> Option<Lsn> {
+    /// WAL files that lie wholly below may be removed; asked when a segment is full. `None`: all are kept.
+    fn kept(&self) -> Option<KeptWal> {
         None
     }
 }

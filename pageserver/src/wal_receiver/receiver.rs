@@ -96,6 +96,8 @@ impl WalReceiver {
             last_message_time: None,
             received_bytes: 0,
             flush_count: 0,
+            oldest_wal_lsn: log.oldest_lsn()?,
+            wal_needed_by: None,
         };
         let shared = Arc::new(Shared {
             status: Mutex::new(status),

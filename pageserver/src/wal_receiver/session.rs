@@ -8,7 +8,7 @@ use postgres_ffi::{Lsn, TimeLineId};
 use super::checks::{check_history, check_identity, check_wal_level, fetch_history};
 use super::error::ReceiverError;
 use super::receiver::Shared;
-use super::{ReceiverConfig, ReceiverState, WalSink};
+use super::{KeptWal, ReceiverConfig, ReceiverState, WalSink};
 use crate::replication::error::{
     SQLSTATE_NOT_IN_PREREQUISITE_STATE, SQLSTATE_UNDEFINED_FILE, SQLSTATE_UNDEFINED_OBJECT,
 };
@@ -254,13 +254,19 @@ impl Session<'_> {
             return Ok(());
         }
         self.tidied_segment_start = segment_start;
-        if let Some(keep_lsn) = self.sink.keep_lsn() {
+        let kept = self.sink.kept();
+        if let Some(KeptWal { from_lsn, needed_by }) = kept {
             // Never what the sink has still to ingest.
-            let removed = self.log.remove_below(keep_lsn.min(self.apply_lsn))?;
+            let removed = self.log.remove_below(from_lsn.min(self.apply_lsn))?;
             if removed > 0 {
-                tracing::debug!(removed, %keep_lsn, "old WAL files removed");
+                tracing::debug!(removed, %from_lsn, needed_by, "old WAL files removed");
             }
         }
+        let oldest_lsn = self.log.oldest_lsn()?;
+        self.shared.update(|status| {
+            status.oldest_wal_lsn = oldest_lsn;
+            status.wal_needed_by = kept.map(|kept| kept.needed_by);
+        });
         Ok(())
     }
 

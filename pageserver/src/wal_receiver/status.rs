@@ -57,6 +57,15 @@ impl ReceiverState {
     }
 }
 
+/// WAL that stays on our disk behind what is needed anyway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct KeptWal {
+    /// From here on, in whole segments.
+    pub from_lsn: Lsn,
+    /// Who needs it from there on.
+    pub needed_by: &'static str,
+}
+
 /// Everything a person may want to know about a receiver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReceiverStatus {
@@ -87,6 +96,10 @@ pub struct ReceiverStatus {
     pub received_bytes: u64,
     /// Writes to disk that were made durable since the start.
     pub flush_count: u64,
+    /// The oldest WAL that is in our files, as of the last segment.
+    pub oldest_wal_lsn: Option<Lsn>,
+    /// Why it stays, as of the last segment. `None`: nobody was asked yet, or all stays.
+    pub wal_needed_by: Option<&'static str>,
 }
 
 impl ReceiverStatus {

@@ -32,7 +32,7 @@ const SCALE: i32 = 1;
 /// So little memory that layers are flushed and merged all the time; WAL goes as soon as it may; pages are cached back early;
 /// little history is kept, so that garbage collection runs all the time.
 const CONFIG: &str = "page_cache_mib = 4\n[store]\nlayer_mib = 2\nblock_cache_mib = 8\nflush_interval_seconds = 1\n\
-    [wal]\nkeep_mib = 2\nstatus_interval_seconds = 1\n[redo]\nthreads = 1\ncache_back_records_min = 2\nbacklog_records_min = 4\n\
+    [wal]\nkeep_mib = 2\nstatus_interval_seconds = 1\n[redo]\nthreads = 1\ncache_back_records_min = 2\nbacklog_records_min = 4\nchain_records_max = 128\n\
     [retention]\ntime = \"5s\"\nwal_mib = 16\n[gc]\nperiod_seconds = 1\nmib_per_second = 0\nhorizon_step_mib = 1";
 /// What the page server may say when it is killed, and its primary restarted.
 // A branch that was killed before its WAL files, which begin with a segment, had come to its branch LSN takes them again.

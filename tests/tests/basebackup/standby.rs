@@ -109,8 +109,24 @@ fn check_wal_gone() -> Result<()> {
     let past_lsn = followed.primary.current_lsn()?;
     followed.catch_up()?;
     backup(&followed, Some(past_lsn), &["--standby"]).context("WAL back to the last checkpoint stays")?;
+    // A lease keeps it as well, for as long as it lasts.
+    let lease = followed.page_server.query(&format!("LEASE main AT '{past_lsn}' FOR 3600"))?.remove(0).remove(0);
+    checkpoint_later()?;
+    checkpoint_later()?;
+    followed.catch_up()?;
+    wait_until("the lease to count", LIMIT, || {
+        followed.primary.execute("SELECT pg_switch_wal()")?;
+        followed.catch_up()?;
+        Ok(followed.page_server.timeline("main", "wal_needed_by")? == "a lease")
+    })?;
+    let oldest_lsn: Lsn = followed.page_server.timeline("main", "oldest_wal_lsn")?.parse()?;
+    ensure!(oldest_lsn <= redo, "{oldest_lsn}");
+    backup(&followed, Some(past_lsn), &["--standby"]).context("WAL back to the checkpoint before a lease stays")?;
+    followed.page_server.query(&format!("LEASE END {lease}"))?;
     checkpoint_later()?;
     super::positions::age_out(&followed, redo)?;
+    let needed_by = followed.page_server.timeline("main", "wal_needed_by")?;
+    ensure!(needed_by != "a lease" && !needed_by.is_empty(), "{needed_by}");
     match backup(&followed, Some(past_lsn), &["--standby"]) {
         Ok(_) => bail!("a standby without its WAL"),
         Err(error) => ensure!(error.to_string().contains("wal.keep_mib"), "{error}"),

@@ -11,7 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use pageserver::replication::{ConnInfo, Connection, Mode};
 use pageserver::wal::{WalLayout, WalReader};
-use pageserver::wal_receiver::{ReceiverConfig, ReceiverState, ReceiverStatus, SinkError, WalReceiver, WalSink};
+use pageserver::wal_receiver::{
+    KeptWal, ReceiverConfig, ReceiverState, ReceiverStatus, SinkError, WalReceiver, WalSink,
+};
 use postgres_ffi::wal::{DecodedRecord, WalStreamDecoder};
 use postgres_ffi::{Lsn, PgVersion};
 use rand::SeedableRng;
@@ -67,8 +69,9 @@ impl WalSink for DecodingSink {
         Ok(())
     }
 
-    fn keep_lsn(&self) -> Option<Lsn> {
-        Lsn::from_pg(self.seen.keep_lsn.load(Ordering::SeqCst))
+    fn kept(&self) -> Option<KeptWal> {
+        let from_lsn = Lsn::from_pg(self.seen.keep_lsn.load(Ordering::SeqCst))?;
+        Some(KeptWal { from_lsn, needed_by: "the test" })
     }
 
     fn ingest(&mut self, start_lsn: Lsn, bytes: bytes::Bytes) -> Result<Lsn, SinkError> {

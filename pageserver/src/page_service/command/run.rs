@@ -141,6 +141,7 @@ fn lag_row(info: &TimelineInfo) -> [Value; 7] {
 
 fn timeline_show(info: &TimelineInfo, rows: &mut Rows<'_>) -> Result<(), Failure> {
     let (ancestor, ancestor_lsn) = info.ancestor.clone().unzip();
+    let (oldest_wal_lsn, wal_needed_by) = info.oldest_wal.clone().unzip();
     for (name, value) in [
         ("name", info.name.as_str().into()),
         ("id", info.id.as_str().into()),
@@ -153,6 +154,8 @@ fn timeline_show(info: &TimelineInfo, rows: &mut Rows<'_>) -> Result<(), Failure
         ("last_record_lsn", lsn(Some(info.last_record_lsn))),
         ("durable_lsn", lsn(info.durable_lsn)),
         ("received_lsn", lsn(info.received_lsn)),
+        ("oldest_wal_lsn", lsn(oldest_wal_lsn)),
+        ("wal_needed_by", Value::display(wal_needed_by.flatten())),
         ("source_end_lsn", lsn(info.source_end_lsn)),
         ("lag_bytes", Value::display(lag_bytes(info))),
         ("primary", Value::display(info.primary.as_deref())),

@@ -131,6 +131,7 @@ impl Toy {
             last_record_lsn,
             durable_lsn: Some(Lsn::new(GROWN_AT)),
             received_lsn: Some(last_record_lsn),
+            oldest_wal: None,
             source_end_lsn: last_record_lsn.checked_add(0x100),
             receiver: Some("streaming".into()),
             primary: None,

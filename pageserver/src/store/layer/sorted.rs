@@ -32,9 +32,9 @@ pub(in crate::store) struct Window<'a> {
 
 impl<'a> SortedWindows<'a> {
     pub fn new(layer: &'a LayerData) -> Self {
-        let blocks = layer.blocks.iter().map(|(key, head)| (key.0, *head));
+        let blocks = layer.blocks.iter().map(|(key, head)| (key.0, head.entry_no()));
         let mut heads: Vec<(Key, EntryNo)> =
-            layer.others.iter().map(|(key, head)| (*key, *head)).chain(blocks).collect();
+            layer.others.iter().map(|(key, head)| (*key, head.entry_no())).chain(blocks).collect();
         heads.sort_unstable_by_key(|(key, _)| sort_key(key));
         SortedWindows { layer, heads: heads.into_iter(), found: Vec::new(), window: Window::default() }
     }
@@ -124,6 +124,7 @@ mod tests {
     use keyenc::{Kind, Object};
     use postgres_ffi::{ForkNumber, Lsn, RelTag};
 
+    use super::super::HeavyFinder;
     use super::super::Layer;
     use super::*;
     use crate::store::Batch;
@@ -145,7 +146,7 @@ mod tests {
         expect.push((Object::Checkpoint.into(), lsn, vec![1; 1000]));
         expect.sort_unstable();
         let layer = Layer::new();
-        layer.put(&batch);
+        layer.put(&batch, &|_| 0, &mut HeavyFinder::new(0));
         let data = layer.read();
         let mut windows = SortedWindows::new(&data);
         let mut found = Vec::new();

@@ -15,7 +15,7 @@ use std::time::Duration;
 use keyenc::{Key, Kind, TimelineNo};
 use postgres_ffi::{ForkNumber, Lsn, RelTag};
 
-use super::{Batch, Gathered, Store, StoreConfig, StoreError, TimelineStore};
+use super::{Batch, Gathered, Settled, Store, StoreConfig, StoreError, TimelineStore};
 
 const T1: TimelineNo = TimelineNo(1);
 
@@ -27,6 +27,7 @@ fn small_config() -> StoreConfig {
         flush_interval: Duration::from_secs(3600),
         file_bytes: 64 << 10,
         block_bytes: 4 << 10,
+        chain_weight_max: super::CHAIN_WEIGHT_LIMIT,
         ..StoreConfig::default()
     }
 }

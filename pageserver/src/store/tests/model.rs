@@ -1,4 +1,4 @@
-//! Goal: the store reads what was put, whatever was flushed, cached back, deleted or lost in a crash in between.
+//! Goal: the store reads what was put, whatever was flushed, cached back, made of heavy chains, deleted or lost in a crash in between.
 //! Method: random operations on two timelines against a `BTreeMap`; `SEED=42 cargo test` replays one run.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,7 +103,8 @@ impl Run {
             30..60 => (0..4).for_each(|_| self.gather(n)),
             60..70 => self.scan(n),
             70..78 => self.history(n),
-            78..88 => self.cache_back(n),
+            78..84 => self.cache_back(n),
+            84..88 => self.settle(n),
             88..94 => self.flush(n),
             94..97 => self.crash(),
             97..99 => self.store.compact_all(),
@@ -191,10 +192,41 @@ impl Run {
         }
     }
 
+    /// What comes of a chain that is too heavy: an image where it ends, or its true weight.
+    fn settle(&mut self, n: usize) {
+        let (key, request_lsn) = (self.any_key(), self.any_lsn(n).min(self.models[n].last_record_lsn));
+        let timeline = self.timeline(n);
+        let mut found = Gathered::default();
+        timeline.gather(&key, Lsn::new(request_lsn), &mut found).expect("gather");
+        let weight = Settled::Weighs(TimelineStore::weight_of(&found));
+        let (chain, ends) = self.models[n].chain(&key, request_lsn);
+        let settled = match chain.first() {
+            Some((lsn, Kind::Delta, _)) if ends && self.random.random_bool(0.8) => {
+                let page = format!("{key} as of {lsn}").into_bytes();
+                self.models[n].cached_back.insert((key, *lsn), page.clone());
+                Settled::Made(Lsn::new(*lsn), Bytes::from(page))
+            }
+            _ => weight,
+        };
+        timeline.settle(&key, Lsn::new(request_lsn), &settled);
+        self.check_weights(n);
+    }
+
+    /// No chain weighs more than it is known to.
+    fn check_weights(&self, n: usize) {
+        let timeline = self.timeline(n);
+        for key in &self.keys {
+            let mut found = Gathered::default();
+            timeline.gather(key, Lsn::MAX, &mut found).expect("gather");
+            assert!(TimelineStore::weight_of(&found) <= timeline.known_weight(key), "{key}");
+        }
+    }
+
     fn flush(&mut self, n: usize) {
         let publish = self.random.random_bool(0.7);
         let timeline = self.timeline(n);
         timeline.flush(publish).expect("flush");
+        self.check_weights(n);
         if publish {
             assert_eq!(timeline.watermark().map(|w| w.last_record_lsn), Some(Lsn::new(self.models[n].last_record_lsn)));
         }
@@ -216,6 +248,7 @@ impl Run {
                 self.models[n].check_chain(&key, watermark_lsn, &found);
             }
             self.put_again(n, watermark_lsn);
+            self.check_weights(n);
         }
     }
 

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::delta::{Delta, Index};
 use crate::redo::{NoEngine, RedoConfig, RedoStats, WalRedo};
 use crate::store::{Batch, Gathered, Store, StoreConfig};
+use crate::timeline::lineage::Lineage;
 use crate::timeline::metadata::{Ancestor, ClusterFacts, Imported};
 use crate::timeline::version_cache::VersionCache;
 use crate::timeline::{TenantId, TimelineId, TimelineMetadata};
@@ -54,37 +55,61 @@ fn timelines_take_turns() {
 const DELTAS_MIN: u32 = 10;
 
 /// CLOG pages: a segment's worth of them can be read.
-fn clog(page_no: u32) -> Key {
+pub(in crate::timeline) fn clog(page_no: u32) -> Key {
     Object::SlruPage { kind: SlruKind::Clog, page_no }.into()
 }
 
-struct Rig {
-    store: Arc<Store>,
-    redo: Arc<WalRedo>,
-    backlog: Backlog,
+pub(in crate::timeline) struct Rig {
+    pub store: Arc<Store>,
+    pub redo: Arc<WalRedo>,
+    pub backlog: Backlog,
     config: Config,
-    _dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
 }
 
 impl Rig {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store_config = StoreConfig { long_chain_deltas_min: DELTAS_MIN, ..StoreConfig::default() };
-        let store = Store::open(dir.path(), &store_config).unwrap();
         let mut config = Config::default();
         config.redo.backlog_records_min = DELTAS_MIN;
+        config.redo.chain_records_max = 0;
+        Self::open(Arc::new(tempfile::tempdir().unwrap()), config)
+    }
+
+    /// With a bound on chains, and no backlog.
+    pub fn bounded(chain_records_max: u32) -> Self {
+        let mut config = Config::default();
+        config.redo.backlog_records_min = 0;
+        config.redo.chain_records_max = chain_records_max;
+        Self::open(Arc::new(tempfile::tempdir().unwrap()), config)
+    }
+
+    /// What is left when a server ends and starts again. Requires: nobody holds a timeline.
+    pub fn reopened(self) -> Self {
+        let (dir, config) = (Arc::clone(&self.dir), self.config.clone());
+        self.backlog.stop();
+        drop(self);
+        Self::open(dir, config)
+    }
+
+    fn open(dir: Arc<tempfile::TempDir>, config: Config) -> Self {
+        let store_config = StoreConfig {
+            long_chain_deltas_min: config.redo.backlog_records_min,
+            chain_weight_max: config.redo.chain_records_max,
+            ..StoreConfig::default()
+        };
+        let store = Store::open(dir.path(), &store_config).unwrap();
         let redo_config = RedoConfig { threads: 1, backlog_len: 2, ..RedoConfig::default() };
         Rig {
             redo: WalRedo::start(&redo_config, Arc::new(NoEngine)),
             backlog: Backlog::start(store.long_chains()).unwrap(),
             store,
             config,
-            _dir: dir,
+            dir,
         }
     }
 
     /// Timeline `no`, at LSN 8 with one CLOG segment if it is not a branch.
-    fn timeline(&self, no: u32, ancestor: Option<(&Arc<Timeline>, Lsn)>) -> Arc<Timeline> {
+    pub fn timeline(&self, no: u32, ancestor: Option<(&Arc<Timeline>, Lsn)>) -> Arc<Timeline> {
         let metadata = TimelineMetadata {
             format: TimelineMetadata::format(),
             tenant_id: TenantId::generate(),
@@ -107,10 +132,11 @@ impl Rig {
             gc: None,
         };
         let store = self.store.timeline(TimelineNo(no)).unwrap();
-        let ancestors = ancestor.into_iter().map(|(timeline, lsn)| (Arc::clone(timeline), lsn)).collect();
+        let ancestors = ancestor.map_or_else(Vec::new, |(timeline, lsn)| Lineage::ancestors_of_branch(timeline, lsn));
         let cache = Arc::new(VersionCache::new(1 << 20));
         let timeline = Timeline::new(metadata, store, ancestors, Arc::clone(&self.redo), cache, &self.config);
-        if ancestor.is_none() {
+        let timeline = timeline.bounded_by(self.backlog.heavy());
+        if timeline.last_record_lsn() == Lsn::ZERO {
             let mut batch = Batch::new();
             let segment = Object::SlruSegment { kind: SlruKind::Clog, segment_no: 0 };
             batch.put(segment.into(), Lsn::new(8), Kind::Image, &32_u32.to_be_bytes());
@@ -126,7 +152,7 @@ impl Rig {
         timeline
     }
 
-    fn wait_for(&self, done: impl Fn(&RedoStats) -> bool) -> RedoStats {
+    pub fn wait_for(&self, done: impl Fn(&RedoStats) -> bool) -> RedoStats {
         loop {
             let stats = self.redo.stats();
             if done(&stats) {
@@ -138,7 +164,7 @@ impl Rig {
 }
 
 /// Commits transactions 0 to `count` of the CLOG page, one record each.
-fn commit(timeline: &Timeline, page_no: u32, count: u16) {
+pub(in crate::timeline) fn commit(timeline: &Timeline, page_no: u32, count: u16) {
     let mut lsn = timeline.last_record_lsn();
     let mut batch = Batch::new();
     for index in 0..count {

@@ -8,7 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use keyenc::Object;
 use postgres_ffi::Lsn;
+use postgres_ffi::checkpoint::Checkpoint;
 use tracing::{info, warn};
 
 use super::branch_error::BranchError;
@@ -20,7 +22,7 @@ use crate::store::Batch;
 use crate::timeline::metadata::{Primary, TimelineMetadata};
 use crate::timeline::{Timeline, TimelineIngest, TimelineIngestError, TimelineState};
 use crate::wal::{WalLog, WalReader};
-use crate::wal_receiver::{ReceiverConfig, SinkError, WalReceiver, WalSink};
+use crate::wal_receiver::{KeptWal, ReceiverConfig, SinkError, WalReceiver, WalSink};
 
 /// WAL read from our own files at once.
 const READ_BYTES: usize = 1 << 20;
@@ -196,6 +198,20 @@ impl Timeline {
         Ok(())
     }
 
+    /// Where the redo of the last checkpoint before each leased LSN begins: the lowest of all, `Some(None)` without leases. `None`: it cannot be told.
+    fn leased_wal_lsn(&self) -> Option<Option<Lsn>> {
+        let Some(leases) = &self.leases else { return Some(None) };
+        let metadata = self.metadata();
+        let mut lowest = None;
+        for lease_lsn in leases.lsns_of(metadata.timeline_id) {
+            let value = self.object_unchecked(&Object::Checkpoint.into(), lease_lsn).ok()??;
+            let checkpoint = Checkpoint::decode(metadata.cluster.pg_version, &value).ok()?;
+            let from_lsn = Lsn::new(checkpoint.redo).min(lease_lsn);
+            lowest = Some(lowest.map_or(from_lsn, |lowest: Lsn| lowest.min(from_lsn)));
+        }
+        Some(lowest)
+    }
+
     /// Returns when no receiver feeds this timeline any more.
     pub(super) fn stop_receiver(&self) {
         let receiver = self.receiver.write().take();
@@ -250,10 +266,16 @@ impl WalSink for TimelineSink {
         Ok(last_record_lsn)
     }
 
-    /// WAL from the last checkpoint on stays too: a standby that starts from a base backup replays it.
-    fn keep_lsn(&self) -> Option<Lsn> {
+    /// WAL from the last checkpoint on stays too: a standby that starts from a base backup replays it; and from the last one before what is leased.
+    fn kept(&self) -> Option<KeptWal> {
         let durable_lsn = self.timeline.durable_lsn()?;
-        let kept_lsn = Lsn::new(durable_lsn.saturating_sub(Lsn::new(self.keep_bytes)));
-        Some(kept_lsn.min(self.ingest.redo_lsn()))
+        let configured_lsn = Lsn::new(durable_lsn.saturating_sub(Lsn::new(self.keep_bytes)));
+        let needs = [
+            Some(KeptWal { from_lsn: durable_lsn, needed_by: "the store" }),
+            Some(KeptWal { from_lsn: configured_lsn, needed_by: "wal.keep_mib" }),
+            Some(KeptWal { from_lsn: self.ingest.redo_lsn(), needed_by: "the last checkpoint" }),
+            self.timeline.leased_wal_lsn()?.map(|from_lsn| KeptWal { from_lsn, needed_by: "a lease" }),
+        ];
+        needs.into_iter().flatten().min_by_key(|kept| kept.from_lsn)
     }
 }
