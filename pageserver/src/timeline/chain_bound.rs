@@ -85,23 +85,11 @@ impl HeavyQueue {
         self.wake();
     }
 
-    /// The chain, for the caller to deal with; `None`: somebody has it in hand, or nobody deals with any more.
-    pub fn take_this(self: &Arc<Self>, timeline: TimelineNo, key: Key) -> Option<InHand> {
-        let mut state = self.state.lock();
-        if state.stopped || state.chains.get(&(timeline, key)) == Some(&Place::InHand) {
-            return None;
-        }
-        state.chains.insert((timeline, key), Place::InHand);
-        Some(InHand { queue: Arc::clone(self), timeline, key })
-    }
-
     /// Returns when the chain is dealt with, or when nobody will do that any more.
     pub fn wait_for(&self, timeline: TimelineNo, key: Key) {
         let at = (timeline, key);
         let mut state = self.state.lock();
-        if !state.chains.contains_key(&at) {
-            return;
-        }
+        state.chains.insert_if_absent(at);
         state.urgent.push_back(at);
         self.wake();
         while !state.stopped && state.chains.contains_key(&at) {
@@ -202,22 +190,21 @@ impl Timeline {
         too_long.dedup();
         let waiting_since = Instant::now();
         for key in too_long {
-            if let Some(in_hand) = queue.take_this(self.no, key) {
-                self.deal_with_heavy(in_hand);
+            // Whoever has it in hand may be waiting for the processor: made twice it does no harm.
+            if !self.make_heavy_here(&key) {
+                queue.wait_for(self.no, key);
             }
-            queue.wait_for(self.no, key);
         }
         self.redo.count_ingest_wait(waiting_since.elapsed());
     }
 
-    /// Deals with the chain if that is plain computation; else leaves it to who makes what is not.
-    fn deal_with_heavy(&self, in_hand: InHand) {
-        let Found::Long(request_lsn, chain) = self.look_at_heavy(&in_hand.key) else { return };
+    /// Makes the page if that is plain computation. False: it is not.
+    fn make_heavy_here(&self, key: &Key) -> bool {
+        let Found::Long(request_lsn, chain) = self.look_at_heavy(key) else { return true };
         let version_lsn = chain.version_lsn;
-        match self.redo.make_if_computed(chain) {
-            Ok(made) => drop(self.keep_bounded(&in_hand.key, request_lsn, version_lsn, made)),
-            Err(_) => in_hand.put_back(),
-        }
+        let Ok(made) = self.redo.make_if_computed(chain) else { return false };
+        self.keep_bounded(key, request_lsn, version_lsn, made);
+        true
     }
 
     /// To be called when the base backup is caught up with.
