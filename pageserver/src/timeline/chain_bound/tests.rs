@@ -167,7 +167,6 @@ fn who_waits_is_let_go_by_whatever_ends_the_wait() {
     let (no, key) = (TimelineNo(1), clog(0));
     let wait = |queue: &Arc<HeavyQueue>| {
         let queue = Arc::clone(queue);
-        queue.tell(no, &[HeavyChain { key, weight: 99 }]);
         std::thread::spawn(move || queue.wait_for(no, key))
     };
     let take = || loop {
