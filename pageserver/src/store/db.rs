@@ -36,8 +36,9 @@ const FLUSHED_FILE_FACTOR: u64 = 4;
 const INFO_LOG_BYTES: usize = 4 << 20;
 /// The fastest: compaction competes with reads and ingest for processors. The window is RocksDB's default.
 const ZSTD_LEVEL: i32 = 1;
-/// A dictionary is trained with so many times its size of the file: what RocksDB recommends.
-const DICTIONARY_SAMPLES: i32 = 100;
+/// A dictionary is samples of the file as they are. To train one with a hundred times its size, as RocksDB recommends, takes 3 % less space and ten times
+/// as long for a small merge, of which garbage collection asks many.
+const DICTIONARY_TRAINING_BYTES: i32 = 0;
 const ZSTD_WINDOW_BITS: i32 = -14;
 const COMPACTION_READAHEAD_BYTES: usize = 2 << 20;
 /// A walk reads everything in order.
@@ -385,7 +386,7 @@ fn set_compaction(options: &mut Options, config: &StoreConfig) {
     options.set_compression_options(ZSTD_WINDOW_BITS, ZSTD_LEVEL, 0, 0);
     let dictionary_bytes = i32::try_from(config.dictionary_bytes).unwrap_or(0);
     options.set_bottommost_compression_options(ZSTD_WINDOW_BITS, ZSTD_LEVEL, 0, dictionary_bytes, true);
-    options.set_bottommost_zstd_max_train_bytes(dictionary_bytes.saturating_mul(DICTIONARY_SAMPLES), true);
+    options.set_bottommost_zstd_max_train_bytes(DICTIONARY_TRAINING_BYTES, true);
     if config.blob_bytes_min > 0 {
         options.set_enable_blob_files(true);
         options.set_min_blob_size(config.blob_bytes_min);

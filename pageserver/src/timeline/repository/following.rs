@@ -30,7 +30,17 @@ const READ_BYTES: usize = 1 << 20;
 impl Repository {
     /// Starts to follow the primary of every timeline that has one. Errors: the WAL files of a timeline cannot be used.
     pub fn follow_primaries(&self) -> Result<(), RepositoryError> {
-        self.timelines().iter().try_for_each(|timeline| self.follow(timeline))
+        self.timelines().iter().try_for_each(|timeline| self.follow_if_nobody_feeds(timeline))
+    }
+
+    /// As [`Repository::follow`], of a timeline that somebody may have changed meanwhile: commands are answered from the first moment on.
+    pub(super) fn follow_if_nobody_feeds(&self, timeline: &Arc<Timeline>) -> Result<(), RepositoryError> {
+        // Else a command that ingests the WAL on disk, or begins to follow, would be at it at the same time.
+        let _changes = self.changes.lock();
+        if timeline.is_gone() || timeline.receiver.read().is_some() {
+            return Ok(());
+        }
+        self.follow(timeline)
     }
 
     /// Starts to follow the timeline's primary, if it has one; a branch whose ancestors have to read WAL again first, as soon as they have.
@@ -120,11 +130,7 @@ impl Repository {
         let wait = move || {
             let arrived = timeline.wait_for_ancestors(Lsn::MAX, || Duration::MAX);
             let (Ok(()), Some(repository)) = (arrived, repository.upgrade()) else { return };
-            let _changes = repository.changes.lock();
-            if timeline.is_gone() || timeline.receiver.read().is_some() {
-                return;
-            }
-            if let Err(error) = repository.follow(&timeline) {
+            if let Err(error) = repository.follow_if_nobody_feeds(&timeline) {
                 timeline.stop(&error);
             }
         };

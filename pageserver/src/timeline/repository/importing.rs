@@ -112,7 +112,7 @@ impl Repository {
         let imported = self.import_from(&new, &parsed, &primary, on_progress);
         let (timeline, report) = self.end_import(new, imported, None, Some(primary.clone()))?;
         self.left_slots.keep(&primary)?;
-        self.follow(&timeline)?;
+        self.follow_if_nobody_feeds(&timeline)?;
         Ok((timeline, report))
     }
 
