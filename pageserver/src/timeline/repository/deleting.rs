@@ -31,7 +31,7 @@ impl Repository {
         set_mark(&dir, DELETING, metadata.timeline_no)?;
         Failpoint::DeleteMarked.pass();
         timeline.stop_receiver();
-        let notices = metadata.primary.iter().map(|primary| self.left_slots.drop_now(primary)).collect();
+        let notices = metadata.primary.iter().map(|primary| self.left_slots.take(primary).drop_slot()).collect();
         Failpoint::DeleteSlotDropped.pass();
         timeline.mark_gone();
         self.timelines.write().remove(&metadata.timeline_id);
@@ -76,7 +76,7 @@ impl Repository {
         Failpoint::ResetMarked.pass();
         timeline.stop_receiver();
         let mut notices = found.notices;
-        notices.extend(metadata.primary.iter().map(|primary| self.left_slots.drop_now(primary)));
+        notices.extend(metadata.primary.iter().map(|primary| self.left_slots.take(primary).drop_slot()));
         Failpoint::ResetSlotDropped.pass();
         new.save(&dir)?;
         Failpoint::ResetMetadataSaved.pass();

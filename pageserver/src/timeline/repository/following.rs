@@ -81,7 +81,7 @@ impl Repository {
         let primary = Primary { conninfo: conninfo.to_owned(), slot: slot.clone() };
         let before = timeline.metadata().primary.clone();
         self.change_metadata(&timeline, |metadata| metadata.primary = Some(primary.clone()))?;
-        self.left_slots.keep(&primary)?;
+        self.left_slots.take(&primary).keep()?;
         Failpoint::FollowSaved.pass();
         timeline.stop_receiver();
         timeline.begin_again();
@@ -120,7 +120,7 @@ impl Repository {
         self.change_metadata(&timeline, |metadata| metadata.primary = None)?;
         Failpoint::UnfollowSaved.pass();
         info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
-        Ok(Changed { timeline, notices: vec![self.left_slots.drop_now(&primary)] })
+        Ok(Changed { timeline, notices: vec![self.left_slots.take(&primary).drop_slot()] })
     }
 
     /// Ingest needs all that the ancestors have: waits for it in a thread of its own, which ends with the server at the latest.

@@ -10,6 +10,7 @@ use postgres_ffi::PgVersion;
 use tracing::info;
 
 use super::branching::NEW_DIR_PREFIX;
+use super::left_slots::InHand;
 use super::marks::{IMPORTING, clear_mark, set_mark};
 use super::names::ReservedName;
 use super::{Repository, RepositoryError, create_dir};
@@ -109,9 +110,11 @@ impl Repository {
         let new = self.begin_import(name)?;
         let slot = format!("pageserver_{}", new.timeline_id);
         let primary = Primary { conninfo: conninfo.to_string(), slot };
-        let imported = self.import_from(&new, &parsed, &primary, on_progress);
+        // In hand until the timeline names it.
+        let in_hand = self.left_slots.take(&primary);
+        let imported = self.import_from(&new, &parsed, &in_hand, &primary, on_progress);
         let (timeline, report) = self.end_import(new, imported, None, Some(primary.clone()))?;
-        self.left_slots.keep(&primary)?;
+        in_hand.keep()?;
         self.follow_if_nobody_feeds(&timeline)?;
         Ok((timeline, report))
     }
@@ -121,15 +124,16 @@ impl Repository {
         &self,
         new: &NewTimeline,
         conninfo: &ConnInfo,
+        in_hand: &InHand<'_>,
         primary: &Primary,
         on_progress: OnProgress<'_>,
     ) -> Result<ImportSummary, RepositoryError> {
         let store = self.store.timeline(new.no)?;
         let reached = ReachedPrimary::connect(conninfo)?;
-        let _held = self.left_slots.hold(primary)?;
+        self.left_slots.add(primary)?;
         let imported = reached.import(&primary.slot, store, on_progress);
         if imported.is_err() {
-            self.left_slots.drop_now(primary);
+            in_hand.drop_slot();
         }
         Ok(imported?)
     }

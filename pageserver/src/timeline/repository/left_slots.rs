@@ -2,11 +2,12 @@
 //!
 //! - A slot is listed, durably, before it is made for an import, and before the timeline that needs it ends to follow, is reset or deleted. It leaves the
 //!   list when it is gone, or when a timeline needs it. So none is forgotten, whatever crashes and whichever primary cannot be reached just then.
-//! - **Never:** a slot is dropped that a timeline names. One of that name waits on the list; who begins to follow waits until nobody is dropping.
-//! - A thread tries again what could not be dropped, less and less often.
+//! - **Never:** a slot is dropped that a timeline names. Who begins to follow names it first and then waits for who has it in hand; who drops takes it in
+//!   hand first and then looks whether a timeline names it.
+//! - A thread tries again what could not be dropped, less and less often, and for a week: then the primary is taken to be gone, as a destroyed compute is.
 //!
 //! ```text
-//! {"format": 1, "slots": [{"conninfo": "host=... ", "slot": "pageserver_..."}]}
+//! {"format": 1, "slots": [{"conninfo": "host=... ", "slot": "pageserver_...", "since_unix_seconds": 1795651200}]}
 //! ```
 
 use std::collections::HashSet;
@@ -14,10 +15,10 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
@@ -34,34 +35,81 @@ const FILE_NAME: &str = "slots.json";
 const FORMAT: u32 = 1;
 /// After the first failure, and at most.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];
+/// A primary that could not be reached for so long is gone.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(7 * 86_400);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SlotsFile {
     format: u32,
-    slots: Vec<Primary>,
+    slots: Vec<LeftSlot>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeftSlot {
+    conninfo: String,
+    slot: String,
+    /// It is on the list since then; seconds since 1970.
+    since_unix_seconds: u64,
+}
+
+impl LeftSlot {
+    fn primary(&self) -> Primary {
+        Primary { conninfo: self.conninfo.clone(), slot: self.slot.clone() }
+    }
+
+    fn is_of(&self, primary: &Primary) -> bool {
+        (&self.conninfo, &self.slot) == (&primary.conninfo, &primary.slot)
+    }
 }
 
 /// The list.
 pub(super) struct LeftSlots {
     path: PathBuf,
     file: Mutex<SlotsFile>,
-    /// Of imports that are under way, which take care of them themselves.
-    held: Mutex<HashSet<String>>,
-    /// Held while a slot is being dropped.
-    dropping: Mutex<()>,
+    /// Names of slots that somebody makes, keeps or drops.
+    in_hand: Mutex<HashSet<String>>,
+    put_down: Condvar,
     thread: Mutex<Option<(Sender<Infallible>, JoinHandle<()>)>>,
 }
 
-/// While this lives the slot of an import is left alone.
-pub(super) struct HeldSlot<'a> {
+/// A slot in somebody's hand: nobody else makes, keeps or drops it.
+pub(super) struct InHand<'a> {
     slots: &'a LeftSlots,
-    slot: String,
+    primary: Primary,
 }
 
-impl Drop for HeldSlot<'_> {
+impl Drop for InHand<'_> {
     fn drop(&mut self) {
-        self.slots.held.lock().remove(&self.slot);
+        self.slots.in_hand.lock().remove(&self.primary.slot);
+        self.slots.put_down.notify_all();
+    }
+}
+
+impl InHand<'_> {
+    /// A timeline that is on disk names the slot: it stays.
+    pub fn keep(self) -> Result<(), RepositoryError> {
+        self.slots.remove(&self.primary)
+    }
+
+    /// Drops the slot, if its primary lets us. What came of it, for people.
+    pub fn drop_slot(&self) -> String {
+        let (slot, server) = (&self.primary.slot, self.primary.server());
+        match self.try_drop() {
+            Ok(Dropped::Now) => format!("slot `{slot}` dropped at {server}"),
+            Ok(Dropped::Before) => format!("slot `{slot}` is not at {server}"),
+            Err(reason) => {
+                warn!(slot, %server, reason, "a replication slot stays for now");
+                format!("slot `{slot}` stays at {server} and keeps WAL there; for a week it is tried again: {reason}")
+            }
+        }
+    }
+
+    fn try_drop(&self) -> Result<Dropped, String> {
+        let dropped = try_drop(&self.primary).map_err(|error| one_line(&error))?;
+        self.slots.remove(&self.primary).map_err(|error| one_line(&error))?;
+        Ok(dropped)
     }
 }
 
@@ -77,8 +125,8 @@ impl LeftSlots {
             }
             Err(error) => return Err(io(error)),
         };
-        let (held, dropping, thread) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(LeftSlots { path, file: Mutex::new(file), held, dropping, thread })
+        let (in_hand, put_down, thread) = (Mutex::default(), Condvar::new(), Mutex::default());
+        Ok(LeftSlots { path, file: Mutex::new(file), in_hand, put_down, thread })
     }
 
     /// Where the file is.
@@ -107,37 +155,40 @@ impl LeftSlots {
     /// From now on the slot goes, unless a timeline names it. Durable.
     pub fn add(&self, primary: &Primary) -> Result<(), RepositoryError> {
         let mut file = self.file.lock();
-        if file.slots.contains(primary) {
+        if file.slots.iter().any(|listed| listed.is_of(primary)) {
             return Ok(());
         }
-        let slots = [&file.slots[..], std::slice::from_ref(primary)].concat();
+        let Primary { conninfo, slot } = primary.clone();
+        let added = LeftSlot { conninfo, slot, since_unix_seconds: now() };
+        let slots = file.slots.iter().cloned().chain([added]).collect();
         self.replace(&mut file, slots)
     }
 
-    /// As [`LeftSlots::add`], but nobody drops it while the value lives.
-    pub fn hold(&self, primary: &Primary) -> Result<HeldSlot<'_>, RepositoryError> {
-        self.held.lock().insert(primary.slot.clone());
-        let held = HeldSlot { slots: self, slot: primary.slot.clone() };
-        self.add(primary)?;
-        Ok(held)
+    /// Takes the slot in hand; waits for who has it.
+    pub fn take(&self, primary: &Primary) -> InHand<'_> {
+        let mut in_hand = self.in_hand.lock();
+        while !in_hand.insert(primary.slot.clone()) {
+            self.put_down.wait(&mut in_hand);
+        }
+        InHand { slots: self, primary: primary.clone() }
     }
 
-    /// A timeline that is on disk names the slot: it stays. Waits for who is dropping one.
-    pub fn keep(&self, primary: &Primary) -> Result<(), RepositoryError> {
-        let _dropping = self.dropping.lock();
-        self.remove(primary)
+    /// The same, unless somebody has it.
+    fn try_take(&self, primary: &Primary) -> Option<InHand<'_>> {
+        let is_free = self.in_hand.lock().insert(primary.slot.clone());
+        is_free.then(|| InHand { slots: self, primary: primary.clone() })
     }
 
     fn remove(&self, primary: &Primary) -> Result<(), RepositoryError> {
         let mut file = self.file.lock();
-        let slots: Vec<Primary> = file.slots.iter().filter(|listed| *listed != primary).cloned().collect();
+        let slots: Vec<LeftSlot> = file.slots.iter().filter(|listed| !listed.is_of(primary)).cloned().collect();
         if slots.len() == file.slots.len() {
             return Ok(());
         }
         self.replace(&mut file, slots)
     }
 
-    fn replace(&self, file: &mut SlotsFile, slots: Vec<Primary>) -> Result<(), RepositoryError> {
+    fn replace(&self, file: &mut SlotsFile, slots: Vec<LeftSlot>) -> Result<(), RepositoryError> {
         let new = SlotsFile { format: FORMAT, slots };
         let written = sealed_file::write(&self.path, &new, [Failpoint::SlotsBeforeRename, Failpoint::SlotsRenamed]);
         let doing = "write the slots that are to go";
@@ -145,29 +196,6 @@ impl LeftSlots {
         Failpoint::SlotsSaved.pass();
         *file = new;
         Ok(())
-    }
-
-    /// Drops a listed slot, if its primary lets us. What came of it, for people.
-    pub fn drop_now(&self, primary: &Primary) -> String {
-        let _dropping = self.dropping.lock();
-        let (slot, server) = (&primary.slot, primary.server());
-        match self.drop_listed(primary) {
-            Ok(Dropped::Now) => format!("slot `{slot}` dropped at {server}"),
-            Ok(Dropped::Before) => format!("slot `{slot}` is not at {server}"),
-            Err(reason) => {
-                warn!(slot, %server, reason, "a replication slot stays for now");
-                format!(
-                    "slot `{slot}` stays at {server} and keeps WAL there; it is tried again until it is gone: {reason}"
-                )
-            }
-        }
-    }
-
-    /// Requires: `dropping` is locked.
-    fn drop_listed(&self, primary: &Primary) -> Result<Dropped, String> {
-        let dropped = try_drop(primary).map_err(|error| one_line(&error))?;
-        self.remove(primary).map_err(|error| one_line(&error))?;
-        Ok(dropped)
     }
 
     /// Ends the thread.
@@ -188,6 +216,10 @@ fn parse(bytes: &[u8]) -> Result<SlotsFile, String> {
     }
 }
 
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 impl Repository {
     /// Starts to drop slots that an earlier run, or a primary that could not be reached, has left.
     pub fn start_dropping_slots(&self) -> Result<(), RepositoryError> {
@@ -201,27 +233,29 @@ impl Repository {
     /// Tries each slot that is to go. True: none is left that could not be dropped.
     fn drop_left_slots(&self) -> bool {
         let listed = self.left_slots.file.lock().slots.clone();
-        listed.iter().all(|primary| {
-            let _dropping = self.left_slots.dropping.lock();
-            let is_named = |slot: &str| {
-                self.timelines()
-                    .iter()
-                    .any(|timeline| timeline.metadata().primary.as_ref().is_some_and(|primary| primary.slot == slot))
-            };
-            // In this order: an import's slot is held until its timeline names it.
-            if self.left_slots.held.lock().contains(&primary.slot) || is_named(&primary.slot) {
-                return true;
-            }
-            let (slot, server) = (&primary.slot, primary.server());
-            match self.left_slots.drop_listed(primary) {
-                Ok(_) => info!(slot, %server, "a slot that was left there is gone"),
-                Err(reason) => {
-                    debug!(slot, %server, reason, "a replication slot stays for now");
-                    return false;
-                }
-            }
-            true
-        })
+        listed.iter().fold(true, |all_gone, left| self.drop_left_slot(left) && all_gone)
+    }
+
+    /// False: it stays for now.
+    fn drop_left_slot(&self, left: &LeftSlot) -> bool {
+        let primary = left.primary();
+        // First in hand, then the look: see the head of the file.
+        let Some(in_hand) = self.left_slots.try_take(&primary) else { return true };
+        let names_it = |named: &Primary| named.slot == primary.slot;
+        if self.timelines().iter().any(|timeline| timeline.metadata().primary.as_ref().is_some_and(names_it)) {
+            return true;
+        }
+        let (slot, server) = (&primary.slot, primary.server());
+        let Err(reason) = in_hand.try_drop() else {
+            info!(slot, %server, "a slot that was left there is gone");
+            return true;
+        };
+        if now().saturating_sub(left.since_unix_seconds) < GIVEN_UP_AFTER.as_secs() {
+            debug!(slot, %server, reason, "a replication slot stays for now");
+            return false;
+        }
+        warn!(slot, %server, reason, "a replication slot could not be dropped for a week: given up. If the server is still there, drop it by hand");
+        in_hand.keep().is_ok()
     }
 }
 
@@ -237,7 +271,8 @@ fn run(repository: &Weak<Repository>, stop: &Receiver<Infallible>) {
 
 #[cfg(test)]
 mod tests {
-    //! Goal: what is listed stays listed over a restart, and what is kept does not. Method: a directory. With primaries: `tests/tests/branches/following.rs`, prove-crash.
+    //! Goal: what is listed stays listed over a restart, what is kept does not, and a slot is in one hand at a time. Method: a directory. With primaries:
+    //! `tests/tests/branches/following.rs`, prove-crash.
 
     use super::*;
 
@@ -245,28 +280,45 @@ mod tests {
         Primary { conninfo: "host=127.0.0.1 port=1".to_owned(), slot: slot.to_owned() }
     }
 
+    fn listed(slots: &LeftSlots) -> Vec<Primary> {
+        slots.file.lock().slots.iter().map(LeftSlot::primary).collect()
+    }
+
     #[test]
     fn the_list_is_durable() {
         let dir = tempfile::tempdir().unwrap();
         let slots = LeftSlots::load(dir.path()).unwrap();
         assert_eq!(slots.check_file(), Ok(()));
-        slots.keep(&primary("nobody")).unwrap();
+        slots.take(&primary("nobody")).keep().unwrap();
         assert!(!slots.path().exists(), "nothing to write");
-        let held = slots.hold(&primary("a")).unwrap();
-        slots.add(&primary("b")).unwrap();
-        slots.add(&primary("b")).unwrap();
-        assert!(slots.held.lock().contains("a"));
-        drop(held);
-        assert!(slots.held.lock().is_empty());
-        slots.keep(&primary("a")).unwrap();
-        assert!(slots.drop_now(&primary("b")).contains("stays at"));
+        for slot in ["a", "b", "b"] {
+            slots.add(&primary(slot)).unwrap();
+        }
+        slots.take(&primary("a")).keep().unwrap();
+        assert!(slots.take(&primary("b")).drop_slot().contains("stays at"));
         let again = LeftSlots::load(dir.path()).unwrap();
-        assert_eq!(again.file.lock().slots, [primary("b")]);
+        assert_eq!(listed(&again), [primary("b")]);
         assert_eq!(again.check_file(), Ok(()));
         std::fs::write(again.path(), "{}").unwrap();
         assert!(again.check_file().is_err());
         assert!(LeftSlots::load(dir.path()).is_err());
         again.write_again().unwrap();
         assert_eq!(again.check_file(), Ok(()));
+    }
+
+    #[test]
+    fn a_slot_is_in_one_hand_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = LeftSlots::load(dir.path()).unwrap();
+        let first = slots.take(&primary("a"));
+        assert!(slots.try_take(&primary("a")).is_none());
+        assert!(slots.try_take(&primary("b")).is_some());
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| drop(slots.take(&primary("a"))));
+            assert!(!second.is_finished());
+            drop(first);
+            second.join().unwrap();
+        });
+        assert!(slots.try_take(&primary("a")).is_some());
     }
 }
