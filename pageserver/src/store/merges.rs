@@ -65,30 +65,28 @@ impl<'a> Group<'a> {
     }
 
     fn of(files: &'a [&'a StoredFile], all: &[StoredFile]) -> Self {
-        let mut group =
-            Group { files, removals: files.iter().map(|file| file.removals).sum(), bytes: 0, entries_of_others: 0 };
-        let (start_key, end_key) = group.range();
-        for file in
-            all.iter().filter(|file| file.start_key.as_slice() <= end_key && file.end_key.as_slice() >= start_key)
-        {
-            group.bytes += file.bytes;
-            if !files.iter().any(|one| one.name == file.name) {
-                group.entries_of_others += file.entries;
-            }
-        }
-        group
-    }
-
-    fn range(&self) -> (&'a [u8], &'a [u8]) {
-        let end_key = self.files.iter().map(|file| file.end_key.as_slice()).max().unwrap_or_default();
-        (self.files[0].start_key.as_slice(), end_key)
+        let (start_key, end_key) = range_of(files);
+        let between =
+            all.iter().filter(|file| file.start_key.as_slice() <= end_key && file.end_key.as_slice() >= start_key);
+        let (bytes, entries) =
+            between.fold((0, 0), |(bytes, entries), file| (bytes + file.bytes, entries + file.entries));
+        let own_entries: u64 = files.iter().map(|file| file.entries).sum();
+        let removals = files.iter().map(|file| file.removals).sum();
+        // Its own files are among those between.
+        Group { files, removals, bytes, entries_of_others: entries - own_entries }
     }
 
     fn into_merge(self) -> Merge {
-        let (start_key, end_key) = self.range();
+        let (start_key, end_key) = range_of(self.files);
         let files = self.files.iter().map(|file| file.name.clone()).collect();
         Merge { files, start_key: start_key.to_vec(), end_key: end_key.to_vec() }
     }
+}
+
+/// First and last key of files in key order. Requires: there is one.
+fn range_of<'a>(files: &'a [&'a StoredFile]) -> (&'a [u8], &'a [u8]) {
+    let end_key = files.iter().map(|file| file.end_key.as_slice()).max().unwrap_or_default();
+    (files[0].start_key.as_slice(), end_key)
 }
 
 #[cfg(test)]

@@ -233,7 +233,8 @@ impl Repository {
     /// Tries each slot that is to go. True: none is left that could not be dropped.
     fn drop_left_slots(&self) -> bool {
         let listed = self.left_slots.file.lock().slots.clone();
-        listed.iter().fold(true, |all_gone, left| self.drop_left_slot(left) && all_gone)
+        let stay = listed.iter().filter(|left| !self.drop_left_slot(left)).count();
+        stay == 0
     }
 
     /// False: it stays for now.
