@@ -63,7 +63,9 @@ pub fn copy_wal(server: &Postgres, data_dir: &Path) -> Result<()> {
     server.execute("SELECT pg_switch_wal()")?;
     for entry in fs::read_dir(server.data_dir().join("pg_wal"))? {
         let entry = entry?;
-        if entry.file_type()?.is_file() {
+        // A segment is made under another name, and renamed at any moment.
+        let is_being_made = entry.file_name().to_string_lossy().starts_with("xlogtemp.");
+        if entry.file_type()?.is_file() && !is_being_made {
             let target = data_dir.join("pg_wal").join(entry.file_name());
             fs::copy(entry.path(), &target).with_context(|| format!("copy {}", entry.path().display()))?;
             give_to_server_user(&target)?;

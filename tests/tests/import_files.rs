@@ -372,8 +372,8 @@ fn backup_by_hand(server: &Postgres, dir: &TestDir, name: &str) -> PathBuf {
     let load = Load::start(server, name.bytes().map(u32::from).sum());
     let backup = dir.create_subdir(name).unwrap().join("data");
     base_backup(server, &backup, Tablespaces::InPlace).unwrap();
-    copy_wal(server, &backup).unwrap();
     load.end();
+    copy_wal(server, &backup).unwrap();
     give_to_server_user(&backup);
     backup
 }
