@@ -19,6 +19,8 @@ use postgres_ffi::Lsn;
 use tracing::{debug, info, warn};
 
 use super::branching::Changed;
+use super::leases::Lease;
+use super::sizes::Pin;
 use super::{Repository, RepositoryError};
 use crate::basebackup::wal_place;
 use crate::failpoint::Failpoint;
@@ -372,27 +374,34 @@ impl Repository {
     /// As [`Repository::pins_of`], as if `gone` were not there, nor leases on it.
     pub(super) fn pins_without(&self, timeline: &Timeline, gone: Option<&Arc<Timeline>>) -> Vec<Lsn> {
         let place = wal_place(&timeline.metadata().cluster);
+        let mut pins: Vec<Lsn> = self.named_pins(timeline, gone).into_iter().map(|pin| pin.lsn).collect();
+        let record_ends: Vec<Lsn> = pins.iter().map(|pin_lsn| place.record_end_at_or_before(*pin_lsn)).collect();
+        pins.extend(record_ends);
+        pins.sort_unstable();
+        pins.dedup();
+        pins
+    }
+
+    /// Who keeps which LSNs of the timeline: branches that read there, directly or through others, and leases; as if `gone` were not there.
+    pub(super) fn named_pins(&self, timeline: &Timeline, gone: Option<&Arc<Timeline>>) -> Vec<Pin> {
         let leases = self.leases.all();
         let mut pins = Vec::new();
         let is_there = |other: &Arc<Timeline>| gone.is_none_or(|gone| !Arc::ptr_eq(gone, other));
         for other in self.timelines().into_iter().filter(is_there) {
+            let metadata = other.metadata();
             let reads_up_to = if std::ptr::eq(&*other, timeline) {
                 Lsn::MAX
             } else {
                 let lineage = other.lineage();
                 let through = lineage.ancestors.iter().find(|(ancestor, _)| std::ptr::eq(&**ancestor, timeline));
                 let Some((_, branch_lsn)) = through else { continue };
-                pins.push(*branch_lsn);
+                pins.push(Pin { by: metadata.name.clone(), lsn: *branch_lsn });
                 *branch_lsn
             };
-            let other_id = other.metadata().timeline_id;
-            let leased = leases.iter().filter(|lease| lease.timeline_id == other_id && lease.lsn < reads_up_to);
-            pins.extend(leased.map(|lease| lease.lsn));
+            let is_kept = |lease: &&Lease| lease.timeline_id == metadata.timeline_id && lease.lsn < reads_up_to;
+            let leased = leases.iter().filter(is_kept);
+            pins.extend(leased.map(|lease| Pin { by: format!("lease {}", lease.lease_id), lsn: lease.lsn }));
         }
-        let record_ends: Vec<Lsn> = pins.iter().map(|pin_lsn| place.record_end_at_or_before(*pin_lsn)).collect();
-        pins.extend(record_ends);
-        pins.sort_unstable();
-        pins.dedup();
         pins
     }
 

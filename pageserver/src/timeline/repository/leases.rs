@@ -235,6 +235,7 @@ fn parse(bytes: &[u8]) -> Result<LeasesFile, String> {
     }
 }
 
-fn now() -> u64 {
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -15,13 +15,14 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
+use super::leases::now;
 use super::slots::{Dropped, try_drop};
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
@@ -214,10 +215,6 @@ fn parse(bytes: &[u8]) -> Result<SlotsFile, String> {
         FORMAT => Ok(file),
         format => Err(format!("a format that this release does not know. format=`{format}`")),
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl Repository {

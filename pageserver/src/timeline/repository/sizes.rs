@@ -101,23 +101,10 @@ impl Repository {
         })
     }
 
-    /// Who keeps an LSN below the horizon of `timeline`: branches that read there, directly or through others, and leases.
-    fn pinned_by(&self, timeline: &Arc<Timeline>) -> Vec<Pin> {
+    /// Who keeps an LSN below the horizon of `timeline`.
+    fn pinned_by(&self, timeline: &Timeline) -> Vec<Pin> {
         let horizon_lsn = timeline.horizon.lsn();
-        let leases = self.leases.all();
-        let mut pins = Vec::new();
-        for other in self.timelines() {
-            let metadata = other.metadata();
-            let branch_lsn = reads_at(&other, timeline);
-            if branch_lsn.is_none() && !Arc::ptr_eq(&other, timeline) {
-                continue;
-            }
-            pins.extend(branch_lsn.map(|lsn| Pin { by: metadata.name.clone(), lsn }));
-            let reads_up_to = branch_lsn.unwrap_or(Lsn::MAX);
-            let leased = leases.iter().filter(|lease| lease.timeline_id == metadata.timeline_id);
-            let leased = leased.filter(|lease| lease.lsn < reads_up_to);
-            pins.extend(leased.map(|lease| Pin { by: format!("lease {}", lease.lease_id), lsn: lease.lsn }));
-        }
+        let mut pins = self.named_pins(timeline, None);
         pins.retain(|pin| pin.lsn < horizon_lsn);
         pins
     }
@@ -166,13 +153,6 @@ impl Repository {
         let removed = progress.get().1.total();
         Ok(removed.bytes.saturating_sub(removed.image_bytes))
     }
-}
-
-/// Where `other` reads `timeline`, if it does.
-fn reads_at(other: &Timeline, timeline: &Arc<Timeline>) -> Option<Lsn> {
-    let lineage = other.lineage();
-    let through = lineage.ancestors.iter().find(|(ancestor, _)| Arc::ptr_eq(ancestor, timeline));
-    through.map(|(_, branch_lsn)| *branch_lsn)
 }
 
 fn pins_of_ancestors(timeline: &Timeline) -> Vec<Pin> {
