@@ -27,6 +27,10 @@ const USER: &str = "postgres";
 /// Its password, where the server asks for one.
 const PASSWORD: &str = "not a secret";
 
+/// A condition on `pg_database`. A database of which a crash interrupted DROP DATABASE stays, marked as invalid, and takes nothing but another
+/// DROP. PG: src/include/catalog/pg_database.h, DATCONNLIMIT_INVALID_DB.
+pub(crate) const DATABASE_IS_VALID: &str = "datconnlimit <> -2";
+
 /// How the server makes sure who connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Auth {

@@ -28,7 +28,7 @@ fn prove(version: PgVersion, kinds: [Kind; 8]) {
         kills: 3,
     };
     println!("seed {seed}");
-    let summary = run_leg(Leg::of(version), &plan).unwrap();
+    let summary = run_leg(Leg::of(version), &plan).unwrap_or_else(|error| panic!("{error:#}"));
     assert!(summary.rows.len() > 8, "clones and branches were checked");
     let failed: Vec<String> = summary.rows.iter().filter(|row| row.outcome.is_err()).map(ToString::to_string).collect();
     assert!(failed.is_empty(), "seed {seed}: {}", failed.join("\n"));

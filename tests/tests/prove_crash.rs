@@ -21,7 +21,7 @@ fn crashes_lose_and_spoil_nothing() {
     let seed = std::env::var("SEED").map_or(SEED, |seed| seed.parse().unwrap());
     println!("seed {seed}");
     let course = Course { version: PgVersion::V15, rounds: ROUNDS, seed };
-    let summary = run_course(course, &mut Plan::new(seed)).unwrap();
+    let summary = run_course(course, &mut Plan::new(seed)).unwrap_or_else(|error| panic!("{error:#}"));
     println!("{summary}");
     assert_eq!(summary.times("crashes"), ROUNDS as u64);
     assert!(!summary.reached.is_empty(), "no failpoint was reached: {summary}");

@@ -15,7 +15,7 @@ fn prove(version: PgVersion, leg: usize) {
     let seed = std::env::var("SEED").map_or(SEED, |seed| seed.parse().unwrap());
     let plan = Plan { scale: 1, times: Times::SHORT, seed };
     println!("seed {}", plan.seed);
-    let summary = run_leg(Leg::both(version)[leg], plan).unwrap();
+    let summary = run_leg(Leg::both(version)[leg], plan).unwrap_or_else(|error| panic!("{error:#}"));
     assert!(summary.comparison.contains("mismatches: 0"), "{}", summary.comparison);
     println!("{:?}", summary.counts);
 }

@@ -1,5 +1,6 @@
 //! Runs `pagectl compare` and judges what it found: what a crash of the primary left behind on its disk, without WAL that survived, is no
-//! mismatch, and neither is what it forgot. See `orphans`, `database_dirs`, `lost_wal` and `lost_bits`.
+//! mismatch, and neither is what it forgot, or was about to remove when the backup was made. See `orphans`, `database_dirs`, `dropped_before`, `lost_wal`
+//! and `lost_bits`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,6 +12,7 @@ use postgres_ffi::{Lsn, PgVersion, RelTag};
 use serde_json::Value;
 
 use super::database_dirs::DatabaseDirs;
+use super::dropped_before::DroppedBefore;
 use super::lost_bits::{self, Recovery};
 use super::lost_wal::WalArchive;
 use crate::PageServer;
@@ -26,6 +28,8 @@ pub struct CrashRemains {
     pub orphans: BTreeSet<RelTag>,
     /// What catalogs and WAL say of directories of databases.
     pub database_dirs: DatabaseDirs,
+    /// What the WAL before the import's backup dropped.
+    pub dropped_before: DroppedBefore,
     /// Where the WAL is that survived.
     pub archive: WalArchive,
     /// Recoveries of a primary without full-page writes.
@@ -57,6 +61,7 @@ pub fn compare(server: &PageServer, timeline: &str, data_dir: &Path, remains: &C
     judge(&report, |mismatch| {
         Ok(remains.explain(mismatch)?
             || remains.database_dirs.explain(mismatch, &remains.archive, lsn)?
+            || remains.dropped_before.explain(mismatch, &remains.archive, lsn)?
             || remains.has_lost_bits(server, timeline, Path::new(&save_dir), lsn, mismatch)?)
     })
 }
@@ -67,6 +72,7 @@ pub fn compare_uncrashed(server: &PageServer, timeline: &str, data_dir: &Path) -
     let nothing = CrashRemains {
         orphans: BTreeSet::new(),
         database_dirs: DatabaseDirs::default(),
+        dropped_before: DroppedBefore::default(),
         archive, // Holds nothing, so that nothing is explained with it.
         recoveries: Vec::new(),
     };

@@ -120,6 +120,7 @@ mod tests {
 
     use super::*;
     use crate::prove::comparison::{Comparison, CrashRemains, compare};
+    use crate::prove::dropped_before::DroppedBefore;
     use crate::prove::orphans;
     use crate::standby::start_standby;
     use crate::{PageServer, Postgres, Stop, TestDir, wait_until};
@@ -200,7 +201,13 @@ mod tests {
             .unwrap();
             self.standby.stop(Stop::Fast).unwrap();
             self.primary.stop(Stop::Fast).unwrap();
-            let remains = CrashRemains { orphans, database_dirs, archive, recoveries: Vec::new() };
+            let remains = CrashRemains {
+                orphans,
+                database_dirs,
+                dropped_before: DroppedBefore::default(),
+                archive,
+                recoveries: Vec::new(),
+            };
             (compare(&self.pageserver, "main", self.primary.data_dir(), &remains), remains)
         }
 

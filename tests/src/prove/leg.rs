@@ -17,6 +17,7 @@ use rand::{Rng, SeedableRng};
 use super::Narrator;
 use super::comparison::{CrashRemains, compare};
 use super::database_dirs::DatabaseDirs;
+use super::dropped_before::DroppedBefore;
 use super::events::{Event, Times, shuffled};
 use super::history::{self, Sample};
 use super::load::Load;
@@ -137,7 +138,7 @@ impl Summary {
     }
 }
 
-/// Runs one leg. The first wrong page is an error that says which; the directory is then kept if `PAGESERVER_TEST_KEEP` is set.
+/// Runs one leg. The first wrong page is an error that says which, after the ends of the servers' logs, which are printed; the directory is then kept if `PAGESERVER_TEST_KEEP` is set.
 pub fn run_leg(leg: Leg, plan: Plan) -> Result<Summary> {
     let narrator = Narrator::start();
     narrator.say(format_args!("{leg:?}, {plan:?}"));
@@ -146,8 +147,9 @@ pub fn run_leg(leg: Leg, plan: Plan) -> Result<Summary> {
     if let Err(error) = result {
         let lines = course.pageserver.unexpected_log_lines().join("\n");
         course.pageserver.ignore_log();
-        let logs = format!("{}\n{}", course.primary.log_tail(), course.pageserver.log_tail());
-        return Err(error.context(format!("{logs}\nunexpected in the page server's log:\n{lines}")));
+        println!("{}\n{}", course.primary.log_tail(), course.pageserver.log_tail());
+        println!("unexpected in the page server's log:\n{lines}");
+        return Err(error);
     }
     Ok(course.summary)
 }
@@ -216,6 +218,7 @@ impl Course {
         let remains = CrashRemains {
             orphans: BTreeSet::new(),
             database_dirs: DatabaseDirs::default(),
+            dropped_before: DroppedBefore::default(),
             archive,
             recoveries: Vec::new(),
         };

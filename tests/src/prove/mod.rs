@@ -18,6 +18,8 @@ mod orphans;
 
 mod database_dirs;
 
+mod dropped_before;
+
 mod comparison;
 
 mod events;

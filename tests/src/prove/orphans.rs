@@ -15,9 +15,7 @@ use postgres_ffi::{Oid, RelTag};
 
 use super::database_dirs::DatabaseDirs;
 use crate::Postgres;
-
-/// A database of which DROP DATABASE was interrupted; nobody can connect to it. PG: pg_database.h, DATCONNLIMIT_INVALID_DB.
-const INVALID: &str = "datconnlimit = -2";
+use crate::postgres_server::DATABASE_IS_VALID;
 
 /// Relations that have files in the data directory of the running, idle `server` and that no catalog of any valid database names; and what
 /// these catalogs say of directories.
@@ -36,7 +34,9 @@ pub fn find(server: &Postgres) -> Result<(BTreeSet<RelTag>, DatabaseDirs)> {
 fn named(server: &Postgres) -> Result<BTreeSet<RelTag>> {
     let mut session = server.connect()?;
     let mut named = BTreeSet::new();
-    for row in session.query(&format!("SELECT datname, datallowconn FROM pg_database WHERE NOT {INVALID}"), &[])? {
+    for row in
+        session.query(&format!("SELECT datname, datallowconn FROM pg_database WHERE {DATABASE_IS_VALID}"), &[])?
+    {
         let (database, allows_connections): (String, bool) = (row.get(0), row.get(1));
         let allow =
             |allow: bool| format!("ALTER DATABASE \"{}\" ALLOW_CONNECTIONS {allow}", database.replace('"', "\"\""));

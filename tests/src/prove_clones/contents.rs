@@ -13,14 +13,13 @@ use postgres::{Client, SimpleQueryMessage};
 use postgres_ffi::{Oid, PgVersion};
 
 use crate::Postgres;
+use crate::postgres_server::DATABASE_IS_VALID;
 use crate::process::run;
 
 /// Debian's programs: the only ones at hand, for servers of all versions.
 pub const CLIENT_PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
 /// The same plan everywhere: from the first block to the last.
 const READ_IN_ORDER: &str = "SET search_path = ''; SET synchronize_seqscans = off; SET max_parallel_workers_per_gather = 0; SET lock_timeout = '1min'";
-/// Databases that take connections; one whose DROP was interrupted does not (datconnlimit -2).
-const DATABASES: &str = "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1";
 /// Whatever has rows of its own.
 const RELATIONS: &str =
     "SELECT oid::regclass FROM pg_class WHERE relkind IN ('r', 'm', 't', 'S') AND relpersistence <> 't' ORDER BY oid";
@@ -43,7 +42,8 @@ pub struct Amount {
 
 /// Databases that can be connected to.
 pub fn databases(server: &Postgres) -> Result<Vec<String>> {
-    column(&mut server.connect()?, DATABASES)
+    let sql = format!("SELECT datname FROM pg_database WHERE datallowconn AND {DATABASE_IS_VALID} ORDER BY 1");
+    column(&mut server.connect()?, &sql)
 }
 
 /// The first column of every row, as text.

@@ -68,7 +68,7 @@ pub struct Course {
     pub seed: u64,
 }
 
-/// Runs a course; which crashes come is `plan`'s. The directory stays with `PAGESERVER_TEST_KEEP=1`.
+/// Runs a course; which crashes come is `plan`'s. Before an error, it prints the ends of the servers' logs. The directory stays with `PAGESERVER_TEST_KEEP=1`.
 pub fn run_course(course: Course, plan: &mut Plan) -> Result<Summary> {
     let narrator = Narrator::start();
     narrator.say(format_args!("{course:?}"));
@@ -77,8 +77,9 @@ pub fn run_course(course: Course, plan: &mut Plan) -> Result<Summary> {
         let process = &mut running.server.process;
         let lines = process.unexpected_log_lines().join("\n");
         process.ignore_log();
-        let logs = format!("{}\n{}", running.primary.log_tail(), process.log_tail());
-        return Err(error.context(format!("{logs}\nunexpected in the page server's log:\n{lines}")));
+        println!("{}\n{}", running.primary.log_tail(), process.log_tail());
+        println!("unexpected in the page server's log:\n{lines}");
+        return Err(error);
     }
     Ok(running.summary)
 }

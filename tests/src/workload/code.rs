@@ -9,6 +9,7 @@ use rand::{Rng, SeedableRng};
 
 use super::script::Script;
 use super::{Outcome, Run, tpcb};
+use crate::postgres_server::DATABASE_IS_VALID;
 
 /// COPY: into new and into used tables, in a transaction that made the table, frozen, and one that fails half way.
 pub fn copy(run: &mut Run<'_>) -> Result<Outcome> {
@@ -145,7 +146,8 @@ pub fn slru(run: &mut Run<'_>) -> Result<Outcome> {
     }
     let mut client = run.connect(0.5)?;
     let _busy = run.target().enter();
-    for row in client.query("SELECT datname, datallowconn FROM pg_database", &[])? {
+    let databases = format!("SELECT datname, datallowconn FROM pg_database WHERE {DATABASE_IS_VALID}");
+    for row in client.query(&databases, &[])? {
         let (database, allows_connections): (String, bool) = (row.get(0), row.get(1));
         let quoted = format!("\"{}\"", database.replace('"', "\"\""));
         client.batch_execute(&format!("ALTER DATABASE {quoted} ALLOW_CONNECTIONS true"))?;

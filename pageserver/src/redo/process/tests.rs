@@ -78,6 +78,20 @@ fn process_that_dies_at_once_tells_why() {
 }
 
 #[test]
+fn process_that_is_killed_before_its_hello_is_started_once_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let mark = dir.path().join("was here");
+    let script = format!(
+        "if mkdir '{}' 2>/dev/null; then kill -9 $$; fi; {HELLO} {READ_ONE} {REFUSE} sleep 1000",
+        mark.display()
+    );
+    let (answers, stats) = answers(&script, 1, Duration::from_secs(5));
+    assert!(message(&answers[0]).contains("no way"), "{answers:?}");
+    assert!(mark.exists());
+    assert_eq!((stats.starts, stats.start_failures), (1, 0));
+}
+
+#[test]
 fn process_that_never_says_hello_is_killed() {
     let (answers, _) = answers("sleep 1000", 1, TIMEOUT * 5);
     assert!(message(&answers[0]).contains("no hello in time"), "{answers:?}");
