@@ -64,6 +64,10 @@ impl RepositoryBackend for ConstantPages {
         Err(BackendError::not_found("nothing can be imported here"))
     }
 
+    fn wal_file(&self, _: &str, _: &str) -> Result<Box<dyn std::io::Read + Send>, BackendError> {
+        Err(BackendError::not_found("there is no cluster to back up here"))
+    }
+
     fn base_backup(&self, _: &BackupRequest, _: &mut dyn BackupSink) -> Result<(), BackendError> {
         Err(BackendError::not_found("there is no cluster to back up here"))
     }

@@ -35,7 +35,7 @@ impl Computes {
     pub fn new(server: &mut PageServer) -> Result<Self> {
         EXPECTED_IN_LOG.iter().for_each(|text| server.expect_in_log(text));
         let root = server.test_dir().path().join("computes");
-        let pagectl = server.pagectl()?.environment("PAGECTL_COMPUTES", &root);
+        let pagectl = server.installed_pagectl()?.environment("PAGECTL_COMPUTES", &root);
         Ok(Computes { root, pagectl, watchers: Mutex::default() })
     }
 

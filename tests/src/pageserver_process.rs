@@ -209,6 +209,12 @@ impl PageServer {
         })
     }
 
+    /// The same where every user may run it: standbys do, as their servers' user.
+    pub fn installed_pagectl(&self) -> Result<Pagectl> {
+        let pagectl = self.pagectl()?;
+        Ok(Pagectl { program: self.test_dir().copy_program(&pagectl.program)?, ..pagectl })
+    }
+
     /// Starts it and returns when it takes connections.
     pub fn start(&mut self) -> Result<()> {
         self.launch(&[])?;

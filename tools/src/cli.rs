@@ -22,6 +22,7 @@ use crate::size::Size;
 use crate::time::{LsnAtTime, TimeAtLsn};
 use crate::verify::{Repair, Verify};
 use crate::wal_dump::WalDump;
+use crate::wal_get::WalGet;
 
 /// Exit code of a command that could not be carried out; clap uses the same for wrong arguments.
 const EXIT_FAILED: u8 = 2;
@@ -55,7 +56,7 @@ enum Command {
     /// Looks at pages
     #[command(subcommand)]
     Page(PageCommand),
-    /// Looks at WAL files
+    /// Looks at WAL files, and fetches them
     #[command(subcommand)]
     Wal(WalCommand),
     /// Works with redo: records to pages
@@ -119,6 +120,7 @@ enum TimelineCommand {
 enum WalCommand {
     /// Shows WAL records, one line each, as pg_waldump does
     Dump(WalDump),
+    Get(WalGet),
 }
 
 #[derive(Debug, Subcommand)]
@@ -158,6 +160,7 @@ impl Cli {
             Command::Gc(command) => command.run(server, output)?,
             Command::Page(command) => return command.run(server, output),
             Command::Wal(WalCommand::Dump(dump)) => return dump.run(output),
+            Command::Wal(WalCommand::Get(get)) => get.run(server)?,
             Command::Store(StoreCommand::Stats) => server.show("STORE STATS", output)?,
             Command::Import(import) => import.run(server, output)?,
             Command::Lsn(lsn) => lsn.run(server, output)?,

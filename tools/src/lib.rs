@@ -1,7 +1,7 @@
 //! `pagectl`, the page server's tool for people: one module per subcommand.
 //!
 //! In stack order: the answer's way out ([`output`]), talking to a page server ([`connect`]), files of a cluster ([`datadir`]), pages
-//! ([`page_dump`], [`page`]), WAL ([`wal_segments`], [`wal_dump`]), comparison ([`compare`]), base backups ([`basebackup`]), load ([`bench_getpage`]), times and LSNs ([`time`]), branches and leases ([`branch`]), retention and garbage ([`gc`]), what timelines cost ([`size`]), damage ([`verify`]),
+//! ([`page_dump`], [`page`]), WAL ([`wal_segments`], [`wal_dump`], [`wal_get`]), comparison ([`compare`]), base backups ([`basebackup`]), load ([`bench_getpage`]), times and LSNs ([`time`]), branches and leases ([`branch`]), retention and garbage ([`gc`]), what timelines cost ([`size`]), damage ([`verify`]),
 //! redo tried again and checked ([`redo`]), servers on branches ([`compute`]), the command line ([`cli`]).
 
 pub mod basebackup;
@@ -22,4 +22,5 @@ pub mod size;
 pub mod time;
 pub mod verify;
 pub mod wal_dump;
+pub mod wal_get;
 pub mod wal_segments;

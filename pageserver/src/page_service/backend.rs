@@ -5,6 +5,7 @@
 //! - LSN rules of the wire (what to wait for, what to read at) are decided in [`super::pagestream::lsn`], not behind this seam:
 //!   a backend reads exactly at the LSN that it is given.
 
+use std::io::Read;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,6 +138,9 @@ pub trait RepositoryBackend: Send + Sync + 'static {
     /// Errors: `NotFound`, `InvalidRequest` (history that is gone), `Corrupt` (something is missing that a server needs, or a page cannot be proven
     /// right); `Unavailable` when `sink` takes no more.
     fn base_backup(&self, request: &BackupRequest, sink: &mut dyn BackupSink) -> Result<(), BackendError>;
+
+    /// The bytes of a WAL segment or history file of a timeline. Errors: `NotFound` (not received to its end, removed), `InvalidRequest` (no such name).
+    fn wal_file(&self, timeline: &str, file: &str) -> Result<Box<dyn Read + Send>, BackendError>;
 
     /// Makes, changes or deletes a timeline. `progress` as for [`Self::import`], for what takes long.
     fn change_timeline(

@@ -10,13 +10,12 @@ use std::time::{Duration, Instant};
 use postgres_ffi::{Lsn, TimeLineId};
 
 use super::backend::{BackendError, BackendErrorKind, TimelineBackend};
+use super::copy_out::CopyOut;
 use super::error::Failure;
 use super::message;
 use super::server::Shared;
 use super::transport::Wire;
 
-/// The most that one CopyData carries.
-const PIECE_BYTES_MAX: usize = 64 * 1024;
 /// While waiting for WAL, how often we look whether anybody still wants the backup.
 const WAIT_SLICE: Duration = Duration::from_millis(200);
 
@@ -91,9 +90,9 @@ pub(super) fn serve(wire: &mut Wire, shared: &Shared, request: &BackupRequest) -
     let request_lsn = request.request_lsn.unwrap_or_else(|| timeline.last_record_lsn());
     wait(wire, shared, &*timeline, request_lsn)?;
     let request = BackupRequest { request_lsn: Some(request_lsn), ..request.clone() };
-    let mut sink = CopyOut { wire, stopped_by: None };
+    let mut sink = CopyOut::new(wire);
     let outcome = shared.repository.base_backup(&request, &mut sink);
-    if let Some(failure) = sink.stopped_by.take() {
+    if let Some(failure) = sink.stopped_by() {
         return Err(failure);
     }
     outcome?;
@@ -115,41 +114,10 @@ fn wait(wire: &mut Wire, shared: &Shared, timeline: &dyn TimelineBackend, lsn: L
     }
 }
 
-struct CopyOut<'a> {
-    wire: &'a mut Wire,
-    /// Why nothing more can be sent.
-    stopped_by: Option<Failure>,
-}
-
-impl CopyOut<'_> {
-    /// Keeps the failure; the writer above learns only that it must stop.
-    fn stopped(&mut self, outcome: Result<(), Failure>) -> io::Result<()> {
-        outcome.map_err(|failure| {
-            self.stopped_by = Some(failure);
-            io::Error::other("the backup was stopped")
-        })
-    }
-}
-
 impl BackupSink for CopyOut<'_> {
     fn begin(&mut self, begin: &BackupBegin) -> io::Result<()> {
         message::notice(self.wire.out.bytes(), &begin.to_string());
         message::copy_out_response(self.wire.out.bytes());
-        let flushed = self.wire.flush().map_err(Failure::from);
-        self.stopped(flushed)
-    }
-}
-
-impl Write for CopyOut<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = &bytes[..bytes.len().min(PIECE_BYTES_MAX)];
-        message::message(self.wire.out.bytes(), b'd', |out| out.extend_from_slice(piece));
-        let sent = self.wire.check_interrupts().and_then(|()| Ok(self.wire.flush_if_much()?));
-        self.stopped(sent)?;
-        Ok(piece.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
         let flushed = self.wire.flush().map_err(Failure::from);
         self.stopped(flushed)
     }

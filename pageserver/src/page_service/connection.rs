@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::basebackup;
 use super::command::rows::{Formats, Rows};
 use super::command::{Command, parse, run};
 use super::error::{End, Failure, PgError, sqlstate};
@@ -17,6 +16,7 @@ use super::pagestream;
 use super::server::{Control, Shared};
 use super::startup::{self, FirstPacket, PROTOCOL_3_2, Startup};
 use super::transport::Wire;
+use super::{basebackup, wal_file};
 
 /// What we say we are. Clients derive features from the number in front.
 pub const SERVER_VERSION: &str = concat!("15.0 (pageserver ", env!("CARGO_PKG_VERSION"), ")");
@@ -242,6 +242,10 @@ impl Connection {
             Command::BaseBackup(request) => {
                 basebackup::serve(&mut self.wire, &self.shared, request)?;
                 Ok("BASEBACKUP".to_owned())
+            }
+            Command::WalGet { timeline, file } => {
+                wal_file::serve(&mut self.wire, &self.shared, timeline, file)?;
+                Ok("WAL GET".to_owned())
             }
             Command::Ignored { tag } => Ok((*tag).to_owned()),
             Command::Transaction { tag, begins } => {

@@ -28,7 +28,9 @@ mod extended;
 
 pub mod basebackup;
 pub mod command;
+mod copy_out;
 pub mod pagestream;
+mod wal_file;
 
 pub mod fuzzing;
 

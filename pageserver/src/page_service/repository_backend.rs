@@ -1,5 +1,6 @@
 //! The real backend of the page service: the repository and its timelines.
 
+use std::io::Read;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ use crate::store::StoreError;
 use crate::timeline::gc::GcError;
 use crate::timeline::{
     DatabaseTag, LeaseError, Primary, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline,
-    TimelineState,
+    TimelineState, WalFileRequestError,
 };
 use crate::verify::{Repaired, VerifyCounts, VerifyError, VerifyOptions, VerifySink};
 use crate::wal_receiver::{ReceiverState, ReceiverStatus};
@@ -110,7 +111,9 @@ impl From<RepositoryError> for BackendError {
             | RepositoryError::OtherTenant { .. }
             | RepositoryError::Tenant(TenantError::Missing { .. })
             | RepositoryError::Lease(LeaseError::Missing { .. }) => BackendErrorKind::NotFound,
-            RepositoryError::Lease(LeaseError::Duration { .. }) => BackendErrorKind::InvalidRequest,
+            RepositoryError::WalFileRequest(WalFileRequestError::Missing { .. }) => BackendErrorKind::NotFound,
+            RepositoryError::Lease(LeaseError::Duration { .. })
+            | RepositoryError::WalFileRequest(WalFileRequestError::Name { .. }) => BackendErrorKind::InvalidRequest,
             RepositoryError::NameTaken { .. }
             | RepositoryError::Metadata(_)
             | RepositoryError::Replication(ReplicationError::ConnInfo(_)) => BackendErrorKind::InvalidRequest,
@@ -231,6 +234,10 @@ impl RepositoryBackend for Repository {
             "base backup sent"
         );
         Ok(())
+    }
+
+    fn wal_file(&self, timeline: &str, file: &str) -> Result<Box<dyn Read + Send>, BackendError> {
+        Ok(Repository::wal_file(self, timeline, file)?)
     }
 
     fn change_timeline(

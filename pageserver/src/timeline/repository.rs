@@ -22,6 +22,7 @@ mod sizes;
 mod slots;
 mod tenants;
 mod verifying;
+mod wal_files;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,7 @@ pub use pg_history::PgHistory;
 pub use sizes::{Pin, TimelineSizes};
 pub use tenants::{PG_TIMELINE_ID_FIRST, TenantError};
 pub(crate) use verifying::FileCheck;
+pub use wal_files::WalFileRequestError;
 
 /// Directory of the timelines within the data directory.
 const TIMELINES_DIR: &str = "timelines";
@@ -92,6 +94,9 @@ pub enum RepositoryError {
     /// The WAL on our disk cannot be used.
     #[error(transparent)]
     Wal(#[from] WalFileError),
+    /// There is no such file of WAL.
+    #[error(transparent)]
+    WalFileRequest(#[from] WalFileRequestError),
     /// The primary's connection string cannot be used.
     #[error(transparent)]
     Replication(#[from] ReplicationError),

@@ -7,7 +7,7 @@
 //! - Does not know what the records mean; that is `ingest/`.
 //!
 //! In reading order: [`names`], [`history`], where records end ([`record_ends`]), the directory ([`layout`]), writing ([`log`]), recovery
-//! ([`recover`]), reading ([`reader`]), where the record at a position ends ([`record_at`]).
+//! ([`recover`]), reading ([`reader`]), where the record at a position ends ([`record_at`]), whole files for others (`whole_file`).
 
 mod error;
 pub use error::WalFileError;
@@ -31,6 +31,9 @@ pub use reader::WalReader;
 
 mod record_at;
 pub use record_at::RecordAt;
+
+mod whole_file;
+pub use whole_file::WalFileName;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -1,8 +1,10 @@
 //! Computes that are hot standbys: of a primary that the branch follows, and of another compute.
 
-use anyhow::Result;
+use std::fs;
+
+use anyhow::{Context, Result};
 use postgres_ffi::PgVersion;
-use tests::{Compute, Computes, PageServer, Postgres, TestDir, wait_until};
+use tests::{Compute, Computes, PageServer, Pagectl, Postgres, TestDir, wait_until};
 
 use super::life::{LIMIT, rig};
 
@@ -69,5 +71,122 @@ fn a_standby_of_a_compute_finds_it_by_the_branch() -> Result<()> {
     assert_eq!(third.report["branch"], "third");
     computes.destroy("replica")?;
     first.execute("INSERT INTO t VALUES (12)")?;
+    Ok(())
+}
+
+/// Names of the segment files in a server's pg_wal, in order.
+fn segments(server: &Postgres) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(server.data_dir().join("pg_wal"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.len() == 24 {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Writes a segment and more, and a checkpoint behind it.
+fn write_wal(primary: &Postgres) -> Result<()> {
+    primary.execute("SELECT pg_logical_emit_message(false, 'p', repeat('x', 1500000)), pg_switch_wal()")?;
+    primary.execute("CHECKPOINT")
+}
+
+fn wait_until_ingested(server: &PageServer, primary: &Postgres) -> Result<()> {
+    let end_lsn = primary.current_lsn()?;
+    wait_until("the page server", LIMIT, || {
+        Ok(server.timeline("main", "last_record_lsn")?.parse::<postgres_ffi::Lsn>()? >= end_lsn)
+    })
+}
+
+#[test]
+fn a_standby_takes_wal_from_the_page_server_that_its_primary_has_removed() {
+    for version in tests::versions() {
+        check_removed_wal(version).unwrap_or_else(|error| panic!("{version}: {error:?}"));
+    }
+}
+
+fn check_removed_wal(version: PgVersion) -> Result<()> {
+    let dir = TestDir::new("compute-standby-wal")?;
+    let primary = Postgres::builder(version)
+        .wal_segment_mb(1)
+        .setting("min_wal_size", "2MB")
+        .setting("max_wal_size", "2MB")
+        .setting("wal_keep_size", "0")
+        .start(&dir)?;
+    let config = "[wal]\nkeep_mib = 1024\n[store]\nflush_interval_seconds = 1";
+    let mut server = PageServer::builder().config(config)?.start(&dir)?;
+    server.import("main", &primary.conninfo())?;
+    let computes = Computes::new(&mut server)?;
+    primary.execute("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")?;
+    primary.execute("CHECKPOINT")?;
+    wait_until_ingested(&server, &primary)?;
+    let arguments = ["--standby", "--primary", &primary.conninfo(), "--no-sync"];
+    let standby = computes.create("replica", "main", &arguments)?;
+    wait_for_count(&standby, "1000")?;
+    computes.run(&["stop", "replica"])?;
+
+    let needed = primary.query_text("SELECT pg_walfile_name(pg_current_wal_lsn())")?;
+    primary.execute("INSERT INTO t VALUES (1001)")?;
+    wait_until("the primary to remove what the standby has not had", LIMIT, || {
+        write_wal(&primary)?;
+        wait_until_ingested(&server, &primary)?;
+        Ok(!segments(&primary)?.contains(&needed))
+    })?;
+    primary.execute("INSERT INTO t VALUES (1002)")?;
+    computes.run(&["start", "replica"])?;
+    wait_for_count(&standby, "1002")?;
+    let log = fs::read_to_string(standby.root().join("log")).context("the standby's log")?;
+    assert!(log.contains(&format!("restored log file \"{needed}\" from archive")), "{log}");
+    primary.execute("INSERT INTO t VALUES (1003)")?;
+    wait_for_count(&standby, "1003")?;
+    check_files(&server, &primary, &needed, &dir)
+}
+
+/// What `pagectl wal get` gives: the primary's own bytes, whole segments alone, an ancestor's up to where the branch left.
+fn check_files(server: &PageServer, primary: &Postgres, removed: &str, dir: &TestDir) -> Result<()> {
+    let pagectl = server.pagectl()?;
+    let path = dir.path().join("fetched");
+    let path_text = path.to_str().context("a path in UTF-8")?.to_owned();
+    let get =
+        |pagectl: &Pagectl, timeline: &str, file: &str| pagectl.outcome(&["wal", "get", timeline, file, &path_text]);
+    let current = || primary.query_text("SELECT pg_walfile_name(pg_current_wal_lsn())");
+
+    // From here on the primary keeps its files, to compare with.
+    primary.execute("ALTER SYSTEM SET wal_keep_size = '1GB'")?;
+    primary.execute("SELECT pg_reload_conf()")?;
+    wait_until("the setting", LIMIT, || Ok(primary.query_text("SHOW wal_keep_size")? == "1GB"))?;
+    server.query("BRANCH CREATE early FROM main")?;
+    let at_branch = current()?;
+    write_wal(primary)?;
+    let behind_branch = current()?;
+    write_wal(primary)?;
+    let unfinished = current()?;
+    wait_until_ingested(server, primary)?;
+    for (timeline, file) in
+        [("main", behind_branch.as_str()), ("main", &at_branch), ("main", removed), ("early", removed)]
+    {
+        let outcome = get(&pagectl, timeline, file)?;
+        assert_eq!(outcome.exit_code, 0, "{timeline} {file}: {outcome:?}");
+        let fetched = fs::read(&path)?;
+        assert_eq!(fetched.len(), 1 << 20);
+        let is_removed = file == removed;
+        assert!(is_removed || fetched == fs::read(primary.data_dir().join("pg_wal").join(file))?, "{file}");
+        fs::remove_file(&path)?;
+    }
+    let never = "0000000100000000000000FF";
+    for (timeline, file, expected) in [
+        ("main", unfinished.as_str(), "not received to its end yet"),
+        ("early", &behind_branch, "Not found"),
+        ("main", never, "Not found"),
+        ("main", "00000002.history", "Not found"),
+        ("main", "../timeline.json", "not the name"),
+        ("nobody", never, "no such timeline"),
+    ] {
+        let outcome = get(&pagectl, timeline, file)?;
+        assert!(outcome.exit_code == 2 && outcome.stderr.contains(expected), "{timeline} {file}: {outcome:?}");
+        assert!(!path.exists() && !dir.path().join("fetched.part").exists());
+    }
     Ok(())
 }

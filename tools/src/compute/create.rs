@@ -180,7 +180,7 @@ impl Create {
         let mut made = Made::default();
         let done = self.claim(&plan, &mut made).and_then(|()| {
             drop(lock); // Name and port are taken.
-            self.make(&mut plan, &mut page_server, &mut made)
+            self.make(&mut plan, server, &mut page_server, &mut made)
         });
         match done {
             Ok((phases, unpacked, pid)) => output.value(&self.report(&plan, &phases, unpacked, pid, begun.elapsed())),
@@ -298,6 +298,7 @@ impl Create {
     fn make(
         &self,
         plan: &mut Plan,
+        server: &ServerArgs,
         page_server: &mut PageServer,
         made: &mut Made,
     ) -> Result<(Phases, Unpacked, Option<i32>)> {
@@ -305,7 +306,7 @@ impl Create {
         let branch_id = timed(&mut phases.branch, || self.branch_id(plan, page_server, made))?;
         let unpacked =
             timed(&mut phases.base_backup, || take_base_backup(&plan.place, page_server, &branch_id, self.standby))?;
-        timed(&mut phases.configure, || self.configure(plan))?;
+        timed(&mut phases.configure, || self.configure(plan, server, &branch_id))?;
         if self.no_start {
             plan.record.progress = Progress::Ready;
             plan.record.save(&plan.place)?;
@@ -352,7 +353,7 @@ impl Create {
     }
 
     /// Configuration, the superuser's name, rights; durable unless the server will do that.
-    fn configure(&self, plan: &mut Plan) -> Result<()> {
+    fn configure(&self, plan: &mut Plan, server: &ServerArgs, branch_id: &str) -> Result<()> {
         let place = &plan.place;
         let control = postmaster::control_file(place, plan.record.pg_version)?;
         plan.record.start_lsn = match self.standby {
@@ -362,11 +363,16 @@ impl Create {
         if plan.record.role.is_none() {
             plan.record.role = Some(superuser::find(&place.data(), plan.record.pg_version)?);
         }
+        let restore_command = match self.standby {
+            true => standby::restore_command(&plan.owner, server, branch_id)?,
+            false => None,
+        };
         let choices = Choices {
             port: plan.record.port,
             synchronous: plan.record.synchronous,
             auth: self.auth,
             standby_of: plan.record.standby_of.as_deref(),
+            restore_command: restore_command.as_deref(),
             fsync: !self.no_sync,
         };
         settings::write(place, &control, &choices)?;

@@ -61,6 +61,8 @@ pub struct Choices<'a> {
     pub auth: Auth,
     /// Connection string of the primary, for a standby.
     pub standby_of: Option<&'a str>,
+    /// Where a standby gets WAL that its primary has removed.
+    pub restore_command: Option<&'a str>,
     /// `fsync`: what is written survives a crash of the machine.
     pub fsync: bool,
 }
@@ -119,6 +121,7 @@ fn settings(place: &Place, control: &ControlFile, choices: &Choices<'_>) -> Resu
     if let Some(primary) = choices.standby_of {
         set("hot_standby", "on")?;
         set("primary_conninfo", primary)?;
+        set("restore_command", choices.restore_command.unwrap_or_default())?;
     }
     Ok(text)
 }
@@ -177,7 +180,14 @@ mod tests {
         control.max_prepared_xacts = 20;
         control.wal_level = 2;
         let place = Place::new(Path::new("/a \"b'c"), &"dev".parse().expect("a name"));
-        let mut choices = Choices { port: 5433, synchronous: true, auth: Auth::Trust, standby_of: None, fsync: true };
+        let mut choices = Choices {
+            port: 5433,
+            synchronous: true,
+            auth: Auth::Trust,
+            standby_of: None,
+            restore_command: None,
+            fsync: true,
+        };
         let text = settings(&place, &control, &choices).expect("settings");
         for line in [
             "port = '5433'",
@@ -192,9 +202,11 @@ mod tests {
         }
         assert!(!text.contains("primary_conninfo"), "{text}");
         choices.standby_of = Some("host='a' port=1");
+        choices.restore_command = Some("pagectl wal get 'x' \"%f\"");
         let standby = settings(&place, &control, &choices).expect("settings");
         assert!(standby.contains("synchronous_standby_names = ''\n"), "{standby}");
         assert!(standby.contains("primary_conninfo = 'host=''a'' port=1'\n"), "{standby}");
+        assert!(standby.contains("restore_command = 'pagectl wal get ''x'' \"%f\"'\n"), "{standby}");
         choices.standby_of = None;
         choices.synchronous = false;
         control.wal_level = 0;

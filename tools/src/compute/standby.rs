@@ -1,8 +1,10 @@
 //! A compute that is a hot standby: it follows the server that its branch follows, and writes nothing.
 //!
 //! - Begins with a base backup for standbys, so that only WAL since the last checkpoint is replayed whatever the size.
+//! - WAL that its primary has removed meanwhile comes from the page server, as far as that has it.
 //! - The page server has nothing to follow here: the branch stays as it is.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,9 +12,11 @@ use pageserver::replication::ConnInfo;
 use postgres::{Client, NoTls};
 
 use super::create::conninfo;
+use super::owner::Owner;
 use super::page_server::conninfo_for;
 use super::place::Place;
 use super::record::Record;
+use crate::connect::ServerArgs;
 
 /// How a standby calls itself when it connects to its primary.
 const APPLICATION_NAME: &str = "standby";
@@ -30,6 +34,31 @@ pub fn primary_conninfo(given: Option<&str>, on_branch: Option<(&Place, &Record)
             bail!("no compute of this directory is on the branch: name the standby's primary with --primary")
         }
     }
+}
+
+/// What the standby runs for a WAL file that its primary does not give: this program, asking the page server. `None`: the standby's user may not run it, which
+/// is told; PostgreSQL would give up at once if it could not.
+pub fn restore_command(owner: &Owner, server: &ServerArgs, branch_id: &str) -> Result<Option<String>> {
+    let program = std::env::current_exe().context("find the running program")?;
+    let is_runnable =
+        owner.command(&program, Path::new("/")).arg("--version").output().is_ok_and(|run| run.status.success());
+    if !is_runnable {
+        eprintln!(
+            "the standby's user may not run {}: WAL that the primary has removed will not be taken from the page server",
+            program.display()
+        );
+        return Ok(None);
+    }
+    let words = [
+        program.to_str().context("the name of pagectl must be UTF-8")?,
+        "--server",
+        &server.server,
+        "wal",
+        "get",
+        branch_id,
+    ];
+    let words = words.map(|word| format!("'{}'", word.replace('\'', "'\\''").replace('%', "%%")));
+    Ok(Some(format!("{} \"%f\" \"%p\"", words.join(" "))))
 }
 
 /// Returns once WAL flows into the standby. Errors: it does not within `timeout`; its log says why.

@@ -253,6 +253,13 @@ pub enum Command {
     },
     /// `BASEBACKUP [tenant] timeline [lsn] [--gzip] [--no-data] [--standby]`
     BaseBackup(BackupRequest),
+    /// `WAL GET timeline file`
+    WalGet {
+        /// The timeline.
+        timeline: String,
+        /// A segment's or a history file's name.
+        file: String,
+    },
     /// `SHOW` of a parameter that drivers ask for
     ShowParameter {
         /// Its name and value.
@@ -377,6 +384,7 @@ impl Command {
             Command::Select { item } => item.columns(),
             Command::Pagestream { .. }
             | Command::BaseBackup(_)
+            | Command::WalGet { .. }
             | Command::Ignored { .. }
             | Command::Transaction { .. }
             | Command::Deallocate { .. } => &[],

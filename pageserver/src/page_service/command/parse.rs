@@ -93,6 +93,10 @@ pub const FORMS: &[(&str, &str)] = &[
         "BASEBACKUP [tenant] name [lsn] [--gzip] [--no-data] [--standby]",
         "a tar to start a PostgreSQL from, by COPY OUT; --no-data: without relations; --standby: one that follows the primary",
     ),
+    (
+        "WAL GET name file",
+        "a WAL segment that was received to its end, or a history file, by COPY OUT: for restore_command",
+    ),
     ("PAGESTREAM_V3 [tenant] name", "starts a page stream; for programs (PAGESTREAM_V2: the older messages)"),
 ];
 
@@ -129,6 +133,7 @@ fn parse_statement(tokens: &[Token<'_>]) -> Result<Command, PgError> {
         Some("pagestream_v2") => parser.pagestream(Version::V2),
         Some("pagestream_v3") => parser.pagestream(Version::V3),
         Some("basebackup") => parser.base_backup(),
+        Some("wal") => parser.then("get").and_then(|()| parser.wal_get()),
         Some("select") => parser.select(),
         Some("deallocate") => parser.deallocate(),
         Some(word) => without_rows(word).map_or_else(|| Err(parser.unknown(word)), Ok),
@@ -327,6 +332,12 @@ impl Parser<'_> {
         let timeline = names.pop().unwrap_or_default();
         let tenant = names.pop();
         self.finish(Command::BaseBackup(BackupRequest { tenant, timeline, request_lsn, gzip, no_data, standby }))
+    }
+
+    fn wal_get(&mut self) -> Result<Command, PgError> {
+        let timeline = self.name("a timeline")?;
+        let file = self.name("the name of a WAL file")?;
+        self.finish(Command::WalGet { timeline, file })
     }
 
     /// What drivers ask at connect: a constant, or one of a few functions.

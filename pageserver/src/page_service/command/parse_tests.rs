@@ -149,6 +149,9 @@ fn forms() {
     check("BASEBACKUP t main --gzip", backup(Some("t"), None, true, false));
     check("basebackup main 0/16B5A50", backup(None, at, false, false));
     check("basebackup t 'main' 0/16B5A50 --no-data --GZIP", backup(Some("t"), at, true, true));
+    let file = "000000010000000000000002".to_owned();
+    check("wal get main 000000010000000000000002", Command::WalGet { timeline: main(), file: file.clone() });
+    check("WAL GET 'main' '000000010000000000000002'", Command::WalGet { timeline: main(), file });
     check("page get main 1663/5/16384/vm/7", Command::PageGet { timeline: main(), address: ADDRESS, at: None });
     let clog = PageAddress::Slru { kind: SlruKind::Clog, page_no: 3 };
     check("page get main pg_xact/3 at '0/16B5A50'", Command::PageGet { timeline: main(), address: clog, at });
@@ -237,6 +240,9 @@ fn errors() {
     check_error("basebackup a --zip", "42601", "--gzip, --no-data or --standby");
     check_error("basebackup a --gzip --gzip", "42601", "--gzip, --no-data or --standby");
     check_error("basebackup a b 0/1 c", "42601", "the end of the command");
+    check_error("wal", "42601", "GET");
+    check_error("wal get main", "42601", "the name of a WAL file");
+    check_error("wal get main a b", "42601", "the end of the command");
     check_error("fullbackup a b", "0A000", "not supported yet");
     check_error("branch", "42601", "CREATE");
     check_error("branch create a main", "42601", "FROM");

@@ -81,6 +81,7 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         // They give no rows and are run by the connection.
         Command::Pagestream { .. }
         | Command::BaseBackup(_)
+        | Command::WalGet { .. }
         | Command::Ignored { .. }
         | Command::Transaction { .. }
         | Command::Deallocate { .. } => Ok(()),

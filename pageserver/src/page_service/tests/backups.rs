@@ -77,6 +77,21 @@ fn refusals_and_errors_in_the_middle_leave_the_connection() {
 }
 
 #[test]
+fn a_wal_file_is_sent_whole_or_not_at_all() {
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let mut bytes = Vec::new();
+    client.copy_out("WAL GET main whole").expect("begins").read_to_end(&mut bytes).expect("comes");
+    assert!(bytes == backup_bytes());
+    let error = client.copy_out("WAL GET main other").expect_err("is not there");
+    assert!(error.to_string().contains("42704"), "{error}");
+    let mut broken = client.copy_out("WAL GET main broken").expect("begins");
+    let error = broken.read_to_end(&mut Vec::new()).expect_err("ends in the middle");
+    assert!(error.to_string().contains("the disk is broken"), "{error}");
+    assert_eq!(client.query_one("show timelines").expect("goes on").rows.len(), 1);
+}
+
+#[test]
 fn a_backup_waits_for_its_lsn() {
     let fixture = Fixture::new();
     let toy = fixture.toy.clone();

@@ -2,6 +2,7 @@
 //!
 //! Every page says where it belongs: block number and the LSN that made it, so that a wrong page is seen.
 
+use std::io::{self, Read};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,6 +26,15 @@ use crate::page_service::size::SizeCommand;
 use crate::page_service::timeline_change::{OnProgress, TimelineChange, TimelineChanged};
 use crate::verify::{Finding, Part, RepairOutcome, Repaired, VerifyCounts, VerifyOptions, VerifyProgress, VerifySink};
 use crate::wall_time::WallTime;
+
+/// A file whose reading fails.
+struct BrokenFile;
+
+impl Read for BrokenFile {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::other("the disk is broken"))
+    }
+}
 
 pub const ID: &str = "3aa8fcc61f6d357410b7de754b1d9001";
 pub const TENANT: &str = "de200bd42b49cc1814412c7e592dd6e9";
@@ -226,6 +236,14 @@ impl RepositoryBackend for ToyRepository {
             what_to_do: "nothing",
         });
         Ok(VerifyCounts { findings: 1, ..VerifyCounts::default() })
+    }
+
+    fn wal_file(&self, _: &str, file: &str) -> Result<Box<dyn Read + Send>, BackendError> {
+        match file {
+            "whole" => Ok(Box::new(std::io::Cursor::new(backup_bytes()))),
+            "broken" => Ok(Box::new(std::io::Cursor::new(b"half").chain(BrokenFile))),
+            _ => Err(BackendError::not_found("Not found: no such file")),
+        }
     }
 
     fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError> {
