@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -51,6 +52,79 @@ pub(crate) fn write<T: Serialize>(path: &Path, content: &T, points: [Failpoint; 
     fs::rename(&new, path)?;
     points[1].pass();
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+/// What a [`KeptFile`] holds. Its default is what there is without a file.
+pub(crate) trait Kept: Clone + Default + PartialEq + Serialize + DeserializeOwned {
+    /// Raised when an older server could misread it.
+    const FORMAT: u32;
+    /// Passed right before and right after a new file takes the old one's name, and when that is durable.
+    const POINTS: [Failpoint; 3];
+
+    /// The format that the file says it has.
+    fn format(&self) -> u32;
+}
+
+/// A file that one server keeps, and what is in it. A change counts once it is durable.
+pub(crate) struct KeptFile<T> {
+    path: PathBuf,
+    content: Mutex<T>,
+}
+
+impl<T: Kept> KeptFile<T> {
+    /// The file at `path`, which need not be there. Errors: [`io::ErrorKind::InvalidData`] if it is damaged, or of a format that is not known.
+    pub(crate) fn load(path: PathBuf) -> io::Result<Self> {
+        let content = Mutex::new(read_kept(&path)?.unwrap_or_default());
+        Ok(KeptFile { path, content })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is in it. Nobody changes it meanwhile.
+    pub(crate) fn content(&self) -> MutexGuard<'_, T> {
+        self.content.lock()
+    }
+
+    /// Replaces the content, which the caller holds.
+    pub(crate) fn replace(&self, content: &mut MutexGuard<'_, T>, new: T) -> io::Result<()> {
+        let [before_rename, renamed, saved] = T::POINTS;
+        write(&self.path, &new, [before_rename, renamed])?;
+        saved.pass();
+        **content = new;
+        Ok(())
+    }
+
+    /// Writes the file again as it is known.
+    pub(crate) fn write_again(&self) -> io::Result<()> {
+        let mut content = self.content.lock();
+        let known = content.clone();
+        self.replace(&mut content, known)
+    }
+
+    /// Reads the file again. Err: it is damaged, or says something else than is known.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let known = self.content.lock();
+        let found: T = read_kept(&self.path).map_err(|error| error.to_string())?.unwrap_or_default();
+        if found == *known { Ok(()) } else { Err("it says something else than the server knows".to_owned()) }
+    }
+}
+
+/// `None`: there is no file.
+fn read_kept<T: Kept>(path: &Path) -> io::Result<Option<T>> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        bytes => bytes?,
+    };
+    let content: T = parse(&bytes).map_err(|message| io::Error::new(io::ErrorKind::InvalidData, message))?;
+    if content.format() == T::FORMAT {
+        return Ok(Some(content));
+    }
+    let message =
+        format!("a format that this release does not know. format=`{}`, known=`{}`", content.format(), T::FORMAT);
+    Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
 fn to_bytes<T: Serialize>(content: &T) -> io::Result<Vec<u8>> {

@@ -12,7 +12,6 @@ use std::convert::Infallible;
 use std::io;
 use std::ops::Bound;
 use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
@@ -21,6 +20,7 @@ use parking_lot::Mutex;
 use postgres_ffi::Lsn;
 use tracing::debug;
 
+use super::background::Background;
 use super::chain_bound::{Found, HeavyQueue, InHand};
 use super::{ReadError, Timeline};
 use crate::redo::{Chain, RedoError};
@@ -35,27 +35,27 @@ type Timelines = Arc<Mutex<HashMap<TimelineNo, Weak<Timeline>>>>;
 pub(super) struct Backlog {
     timelines: Timelines,
     heavy: Arc<HeavyQueue>,
-    /// The thread ends when the sender is dropped.
-    running: Mutex<Option<(Sender<Infallible>, JoinHandle<()>)>>,
+    thread: Background,
 }
 
 impl Backlog {
     /// Starts on what flushes find from now on.
     pub fn start(found: Receiver<LongChains>) -> io::Result<Self> {
         let timelines = Timelines::default();
-        let (running, stop) = bounded(0);
         let heavy = HeavyQueue::new();
-        let worker = Worker {
+        let worker = |stop, timelines, heavy| Worker {
             found,
-            heavy: Arc::clone(&heavy),
+            heavy,
             heavy_stalled: false,
             room: bounded(1),
             stop,
-            timelines: Arc::clone(&timelines),
+            timelines,
             waiting: Waiting::default(),
         };
-        let thread = thread::Builder::new().name("backlog".to_owned()).spawn(move || worker.run())?;
-        Ok(Backlog { timelines, heavy, running: Mutex::new(Some((running, thread))) })
+        let thread = Background::default();
+        let shared = (Arc::clone(&timelines), Arc::clone(&heavy));
+        thread.start("backlog", move |stop| worker(stop, shared.0, shared.1).run())?;
+        Ok(Backlog { timelines, heavy, thread })
     }
 
     /// Where ingest leaves chains that are too long.
@@ -72,11 +72,7 @@ impl Backlog {
 
     /// Returns when the thread has ended. What the walredo threads have in hand they may still finish.
     pub fn stop(&self) {
-        let running = self.running.lock().take();
-        if let Some((running, thread)) = running {
-            drop(running);
-            let _ = thread.join(); // A panic was logged where it happened.
-        }
+        self.thread.stop();
     }
 }
 

@@ -11,6 +11,7 @@ pub mod id;
 pub mod metadata;
 pub mod version_cache;
 
+mod background;
 mod backlog;
 mod chain_bound;
 mod commit_times;

@@ -178,6 +178,7 @@ fn check_files(server: &PageServer, primary: &Postgres, removed: &str, dir: &Tes
     let never = "0000000100000000000000FF";
     for (timeline, file, expected) in [
         ("main", unfinished.as_str(), "not received to its end yet"),
+        ("early", &at_branch, "Not found"),
         ("early", &behind_branch, "Not found"),
         ("main", never, "Not found"),
         ("main", "00000002.history", "Not found"),

@@ -9,10 +9,9 @@ use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use keyenc::Key;
 use parking_lot::Mutex;
 use postgres_ffi::Lsn;
@@ -25,6 +24,7 @@ use super::{Repository, RepositoryError};
 use crate::basebackup::wal_place;
 use crate::failpoint::Failpoint;
 use crate::store::StoreError;
+use crate::timeline::background::Background;
 use crate::timeline::gc::{
     GcCounts, GcError, OwnRetention, Pace, Pass, PassProgress, RemovedOfClass, Retention, WalSize,
 };
@@ -122,7 +122,7 @@ pub(super) struct Collecting {
     one_at_a_time: Mutex<()>,
     paused: AtomicBool,
     told: Mutex<HashMap<TimelineId, Told>>,
-    thread: Mutex<Option<(Sender<Infallible>, JoinHandle<()>)>>,
+    thread: Background,
     /// The server shuts down: passes by hand end, too.
     is_stopping: AtomicBool,
 }
@@ -135,11 +135,7 @@ impl Collecting {
     /// Ends the thread and every pass.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::SeqCst);
-        let thread = self.thread.lock().take();
-        if let Some((running, thread)) = thread {
-            drop(running);
-            let _ = thread.join(); // A panic was logged where it happened.
-        }
+        self.thread.stop();
         drop(self.one_at_a_time.lock());
     }
 }
@@ -147,11 +143,9 @@ impl Collecting {
 impl Repository {
     /// Starts to collect garbage in the background.
     pub fn start_collecting(&self) -> Result<(), RepositoryError> {
-        let (running, stop) = bounded(0);
         let (me, period) = (self.me.clone(), Duration::from_secs(self.config.gc.period_seconds));
-        let thread = std::thread::Builder::new().name("gc".to_owned()).spawn(move || collect(&me, period, &stop));
-        *self.collecting.thread.lock() = Some((running, thread.map_err(RepositoryError::Thread)?));
-        Ok(())
+        let thread = &self.collecting.thread;
+        thread.start("gc", move |stop| collect(&me, period, &stop)).map_err(RepositoryError::Thread)
     }
 
     /// Passes do not begin by themselves any more, until [`Repository::resume_collecting`] or the next start; one that runs in the background stops.

@@ -10,19 +10,16 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
 use postgres_ffi::Lsn;
 use serde::{Deserialize, Serialize};
 
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
-use crate::sealed_file;
+use crate::sealed_file::{Kept, KeptFile};
 use crate::timeline::TimelineId;
 
 /// Name of the file within the data directory.
 pub(super) const LEASES_FILE_NAME: &str = "leases.json";
-/// Format of the file; raised when an older server could misread it.
-const FORMAT: u32 = 1;
 /// How long a lease is valid without another wish.
 pub const LEASE_DEFAULT: Duration = Duration::from_secs(600);
 /// The longest lease: a hundred years.
@@ -42,12 +39,27 @@ pub struct Lease {
     pub valid_until_unix_seconds: u64,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LeasesFile {
     format: u32,
     lease_id_last: u64,
     leases: Vec<Lease>,
+}
+
+impl Default for LeasesFile {
+    fn default() -> Self {
+        LeasesFile { format: Self::FORMAT, lease_id_last: 0, leases: Vec::new() }
+    }
+}
+
+impl Kept for LeasesFile {
+    const FORMAT: u32 = 1;
+    const POINTS: [Failpoint; 3] = [Failpoint::LeaseBeforeRename, Failpoint::LeaseRenamed, Failpoint::LeaseSaved];
+
+    fn format(&self) -> u32 {
+        self.format
+    }
 }
 
 /// A lease cannot be given or ended.
@@ -76,59 +88,46 @@ pub enum LeaseError {
 }
 
 /// All leases of a server.
-pub(crate) struct Leases {
-    path: PathBuf,
-    file: Mutex<LeasesFile>,
-}
+pub(crate) struct Leases(KeptFile<LeasesFile>);
 
 impl Leases {
     /// The leases in `data_dir`. Errors: unreadable or damaged.
     pub(super) fn load(data_dir: &Path) -> Result<Self, RepositoryError> {
         let path = data_dir.join(LEASES_FILE_NAME);
-        let file = match std::fs::read(&path) {
-            Ok(bytes) => parse(&bytes).map_err(|message| LeaseError::Damaged { path: path.clone(), message })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                LeasesFile { format: FORMAT, ..LeasesFile::default() }
+        match KeptFile::load(path.clone()) {
+            Ok(file) => Ok(Leases(file)),
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                Err(LeaseError::Damaged { path, message: error.to_string() }.into())
             }
-            Err(source) => return Err(RepositoryError::Io { doing: "read the leases", path, source }),
-        };
-        Ok(Leases { path, file: Mutex::new(file) })
+            Err(source) => Err(RepositoryError::Io { doing: "read the leases", path, source }),
+        }
     }
 
     /// True if a lease is on exactly `lsn`.
     pub(crate) fn covers(&self, timeline_id: TimelineId, lsn: Lsn) -> bool {
         let now = now();
-        self.file.lock().leases.iter().any(|lease| lease.is_on(timeline_id, now) && lease.lsn == lsn)
+        self.0.content().leases.iter().any(|lease| lease.is_on(timeline_id, now) && lease.lsn == lsn)
     }
 
     /// Where the file is.
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
     /// Reads the file again. Err: it is damaged, or says something else than what was given out.
     pub(super) fn check_file(&self) -> Result<(), String> {
-        let known = self.file.lock();
-        let found = match std::fs::read(&self.path) {
-            Ok(bytes) => parse(&bytes)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && known.lease_id_last == 0 => return Ok(()),
-            Err(error) => return Err(error.to_string()),
-        };
-        let is_same = (found.lease_id_last, &found.leases) == (known.lease_id_last, &known.leases);
-        if is_same { Ok(()) } else { Err("it says something else than the server knows".to_owned()) }
+        self.0.check()
     }
 
     /// Writes the file again as it is known.
     pub(super) fn write_again(&self) -> Result<(), RepositoryError> {
-        let mut file = self.file.lock();
-        let known = LeasesFile { format: FORMAT, lease_id_last: file.lease_id_last, leases: file.leases.clone() };
-        self.replace(&mut file, known)
+        self.0.write_again().map_err(|source| self.write_failed(source))
     }
 
     /// LSNs of the timeline that are leased.
     pub(super) fn lsns_of(&self, timeline_id: TimelineId) -> Vec<Lsn> {
         let now = now();
-        let file = self.file.lock();
+        let file = self.0.content();
         file.leases.iter().filter(|lease| lease.is_on(timeline_id, now)).map(|lease| lease.lsn).collect()
     }
 
@@ -140,7 +139,7 @@ impl Leases {
     /// Leases on LSNs of the timeline below `end_lsn`.
     pub(super) fn ids_below(&self, timeline_id: TimelineId, end_lsn: Lsn) -> Vec<u64> {
         let now = now();
-        let file = self.file.lock();
+        let file = self.0.content();
         let below = file.leases.iter().filter(|lease| lease.is_on(timeline_id, now) && lease.lsn < end_lsn);
         below.map(|lease| lease.lease_id).collect()
     }
@@ -148,11 +147,11 @@ impl Leases {
     /// The leases that are valid.
     pub(super) fn all(&self) -> Vec<Lease> {
         let now = now();
-        self.file.lock().leases.iter().filter(|lease| now < lease.valid_until_unix_seconds).cloned().collect()
+        self.0.content().leases.iter().filter(|lease| now < lease.valid_until_unix_seconds).cloned().collect()
     }
 
     fn add(&self, timeline_id: TimelineId, lsn: Lsn, duration: Duration) -> Result<Lease, RepositoryError> {
-        let mut file = self.file.lock();
+        let mut file = self.0.content();
         let lease = Lease {
             lease_id: file.lease_id_last + 1,
             timeline_id,
@@ -161,26 +160,23 @@ impl Leases {
         };
         let mut leases = file.valid();
         leases.push(lease.clone());
-        self.replace(&mut file, LeasesFile { format: FORMAT, lease_id_last: lease.lease_id, leases })?;
+        let new = LeasesFile { lease_id_last: lease.lease_id, leases, ..LeasesFile::default() };
+        self.0.replace(&mut file, new).map_err(|source| self.write_failed(source))?;
         Ok(lease)
     }
 
     fn end(&self, lease_id: u64) -> Result<Lease, RepositoryError> {
-        let mut file = self.file.lock();
+        let mut file = self.0.content();
         let mut leases = file.valid();
         let at = leases.iter().position(|lease| lease.lease_id == lease_id).ok_or(LeaseError::Missing { lease_id })?;
         let ended = leases.remove(at);
-        let new = LeasesFile { format: FORMAT, lease_id_last: file.lease_id_last, leases };
-        self.replace(&mut file, new)?;
+        let new = LeasesFile { lease_id_last: file.lease_id_last, leases, ..LeasesFile::default() };
+        self.0.replace(&mut file, new).map_err(|source| self.write_failed(source))?;
         Ok(ended)
     }
 
-    fn replace(&self, file: &mut LeasesFile, new: LeasesFile) -> Result<(), RepositoryError> {
-        let written = sealed_file::write(&self.path, &new, [Failpoint::LeaseBeforeRename, Failpoint::LeaseRenamed]);
-        written.map_err(|source| RepositoryError::Io { doing: "write the leases", path: self.path.clone(), source })?;
-        Failpoint::LeaseSaved.pass();
-        *file = new;
-        Ok(())
+    fn write_failed(&self, source: std::io::Error) -> RepositoryError {
+        RepositoryError::Io { doing: "write the leases", path: self.path().to_owned(), source }
     }
 }
 
@@ -224,14 +220,6 @@ impl Repository {
     /// Ends a lease before its time. Errors: [`LeaseError::Missing`]; the disk.
     pub fn end_lease(&self, lease_id: u64) -> Result<Lease, RepositoryError> {
         self.leases.end(lease_id)
-    }
-}
-
-fn parse(bytes: &[u8]) -> Result<LeasesFile, String> {
-    let file: LeasesFile = sealed_file::parse(bytes)?;
-    match file.format {
-        FORMAT => Ok(file),
-        format => Err(format!("format {format} is not {FORMAT}")),
     }
 }
 

@@ -12,13 +12,12 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Weak;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use parking_lot::{Condvar, Mutex};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
@@ -27,23 +26,37 @@ use super::slots::{Dropped, try_drop};
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
 use crate::replication::one_line;
-use crate::sealed_file;
+use crate::sealed_file::{Kept, KeptFile};
+use crate::timeline::background::Background;
 use crate::timeline::metadata::Primary;
 
 /// Name of the file within the data directory.
 const FILE_NAME: &str = "slots.json";
-/// Format of the file; raised when an older server could misread it.
-const FORMAT: u32 = 1;
 /// After the first failure, and at most.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3600)];
 /// A primary that could not be reached for so long is gone.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(7 * 86_400);
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SlotsFile {
     format: u32,
     slots: Vec<LeftSlot>,
+}
+
+impl Default for SlotsFile {
+    fn default() -> Self {
+        SlotsFile { format: Self::FORMAT, slots: Vec::new() }
+    }
+}
+
+impl Kept for SlotsFile {
+    const FORMAT: u32 = 1;
+    const POINTS: [Failpoint; 3] = [Failpoint::SlotsBeforeRename, Failpoint::SlotsRenamed, Failpoint::SlotsSaved];
+
+    fn format(&self) -> u32 {
+        self.format
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,12 +80,11 @@ impl LeftSlot {
 
 /// The list.
 pub(super) struct LeftSlots {
-    path: PathBuf,
-    file: Mutex<SlotsFile>,
+    file: KeptFile<SlotsFile>,
     /// Names of slots that somebody makes, keeps or drops.
     in_hand: Mutex<HashSet<String>>,
     put_down: Condvar,
-    thread: Mutex<Option<(Sender<Infallible>, JoinHandle<()>)>>,
+    thread: Background,
 }
 
 /// A slot in somebody's hand: nobody else makes, keeps or drops it.
@@ -118,44 +130,29 @@ impl LeftSlots {
     /// The list in `data_dir`. Errors: unreadable or damaged.
     pub fn load(data_dir: &Path) -> Result<Self, RepositoryError> {
         let path = data_dir.join(FILE_NAME);
-        let io = |source| RepositoryError::Io { doing: "read the slots that are to go", path: path.clone(), source };
-        let file = match std::fs::read(&path) {
-            Ok(bytes) => parse(&bytes).map_err(|message| io(std::io::Error::other(message)))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                SlotsFile { format: FORMAT, slots: Vec::new() }
-            }
-            Err(error) => return Err(io(error)),
-        };
-        let (in_hand, put_down, thread) = (Mutex::default(), Condvar::new(), Mutex::default());
-        Ok(LeftSlots { path, file: Mutex::new(file), in_hand, put_down, thread })
+        let doing = "read the slots that are to go";
+        let file = KeptFile::load(path.clone()).map_err(|source| RepositoryError::Io { doing, path, source })?;
+        Ok(LeftSlots { file, in_hand: Mutex::default(), put_down: Condvar::new(), thread: Background::default() })
     }
 
     /// Where the file is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Reads the file again. Err: it is damaged, or says something else than is known.
     pub fn check_file(&self) -> Result<(), String> {
-        let known = self.file.lock();
-        let found = match std::fs::read(&self.path) {
-            Ok(bytes) => parse(&bytes)?.slots,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error.to_string()),
-        };
-        if found == known.slots { Ok(()) } else { Err("it says something else than the server knows".to_owned()) }
+        self.file.check()
     }
 
     /// Writes the file again as it is known.
     pub fn write_again(&self) -> Result<(), RepositoryError> {
-        let mut file = self.file.lock();
-        let known = file.slots.clone();
-        self.replace(&mut file, known)
+        self.file.write_again().map_err(|source| self.write_failed(source))
     }
 
     /// From now on the slot goes, unless a timeline names it. Durable.
     pub fn add(&self, primary: &Primary) -> Result<(), RepositoryError> {
-        let mut file = self.file.lock();
+        let mut file = self.file.content();
         if file.slots.iter().any(|listed| listed.is_of(primary)) {
             return Ok(());
         }
@@ -181,7 +178,7 @@ impl LeftSlots {
     }
 
     fn remove(&self, primary: &Primary) -> Result<(), RepositoryError> {
-        let mut file = self.file.lock();
+        let mut file = self.file.content();
         let slots: Vec<LeftSlot> = file.slots.iter().filter(|listed| !listed.is_of(primary)).cloned().collect();
         if slots.len() == file.slots.len() {
             return Ok(());
@@ -189,47 +186,31 @@ impl LeftSlots {
         self.replace(&mut file, slots)
     }
 
-    fn replace(&self, file: &mut SlotsFile, slots: Vec<LeftSlot>) -> Result<(), RepositoryError> {
-        let new = SlotsFile { format: FORMAT, slots };
-        let written = sealed_file::write(&self.path, &new, [Failpoint::SlotsBeforeRename, Failpoint::SlotsRenamed]);
-        let doing = "write the slots that are to go";
-        written.map_err(|source| RepositoryError::Io { doing, path: self.path.clone(), source })?;
-        Failpoint::SlotsSaved.pass();
-        *file = new;
-        Ok(())
+    fn replace(&self, file: &mut MutexGuard<'_, SlotsFile>, slots: Vec<LeftSlot>) -> Result<(), RepositoryError> {
+        let new = SlotsFile { slots, ..SlotsFile::default() };
+        self.file.replace(file, new).map_err(|source| self.write_failed(source))
+    }
+
+    fn write_failed(&self, source: std::io::Error) -> RepositoryError {
+        RepositoryError::Io { doing: "write the slots that are to go", path: self.path().to_owned(), source }
     }
 
     /// Ends the thread.
     pub fn stop(&self) {
-        let thread = self.thread.lock().take();
-        if let Some((running, thread)) = thread {
-            drop(running);
-            let _ = thread.join(); // A panic was logged where it happened.
-        }
-    }
-}
-
-fn parse(bytes: &[u8]) -> Result<SlotsFile, String> {
-    let file: SlotsFile = sealed_file::parse(bytes)?;
-    match file.format {
-        FORMAT => Ok(file),
-        format => Err(format!("a format that this release does not know. format=`{format}`")),
+        self.thread.stop();
     }
 }
 
 impl Repository {
     /// Starts to drop slots that an earlier run, or a primary that could not be reached, has left.
     pub fn start_dropping_slots(&self) -> Result<(), RepositoryError> {
-        let (running, stop) = bounded(0);
         let me = self.me.clone();
-        let thread = std::thread::Builder::new().name("slots".to_owned()).spawn(move || run(&me, &stop));
-        *self.left_slots.thread.lock() = Some((running, thread.map_err(RepositoryError::Thread)?));
-        Ok(())
+        self.left_slots.thread.start("slots", move |stop| run(&me, &stop)).map_err(RepositoryError::Thread)
     }
 
     /// Tries each slot that is to go. True: none is left that could not be dropped.
     fn drop_left_slots(&self) -> bool {
-        let listed = self.left_slots.file.lock().slots.clone();
+        let listed = self.left_slots.file.content().slots.clone();
         let stay = listed.iter().filter(|left| !self.drop_left_slot(left)).count();
         stay == 0
     }
@@ -279,7 +260,7 @@ mod tests {
     }
 
     fn listed(slots: &LeftSlots) -> Vec<Primary> {
-        slots.file.lock().slots.iter().map(LeftSlot::primary).collect()
+        slots.file.content().slots.iter().map(LeftSlot::primary).collect()
     }
 
     #[test]

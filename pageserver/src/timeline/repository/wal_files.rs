@@ -75,7 +75,10 @@ impl Repository {
         }
         let Some((ancestor, branch_lsn)) = timeline.nearest_ancestor() else { return Ok(None) };
         let is_shared = match name {
-            WalFileName::Segment { segment_no, .. } => layout.segment_start_of(segment_no) < branch_lsn,
+            // The one in which the branch was made goes on with what the ancestor wrote later. The branch's own has what was in front.
+            WalFileName::Segment { segment_no, .. } => {
+                layout.segment_start_of(segment_no.saturating_add(1)) <= branch_lsn
+            }
             WalFileName::History { timeline_id } => {
                 timeline_id <= self.pg_history_at(&ancestor, branch_lsn)?.timeline_id
             }
