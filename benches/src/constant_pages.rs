@@ -64,7 +64,7 @@ impl RepositoryBackend for ConstantPages {
         Err(BackendError::not_found("nothing can be imported here"))
     }
 
-    fn wal_file(&self, _: &str, _: &str) -> Result<Box<dyn std::io::Read + Send>, BackendError> {
+    fn wal_file(&self, _: &str, _: &str) -> Result<(u64, Box<dyn std::io::Read + Send>), BackendError> {
         Err(BackendError::not_found("there is no cluster to back up here"))
     }
 

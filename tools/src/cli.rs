@@ -22,10 +22,12 @@ use crate::size::Size;
 use crate::time::{LsnAtTime, TimeAtLsn};
 use crate::verify::{Repair, Verify};
 use crate::wal_dump::WalDump;
-use crate::wal_get::WalGet;
+use crate::wal_get::{NoAnswer, WalGet};
 
 /// Exit code of a command that could not be carried out; clap uses the same for wrong arguments.
 const EXIT_FAILED: u8 = 2;
+/// Exit code of `wal get --strict` at which PostgreSQL's recovery gives up. PG: xlogarchive.c, RestoreArchivedFile.
+const EXIT_NO_ANSWER: u8 = 126;
 
 /// Looks into a page server: its timelines, pages, WAL and store.
 ///
@@ -145,7 +147,7 @@ pub fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pagectl: {error:#}");
-            ExitCode::from(EXIT_FAILED)
+            ExitCode::from(if error.is::<NoAnswer>() { EXIT_NO_ANSWER } else { EXIT_FAILED })
         }
     }
 }

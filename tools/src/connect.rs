@@ -23,7 +23,16 @@ pub struct ServerArgs {
 impl ServerArgs {
     /// Connects.
     pub fn connect(&self) -> Result<Client> {
-        let mut config = ClientConfig::new(&self.server);
+        self.connect_with(ClientConfig::new(&self.server))
+    }
+
+    /// Connects, and waits no longer than `limit` for a message of the server.
+    pub fn connect_impatient(&self, limit: Duration) -> Result<Client> {
+        let config = ClientConfig::new(&self.server);
+        self.connect_with(ClientConfig { read_timeout: Some(limit), ..config })
+    }
+
+    fn connect_with(&self, mut config: ClientConfig) -> Result<Client> {
         config.application_name = "pagectl".to_owned();
         Client::connect(&config).with_context(|| format!("connect to the page server at {}", self.server))
     }

@@ -32,6 +32,8 @@ use crate::wall_time::WallTime;
 pub enum BackendErrorKind {
     /// There is no such timeline, relation or segment.
     NotFound,
+    /// There is no such file.
+    FileMissing,
     /// It will be there, or could be: the LSN has not arrived within the time given.
     NotYet,
     /// The request can never succeed as it stands.
@@ -139,8 +141,9 @@ pub trait RepositoryBackend: Send + Sync + 'static {
     /// right); `Unavailable` when `sink` takes no more.
     fn base_backup(&self, request: &BackupRequest, sink: &mut dyn BackupSink) -> Result<(), BackendError>;
 
-    /// The bytes of a WAL segment or history file of a timeline. Errors: `NotFound` (not received to its end, removed), `InvalidRequest` (no such name).
-    fn wal_file(&self, timeline: &str, file: &str) -> Result<Box<dyn Read + Send>, BackendError>;
+    /// Length and bytes of a WAL segment or history file of a timeline. Errors: `FileMissing` (not received to its end, removed), `NotYet` (not ingested),
+    /// `Corrupt`, `NotFound` (no such timeline), `InvalidRequest` (no such name).
+    fn wal_file(&self, timeline: &str, file: &str) -> Result<(u64, Box<dyn Read + Send>), BackendError>;
 
     /// Makes, changes or deletes a timeline. `progress` as for [`Self::import`], for what takes long.
     fn change_timeline(

@@ -24,6 +24,8 @@ pub mod sqlstate {
     pub const INVALID_CURSOR_NAME: &str = "34000";
     /// syntax_error
     pub const SYNTAX_ERROR: &str = "42601";
+    /// undefined_file
+    pub const UNDEFINED_FILE: &str = "58P01";
     /// undefined_object
     pub const UNDEFINED_OBJECT: &str = "42704";
     /// duplicate_prepared_statement
@@ -76,6 +78,7 @@ impl From<BackendError> for PgError {
         use BackendErrorKind as Kind;
         let sqlstate = match error.kind {
             Kind::NotFound => sqlstate::UNDEFINED_OBJECT,
+            Kind::FileMissing => sqlstate::UNDEFINED_FILE,
             Kind::NotYet => sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
             Kind::InvalidRequest => sqlstate::INVALID_PARAMETER_VALUE,
             Kind::Corrupt => sqlstate::DATA_CORRUPTED,

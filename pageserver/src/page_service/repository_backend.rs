@@ -32,6 +32,7 @@ use crate::timeline::{
     TimelineState, WalFileRequestError,
 };
 use crate::verify::{Repaired, VerifyCounts, VerifyError, VerifyOptions, VerifySink};
+use crate::wal::WalFileError;
 use crate::wal_receiver::{ReceiverState, ReceiverStatus};
 use crate::wall_time::WallTime;
 
@@ -111,7 +112,11 @@ impl From<RepositoryError> for BackendError {
             | RepositoryError::OtherTenant { .. }
             | RepositoryError::Tenant(TenantError::Missing { .. })
             | RepositoryError::Lease(LeaseError::Missing { .. }) => BackendErrorKind::NotFound,
-            RepositoryError::WalFileRequest(WalFileRequestError::Missing { .. }) => BackendErrorKind::NotFound,
+            RepositoryError::WalFileRequest(WalFileRequestError::Missing { .. }) => BackendErrorKind::FileMissing,
+            RepositoryError::WalFileRequest(WalFileRequestError::NotIngested { .. }) => BackendErrorKind::NotYet,
+            RepositoryError::Wal(WalFileError::Corrupt { .. } | WalFileError::Length { .. }) => {
+                BackendErrorKind::Corrupt
+            }
             RepositoryError::Lease(LeaseError::Duration { .. })
             | RepositoryError::WalFileRequest(WalFileRequestError::Name { .. }) => BackendErrorKind::InvalidRequest,
             RepositoryError::NameTaken { .. }
@@ -236,7 +241,7 @@ impl RepositoryBackend for Repository {
         Ok(())
     }
 
-    fn wal_file(&self, timeline: &str, file: &str) -> Result<Box<dyn Read + Send>, BackendError> {
+    fn wal_file(&self, timeline: &str, file: &str) -> Result<(u64, Box<dyn Read + Send>), BackendError> {
         Ok(Repository::wal_file(self, timeline, file)?)
     }
 

@@ -1,6 +1,6 @@
 //! What chains weigh below the layers in memory, so that a chain's weight is known without a look into RocksDB.
 //!
-//! - **Never:** a weight below what it is. A key that is not listed weighs no more than the floor.
+//! - **Never:** a weight below what it is, unless that is above the limit. A key that is not listed weighs no more than the floor.
 //! - Bounded: where too many are listed, the lightest half goes and the floor rises to the heaviest of these. A weight that is taken for more than it
 //!   is costs a look at the chain, not a wrong page.
 //! - What the heaviest chains weigh is stored with each watermark. On a branch nothing is listed at first and the floor is the limit, so each page is looked
@@ -33,6 +33,11 @@ impl Carried {
     /// Knows of these, and that no other chain weighs more than `floor`.
     pub fn listed(floor: Weight, chains: Vec<(Key, Weight)>) -> Self {
         Carried { floor, weights: chains.into_iter().collect() }
+    }
+
+    /// What is not listed counts as no heavier than `limit`, though it may be: its chain is looked at all the same when it is changed for the first time.
+    pub fn with_floor_at_most(self, limit: Weight) -> Self {
+        Carried { floor: self.floor.min(limit), ..self }
     }
 
     /// The heaviest chains, as many as are stored with a watermark, in the order of keys; no other one weighs more than the floor that comes with them.

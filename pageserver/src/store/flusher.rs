@@ -1,6 +1,6 @@
 //! The thread that turns frozen layers into files of RocksDB, one layer at a time, oldest first.
 //!
-//! - Order: files written and synced, ingested with the watermark in one step, watermark published, layer dropped. A reader between two
+//! - Order: files written and synced, ingested with the watermark in one step, layer dropped, watermark published. A reader between two
 //!   of these steps sees the same versions.
 //! - The first failure, of a flush or of a compaction, poisons the store and ends the thread. Layers that were not written stay readable.
 //! - Waits while level 0 is full: memory fills up, `put` blocks, and the primary sees replication lag.
@@ -83,10 +83,11 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
     pass(has_pages, Failpoint::StoreBeforeIngest, Failpoint::StorePagesBeforeIngest);
     set.ingest()?;
     pass(has_pages, Failpoint::StoreIngested, Failpoint::StorePagesIngested);
+    // Dropped first: whoever knows the watermark finds no layer any more that it covers. See `gather`.
+    state.layers.drop_frozen(frozen);
     if frozen.publish {
         *state.watermark.lock() = Some(Watermark { last_record_lsn: frozen.last_record_lsn });
     }
-    state.layers.drop_frozen(frozen);
     Failpoint::StoreFlushed.pass();
     let counters = &inner.counters;
     counters.flushes.add(1);

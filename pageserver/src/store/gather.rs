@@ -2,6 +2,8 @@
 //!
 //! - **Never:** a version above `request_lsn`, or one twice. Each source is read strictly below the last version seen.
 //! - At most one seek; none when a layer ends the gather.
+//! - **Never:** newer versions as they were before a garbage collection and older ones as they are after it: together they are no page. What is collected lies at or
+//!   below the watermark, and no layer that is taken when the watermark is known has versions there. So both must come under one watermark.
 //! - Values of one gather share one allocation: a page that is kept keeps its own few deltas, never a layer or a block.
 
 use std::cell::RefCell;
@@ -10,6 +12,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use keyenc::{Key, Kind, TimelineNo, VersionKey};
 use postgres_ffi::Lsn;
+use rocksdb::DBRawIterator;
 
 use super::StoreError;
 use super::db::{Db, read_error};
@@ -53,6 +56,9 @@ thread_local! {
 }
 
 /// Adds the versions of `key` at or below `request_lsn`, and strictly below the last one of `found`. True: one of them ends the gather.
+///
+/// `None`: `found` is as before, since what is in the layers does not go with what is in RocksDB. `is_same_watermark`: the watermark still is what it was before the layers
+/// were taken.
 pub(super) fn gather(
     db: &Db,
     timeline: TimelineNo,
@@ -60,9 +66,10 @@ pub(super) fn gather(
     key: &Key,
     request_lsn: Lsn,
     found: &mut Gathered,
+    is_same_watermark: &dyn Fn() -> bool,
     counters: &Counters,
-) -> Result<bool, StoreError> {
-    let Some(bound) = first_bound(request_lsn, found) else { return Ok(false) };
+) -> Result<Option<bool>, StoreError> {
+    let Some(bound) = first_bound(request_lsn, found) else { return Ok(Some(false)) };
     SCRATCH.with_borrow_mut(|scratch| {
         scratch.clear();
         let ended = match scratch.add_from_layers(layers, key, bound) {
@@ -70,12 +77,19 @@ pub(super) fn gather(
             Progress::Exhausted => false,
             Progress::Below(bound) => {
                 counters.gather_seeks.add(1);
-                scratch.add_from_db(db, timeline, key, bound, found.is_cold)?
+                let mut versions = match found.is_cold {
+                    true => db.cold_object_iterator(timeline, key),
+                    false => db.object_iterator(timeline, key),
+                };
+                if !scratch.versions.is_empty() && !is_same_watermark() {
+                    return Ok(None);
+                }
+                scratch.add_from_db(&mut versions, timeline, key, bound)?
             }
         };
         counters.count_gather(scratch.versions.len());
         scratch.move_to(found);
-        Ok(ended)
+        Ok(Some(ended))
     })
 }
 
@@ -132,15 +146,12 @@ impl Scratch {
 
     fn add_from_db(
         &mut self,
-        db: &Db,
+        versions: &mut DBRawIterator<'_>,
         timeline: TimelineNo,
         key: &Key,
         bound: VersionBound,
-        is_cold: bool,
     ) -> Result<bool, StoreError> {
         let prefix = VersionKey::object_prefix(timeline, key);
-        let mut versions =
-            if is_cold { db.cold_object_iterator(timeline, key) } else { db.object_iterator(timeline, key) };
         versions.seek_for_prev(bound.version_key(timeline, key).encode());
         while let Some((found_key, value)) = versions.item() {
             if !found_key.starts_with(&prefix) {

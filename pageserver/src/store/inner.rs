@@ -112,6 +112,11 @@ impl Inner {
         }
     }
 
+    /// True if what is put now need not wait, and can become durable.
+    pub fn has_room(&self) -> bool {
+        self.check_writable().is_ok() && self.memory.layers() < self.config.layer_bytes
+    }
+
     /// Waits until the layers take less than they may.
     pub fn wait_for_room(&self) -> Result<(), StoreError> {
         self.check_writable()?;

@@ -27,7 +27,7 @@ pub enum Settled {
 
 impl TimelineStore {
     /// Takes what was found of `key`, whose newest version at or below `request_lsn` was seen by a gather from this timeline and its ancestors. False:
-    /// nothing was taken, since a layer has become full meanwhile; gather again.
+    /// nothing was taken, since a layer has become full meanwhile (gather again), or no layer takes a page now.
     ///
     /// Requires: `request_lsn` was the last record's end, or below, when it was gathered.
     pub fn settle(&self, key: &Key, request_lsn: Lsn, settled: &Settled) -> bool {
@@ -36,7 +36,8 @@ impl TimelineStore {
         {
             let mut writer = state.writer.lock();
             let layers = state.layers.current();
-            if request_lsn < layers.open_above || state.is_deleted() {
+            let has_room = !matches!(settled, Settled::Made(..)) || inner.has_room();
+            if request_lsn < layers.open_above || state.is_deleted() || !has_room {
                 return false;
             }
             match settled {

@@ -132,7 +132,16 @@ impl Drop for Store {
 fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<(Option<Watermark>, Carried), StoreError> {
     let mut found = Gathered::default();
     let layers = LayerMap::new(Lsn::ZERO).current();
-    gather::gather(&inner.db, timeline, &layers, &watermark_key(), Lsn::MAX, &mut found, &Default::default())?;
+    gather::gather(
+        &inner.db,
+        timeline,
+        &layers,
+        &watermark_key(),
+        Lsn::MAX,
+        &mut found,
+        &|| true,
+        &Default::default(),
+    )?;
     let Some((version_lsn, _, value)) = found.versions.first() else {
         return Ok((None, Carried::new(0)));
     };
@@ -146,5 +155,6 @@ fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<(Option<Waterma
         });
     }
     // One that knew of no bound, or had none: chains may weigh anything.
+    let carried = carried.map(|carried| carried.with_floor_at_most(inner.weight_max()));
     Ok((Some(watermark), carried.unwrap_or_else(|| Carried::new(inner.weight_max()))))
 }

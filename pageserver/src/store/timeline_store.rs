@@ -12,7 +12,8 @@ use postgres_ffi::Lsn;
 use super::cache_back::page_bytes;
 use super::chain_weight::HeavyFinder;
 use super::gather::{self, Gathered};
-use super::layer_map::LayerMap;
+use super::inner::Inner;
+use super::layer_map::{LayerMap, Layers};
 use super::scan;
 use super::search;
 use super::timeline_state::TimelineState;
@@ -135,19 +136,38 @@ impl TimelineStore {
     ///
     /// Errors: `Corrupt`, `Read`; `found` is then as before.
     pub fn gather(&self, key: &Key, request_lsn: Lsn, found: &mut Gathered) -> Result<bool, StoreError> {
-        let inner = self.store.inner();
-        // First the layers, then (inside) the iterator: see `layer_map`.
-        let layers = self.state.layers.current();
-        self.note(gather::gather(&inner.db, self.state.timeline, &layers, key, request_lsn, found, &inner.counters))
+        loop {
+            let watermark = self.watermark();
+            // First the layers, then (inside) the iterator: see `layer_map`.
+            let layers = self.state.layers.current();
+            // Again only after a flush: see `gather`.
+            if let Some(ended) =
+                self.gather_from(&layers, key, request_lsn, found, &|| self.watermark() == watermark)?
+            {
+                return Ok(ended);
+            }
+        }
     }
 
     /// As [`TimelineStore::gather`], from RocksDB alone: takes no lock that `put` may have to wait for, however many versions there are.
     ///
     /// Requires: `request_lsn` is at or below the watermark; above it the answer may be incomplete.
     pub fn gather_durable(&self, key: &Key, request_lsn: Lsn, found: &mut Gathered) -> Result<bool, StoreError> {
-        let inner = self.store.inner();
         let no_layers = LayerMap::new(Lsn::ZERO).current();
-        self.note(gather::gather(&inner.db, self.state.timeline, &no_layers, key, request_lsn, found, &inner.counters))
+        Ok(self.gather_from(&no_layers, key, request_lsn, found, &|| true)?.unwrap_or(false))
+    }
+
+    fn gather_from(
+        &self,
+        layers: &Layers,
+        key: &Key,
+        request_lsn: Lsn,
+        found: &mut Gathered,
+        is_same_watermark: &dyn Fn() -> bool,
+    ) -> Result<Option<bool>, StoreError> {
+        let Inner { db, counters, .. } = self.store.inner();
+        let timeline = self.state.timeline;
+        self.note(gather::gather(db, timeline, layers, key, request_lsn, found, is_same_watermark, counters))
     }
 
     /// True if no version of `key` lies above `after` and at or below `through`, as far as the layers in memory can tell; they can where

@@ -57,6 +57,8 @@ pub(super) struct InHand {
     queue: Arc<HeavyQueue>,
     timeline: TimelineNo,
     pub key: Key,
+    /// It waits again: whoever takes it next deals with it.
+    is_put_back: bool,
 }
 
 impl HeavyQueue {
@@ -105,7 +107,7 @@ impl HeavyQueue {
             if let Some(place @ Place::Waiting) = state.chains.get_mut(&at) {
                 *place = Place::InHand;
                 let (timeline, key) = at;
-                return Some((timeline, InHand { queue: Arc::clone(self), timeline, key }));
+                return Some((timeline, InHand { queue: Arc::clone(self), timeline, key, is_put_back: false }));
             }
         }
     }
@@ -136,13 +138,14 @@ impl InsertIfAbsent for HashMap<(TimelineNo, Key), Place> {
 
 impl InHand {
     /// It waits again, behind the others.
-    pub fn put_back(self) {
+    pub fn put_back(mut self) {
         let at = (self.timeline, self.key);
         let mut state = self.queue.state.lock();
         if !state.stopped {
-            // A second place in the queue does no harm, and the drop of `self` takes the first one.
+            // A second place in the queue does no harm.
             state.chains.insert(at, Place::Waiting);
             state.others.push_back(at);
+            self.is_put_back = true;
         }
         drop(state);
         self.queue.wake();
@@ -151,6 +154,9 @@ impl InHand {
 
 impl Drop for InHand {
     fn drop(&mut self) {
+        if self.is_put_back {
+            return;
+        }
         let mut state = self.queue.state.lock();
         let at = (self.timeline, self.key);
         if state.chains.get(&at) == Some(&Place::InHand) {
@@ -207,9 +213,11 @@ impl Timeline {
         true
     }
 
-    /// To be called when the base backup is caught up with.
+    /// To be called when the base backup is caught up with, and when the timeline is opened: those that were told of before are not told of again.
     pub(super) fn bound_all_chains(&self) {
-        if let Some(queue) = &self.heavy {
+        if let Some(queue) = &self.heavy
+            && !self.is_catching_up.load(Ordering::Relaxed)
+        {
             queue.tell(self.no, &self.store.heavy_chains());
         }
     }

@@ -320,9 +320,15 @@ impl Repository {
 
     fn show_timeline(&self, timeline: &Arc<Timeline>) {
         self.timelines.write().insert(timeline.metadata().timeline_id, Arc::clone(timeline));
+        self.bound_chains_of(timeline);
+    }
+
+    /// Chains of the timeline that are too long are made short from now on; those that are known to be, at once.
+    fn bound_chains_of(&self, timeline: &Arc<Timeline>) {
         if let Some(backlog) = &self.backlog {
             backlog.add_timeline(timeline);
         }
+        timeline.bound_all_chains();
     }
 
     /// The newest control file of the timeline, which the redo engine needs.

@@ -33,7 +33,8 @@ mod record_at;
 pub use record_at::RecordAt;
 
 mod whole_file;
-pub use whole_file::WalFileName;
+pub(crate) use whole_file::check_records;
+pub use whole_file::{WalFileName, WholeFile};
 
 #[cfg(test)]
 pub(crate) mod tests;

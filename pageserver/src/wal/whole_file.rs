@@ -1,17 +1,24 @@
 //! A file of a directory of WAL for whoever recovers from it (`restore_command`): whole, or not at all.
 //!
 //! - A segment is whole when its end has been received. One that was left in the middle, for a newer PostgreSQL timeline, never is: the newer one's file has its bytes.
+//! - Its records are checked before the first byte: a server that recovers takes a bad one for the end of all WAL.
 //! - The file is held open: the receiver may remove it while it is being sent.
 
 use std::fs::File;
-use std::io::{self, Cursor, Read};
+use std::io::{self, Cursor, Read, Seek};
+use std::path::Path;
 
+use bytes::Bytes;
+use postgres_ffi::wal::WalStreamDecoder;
 use postgres_ffi::{Lsn, TimeLineId};
 
 use super::error::{WalFileError, io_error};
 use super::layout::{Segment, WalLayout};
 use super::names::{parse_history_file_name, parse_segment_file_name};
 use super::recover::newest_of_each_number;
+
+/// What is read and checked at once.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// A file of WAL, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,31 +46,90 @@ impl WalFileName {
     }
 }
 
+/// Where a file stands.
+pub enum WholeFile {
+    /// Here are its bytes.
+    Whole {
+        /// As many.
+        length: u64,
+        /// From the first to the last.
+        bytes: Box<dyn Read + Send>,
+    },
+    /// It has been received, and nobody has ingested it yet since the server started.
+    NotIngested,
+    /// It is not here, or not to its end.
+    Missing,
+}
+
 impl WalLayout {
-    /// The bytes of the file, if it is here and whole. Requires: everything below `end_lsn` has been received.
-    pub fn whole_file(&self, name: WalFileName, end_lsn: Lsn) -> Result<Option<Box<dyn Read + Send>>, WalFileError> {
+    /// The file, if it is here and whole. Everything below `ingested_lsn` has been ingested. Errors: a segment's records are damaged; the disk.
+    pub fn whole_file(&self, name: WalFileName, ingested_lsn: Lsn) -> Result<WholeFile, WalFileError> {
         match name {
             WalFileName::Segment { timeline_id, segment_no } => {
-                self.whole_segment(Segment { segment_no, timeline_id }, end_lsn)
+                self.whole_segment(Segment { segment_no, timeline_id }, ingested_lsn)
             }
-            WalFileName::History { timeline_id } => {
-                let content = self.history_file(timeline_id)?.map(|(_, content)| Cursor::new(content));
-                Ok(content.map(|content| Box::new(content) as Box<dyn Read + Send>))
-            }
+            WalFileName::History { timeline_id } => Ok(match self.history_file(timeline_id)? {
+                Some((_, content)) => {
+                    WholeFile::Whole { length: content.len() as u64, bytes: Box::new(Cursor::new(content)) }
+                }
+                None => WholeFile::Missing,
+            }),
         }
     }
 
-    fn whole_segment(&self, segment: Segment, end_lsn: Lsn) -> Result<Option<Box<dyn Read + Send>>, WalFileError> {
-        let is_received = self.start_of(segment.segment_no.saturating_add(1)) <= end_lsn;
-        if !is_received || !newest_of_each_number(self.segments()?).contains(&segment) {
-            return Ok(None);
+    fn whole_segment(&self, segment: Segment, ingested_lsn: Lsn) -> Result<WholeFile, WalFileError> {
+        let segments = newest_of_each_number(self.segments()?);
+        let next_no = segment.segment_no.saturating_add(1);
+        if !segments.contains(&segment) {
+            return Ok(WholeFile::Missing);
+        }
+        if self.start_of(next_no) > ingested_lsn {
+            let is_received = segments.iter().any(|other| other.segment_no == next_no);
+            return Ok(if is_received { WholeFile::NotIngested } else { WholeFile::Missing });
         }
         let path = self.segment_path(segment);
-        match File::open(&path) {
-            Ok(file) => Ok(Some(Box::new(file.take(self.segment_bytes.into())))),
+        let mut file = match File::open(&path) {
             // It was removed just now.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error("open", &path)(error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(WholeFile::Missing),
+            file => file.map_err(io_error("open", &path))?,
+        };
+        let length = check_records(self, &path, self.start_of(segment.segment_no), &mut file)?;
+        let expected = u64::from(self.segment_bytes);
+        if length != expected {
+            return Err(WalFileError::Length { path, length, expected });
+        }
+        file.rewind().map_err(io_error("read", &path))?;
+        Ok(WholeFile::Whole { length, bytes: Box::new(file.take(length)) })
+    }
+}
+
+/// Reads `bytes`, which lie from `start_lsn` on, to the end: every record in them is whole and right, but for the one that goes on behind them. How many there are.
+pub(crate) fn check_records(
+    layout: &WalLayout,
+    path: &Path,
+    start_lsn: Lsn,
+    mut bytes: impl Read,
+) -> Result<u64, WalFileError> {
+    let mut decoder =
+        WalStreamDecoder::new_at_page(layout.version, start_lsn, layout.segment_bytes).with_system_id(layout.system_id);
+    let mut length = 0;
+    loop {
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        let read = (&mut bytes).take(PIECE_BYTES as u64).read_to_end(&mut piece).map_err(io_error("read", path))?;
+        if read == 0 {
+            return Ok(length);
+        }
+        length += read as u64;
+        decoder.feed(Bytes::from(piece));
+        loop {
+            match decoder.next_record() {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(source) => {
+                    let (offset, lsn) = (source.record_lsn.saturating_sub(start_lsn), source.record_lsn);
+                    return Err(WalFileError::Corrupt { path: path.to_owned(), offset, lsn, source: Box::new(source) });
+                }
+            }
         }
     }
 }
@@ -74,9 +140,13 @@ mod tests {
     use postgres_ffi::PgVersion;
 
     use super::*;
-    use crate::wal::WalLog;
+    use std::io::Write;
 
-    const SEGMENT_BYTES: u32 = 1 << 20;
+    use crate::wal::WalLog;
+    use crate::wal::tests::{SEGMENT_BYTES, random_log};
+
+    /// Behind the page's header, in that of the record.
+    const IN_FIRST_RECORD: usize = 45;
 
     #[test]
     fn names_are_told_apart() {
@@ -101,37 +171,58 @@ mod tests {
             directory: directory.path().join("wal"),
             version: PgVersion::V15,
             segment_bytes: SEGMENT_BYTES,
-            system_id: 1,
+            system_id: 7,
         };
-        let segment_bytes = u64::from(SEGMENT_BYTES);
-        let mut log = WalLog::create(layout.clone(), 1, Lsn::new(segment_bytes)).unwrap();
-        let written: Vec<u8> = (0..segment_bytes * 3 / 2).map(|at| (at % 251) as u8).collect();
-        log.append(Lsn::new(segment_bytes), &[Bytes::from(written.clone())]).unwrap();
+        let segment_bytes = layout.segment_bytes as usize;
+        // Real records, up to the middle of the third segment.
+        let (start_lsn, written) = random_log(7, 4000);
+        let written = &written[..written.len().min(segment_bytes * 5 / 2)];
+        assert!(written.len() > segment_bytes * 2, "{}", written.len());
+        let mut log = WalLog::create(layout.clone(), 1, start_lsn).unwrap();
+        log.append(start_lsn, &[Bytes::copy_from_slice(written)]).unwrap();
         log.flush().unwrap();
+        let first_no = start_lsn.segment_no(segment_bytes as u64);
         let end_lsn = log.flushed_lsn();
-        let bytes_of = |timeline_id, segment_no, end_lsn| {
-            let file = layout.whole_file(WalFileName::Segment { timeline_id, segment_no }, end_lsn).unwrap();
-            file.map(|mut file| {
-                let mut bytes = Vec::new();
-                file.read_to_end(&mut bytes).unwrap();
-                bytes
-            })
+        let find = |timeline_id, segment_no, ingested_lsn| {
+            layout.whole_file(WalFileName::Segment { timeline_id, segment_no }, ingested_lsn)
         };
-        assert_eq!(bytes_of(1, 1, end_lsn).as_deref(), Some(&written[..SEGMENT_BYTES as usize]));
-        assert_eq!(bytes_of(1, 1, Lsn::new(segment_bytes * 2 - 1)), None, "its end has not come");
-        assert_eq!(bytes_of(1, 2, end_lsn), None, "half of it");
-        assert_eq!((bytes_of(1, 0, end_lsn), bytes_of(2, 1, end_lsn)), (None, None), "never there");
-        assert_eq!(bytes_of(1, u64::MAX, end_lsn), None);
-        assert!(layout.whole_file(WalFileName::History { timeline_id: 2 }, end_lsn).unwrap().is_none());
-        let history = b"1\t0/180000\tno recovery target specified\n";
-        layout.write_history(2, history).unwrap();
-        let mut sent = Vec::new();
-        let file = layout.whole_file(WalFileName::History { timeline_id: 2 }, end_lsn).unwrap();
-        file.unwrap().read_to_end(&mut sent).unwrap();
-        assert_eq!(sent, history);
+        let all = |file: WholeFile| match file {
+            WholeFile::Whole { length, mut bytes } => {
+                let mut all = Vec::new();
+                bytes.read_to_end(&mut all).unwrap();
+                assert_eq!(all.len() as u64, length);
+                Some(all)
+            }
+            WholeFile::NotIngested | WholeFile::Missing => None,
+        };
+        assert!(all(find(1, first_no, end_lsn).unwrap()).unwrap() == written[..segment_bytes]);
+        assert!(all(find(1, first_no + 1, end_lsn).unwrap()).unwrap() == written[segment_bytes..segment_bytes * 2]);
+        let second_lsn = layout.segment_start_of(first_no + 1);
+        assert!(matches!(find(1, first_no, Lsn::new(second_lsn.as_u64() - 1)), Ok(WholeFile::NotIngested)));
+        assert!(matches!(find(1, first_no + 2, end_lsn), Ok(WholeFile::Missing)), "half of it");
+        for (timeline_id, segment_no) in [(1, first_no - 1), (2, first_no), (1, u64::MAX)] {
+            assert!(matches!(find(timeline_id, segment_no, end_lsn), Ok(WholeFile::Missing)), "never there");
+        }
+
+        let history = || layout.whole_file(WalFileName::History { timeline_id: 2 }, end_lsn).unwrap();
+        assert!(matches!(history(), WholeFile::Missing));
+        let content = b"1\t0/180000\tno recovery target specified\n";
+        layout.write_history(2, content).unwrap();
+        assert_eq!(all(history()).as_deref(), Some(&content[..]));
+
+        // A flipped bit, and a file that ends in zeroes, as one that was left in the middle does.
+        let first = &written[..segment_bytes];
+        let mut flipped = first.to_vec();
+        flipped[IN_FIRST_RECORD] ^= 1;
+        let mut cut = first.to_vec();
+        cut[IN_FIRST_RECORD..].fill(0);
+        for damaged in [flipped, cut] {
+            layout.replace_segment(first_no, 1, |file| file.write_all(&damaged)).unwrap();
+            assert!(matches!(find(1, first_no, end_lsn), Err(WalFileError::Corrupt { .. })));
+        }
         // A newer PostgreSQL timeline has the segment too: the older one was left in the middle of it.
-        layout.replace_segment(1, 2, |_| Ok(())).unwrap();
-        assert_eq!(bytes_of(1, 1, end_lsn), None);
-        assert_eq!(bytes_of(2, 1, end_lsn).map(|bytes| bytes.len()), Some(SEGMENT_BYTES as usize));
+        layout.replace_segment(first_no, 2, |file| file.write_all(&written[..segment_bytes])).unwrap();
+        assert!(matches!(find(1, first_no, end_lsn), Ok(WholeFile::Missing)));
+        assert!(all(find(2, first_no, end_lsn).unwrap()).is_some());
     }
 }

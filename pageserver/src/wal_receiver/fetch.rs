@@ -6,14 +6,12 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use postgres_ffi::wal::WalStreamDecoder;
 use postgres_ffi::{Lsn, TimeLineId};
 
 use super::ReceiverError;
 use super::checks::check_identity;
 use crate::replication::{ConnInfo, Connection, Mode, ReplicationError, Started, WalEvent, WalStream};
-use crate::wal::{WalFileError, WalLayout};
+use crate::wal::{WalFileError, WalLayout, check_records};
 
 /// How long the primary may say nothing while it has more to send.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -44,7 +42,7 @@ pub fn fetch_segment(
         let reason = "the primary has less of this segment than we had".to_owned();
         return Err(ReceiverError::WalRemoved { next_lsn: start_lsn, reason });
     }
-    check(layout, start_lsn, &bytes)?;
+    check_records(layout, &layout.directory, start_lsn, &bytes[..])?;
     layout.replace_segment(segment_no, timeline_id, |file| file.write_all(&bytes))?;
     Ok(())
 }
@@ -95,22 +93,4 @@ fn receive(
         }
     }
     Ok(received)
-}
-
-/// Every record that lies in the segment is whole and right.
-fn check(layout: &WalLayout, start_lsn: Lsn, bytes: &[u8]) -> Result<(), ReceiverError> {
-    let mut decoder =
-        WalStreamDecoder::new_at_page(layout.version, start_lsn, layout.segment_bytes).with_system_id(layout.system_id);
-    decoder.feed(Bytes::copy_from_slice(bytes));
-    loop {
-        match decoder.next_record() {
-            Ok(Some(_)) => {}
-            Ok(None) => return Ok(()),
-            Err(source) => {
-                let path = layout.directory.clone();
-                let (offset, lsn) = (source.record_lsn.saturating_sub(start_lsn), source.record_lsn);
-                return Err(WalFileError::Corrupt { path, offset, lsn, source: Box::new(source) }.into());
-            }
-        }
-    }
 }

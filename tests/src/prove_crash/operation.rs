@@ -30,6 +30,8 @@ const FOLLOW_BYTES_MAX: u64 = 32 << 20;
 const IMPORTS_MAX: usize = 2;
 /// So long that none is over before the course is.
 const LEASE_SECONDS: u64 = 86_400;
+/// So many at once: the oldest one keeps all WAL from there on.
+const LEASES_MAX: usize = 8;
 
 fn is_import(name: &str) -> bool {
     [IMPORT, FILES].iter().any(|what| name.starts_with(what))
@@ -263,8 +265,8 @@ impl Situation<'_> {
                 None => self.of_kind(Kind::Follow, rng)?,
             },
             Kind::Detach => Operation::Detach(one(self.branches(|shown| shown.ancestor.is_some()), rng)?),
-            Kind::Lease => Operation::Lease(self.any_lsn(MAIN, rng)?),
-            Kind::EndLease => match self.leases.choose(rng) {
+            Kind::Lease if self.leases.len() < LEASES_MAX => Operation::Lease(self.any_lsn(MAIN, rng)?),
+            Kind::Lease | Kind::EndLease => match self.leases.choose(rng) {
                 Some(lease_id) => Operation::EndLease(*lease_id),
                 None => Operation::Lease(self.any_lsn(MAIN, rng)?),
             },

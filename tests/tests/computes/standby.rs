@@ -176,18 +176,29 @@ fn check_files(server: &PageServer, primary: &Postgres, removed: &str, dir: &Tes
         fs::remove_file(&path)?;
     }
     let never = "0000000100000000000000FF";
-    for (timeline, file, expected) in [
-        ("main", unfinished.as_str(), "not received to its end yet"),
-        ("early", &at_branch, "Not found"),
-        ("early", &behind_branch, "Not found"),
-        ("main", never, "Not found"),
-        ("main", "00000002.history", "Not found"),
-        ("main", "../timeline.json", "not the name"),
-        ("nobody", never, "no such timeline"),
+    // Half way through the removed one, a flipped bit.
+    let damaged = server.data_dir().join("timelines").join(server.timeline("main", "id")?).join("wal").join(removed);
+    let mut bytes = fs::read(&damaged)?;
+    bytes[100_000] ^= 1;
+    fs::write(&damaged, bytes)?;
+    for (timeline, file, expected, says_that_there_is_none) in [
+        ("main", unfinished.as_str(), "not received to its end yet", true),
+        ("early", &at_branch, "Not found", true),
+        ("early", &behind_branch, "Not found", true),
+        ("main", never, "Not found", true),
+        ("main", "00000002.history", "Not found", true),
+        ("main", removed, "is corrupt", false),
+        ("main", "../timeline.json", "not the name", false),
+        ("nobody", never, "no such timeline", false),
     ] {
         let outcome = get(&pagectl, timeline, file)?;
         assert!(outcome.exit_code == 2 && outcome.stderr.contains(expected), "{timeline} {file}: {outcome:?}");
+        let strict = pagectl.outcome(&["wal", "get", "--strict", timeline, file, &path_text])?;
+        let exit_code = if says_that_there_is_none { 2 } else { 126 };
+        assert!(strict.exit_code == exit_code && strict.stderr.contains(expected), "{timeline} {file}: {strict:?}");
         assert!(!path.exists() && !dir.path().join("fetched.part").exists());
     }
+    let nobody = pagectl.outcome(&["--server", "127.0.0.1:1", "wal", "get", "--strict", "main", never, &path_text])?;
+    assert_eq!(nobody.exit_code, 126, "{nobody:?}");
     Ok(())
 }

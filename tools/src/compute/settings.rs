@@ -99,7 +99,9 @@ fn settings(place: &Place, control: &ControlFile, choices: &Choices<'_>) -> Resu
     let mut text = String::from(
         "# Written by pagectl compute. To change a setting, use ALTER SYSTEM, or add it at the end of postgresql.conf.\n",
     );
-    let mut set = |name: &str, value: &str| writeln!(text, "{name} = '{}'", value.replace('\'', "''"));
+    // PG: src/backend/utils/misc/guc-file.l, DeescapeQuotedString.
+    let escaped = |value: &str| value.replace('\\', "\\\\").replace('\'', "''");
+    let mut set = |name: &str, value: &str| writeln!(text, "{name} = '{}'", escaped(value));
     set("port", &choices.port.to_string())?;
     set("listen_addresses", "127.0.0.1")?;
     set("unix_socket_directories", &socket_directory(place.root())?)?;
@@ -202,11 +204,11 @@ mod tests {
         }
         assert!(!text.contains("primary_conninfo"), "{text}");
         choices.standby_of = Some("host='a' port=1");
-        choices.restore_command = Some("pagectl wal get 'x' \"%f\"");
+        choices.restore_command = Some(r#"'/a\b' wal get "%f""#);
         let standby = settings(&place, &control, &choices).expect("settings");
         assert!(standby.contains("synchronous_standby_names = ''\n"), "{standby}");
         assert!(standby.contains("primary_conninfo = 'host=''a'' port=1'\n"), "{standby}");
-        assert!(standby.contains("restore_command = 'pagectl wal get ''x'' \"%f\"'\n"), "{standby}");
+        assert!(standby.contains("\nrestore_command = '''/a\\\\b'' wal get \"%f\"'\n"), "{standby}");
         choices.standby_of = None;
         choices.synchronous = false;
         control.wal_level = 0;

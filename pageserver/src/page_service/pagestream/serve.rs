@@ -284,7 +284,7 @@ impl Stream<'_> {
                     let fatal = PgError::new(sqlstate::CONNECTION_FAILURE, "reconnect").with_hint(error.message);
                     return Err(End::Fatal(fatal).into());
                 }
-                Kind::NotFound => format!("Not found: {error}"),
+                Kind::NotFound | Kind::FileMissing => format!("Not found: {error}"),
                 Kind::NotYet => format!("LSN timeout: {error}"),
                 Kind::InvalidRequest => format!("Bad request: {error}"),
                 Kind::Corrupt | Kind::Cancelled | Kind::Internal => {

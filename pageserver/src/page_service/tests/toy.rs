@@ -238,11 +238,12 @@ impl RepositoryBackend for ToyRepository {
         Ok(VerifyCounts { findings: 1, ..VerifyCounts::default() })
     }
 
-    fn wal_file(&self, _: &str, file: &str) -> Result<Box<dyn Read + Send>, BackendError> {
+    fn wal_file(&self, _: &str, file: &str) -> Result<(u64, Box<dyn Read + Send>), BackendError> {
         match file {
-            "whole" => Ok(Box::new(std::io::Cursor::new(backup_bytes()))),
-            "broken" => Ok(Box::new(std::io::Cursor::new(b"half").chain(BrokenFile))),
-            _ => Err(BackendError::not_found("Not found: no such file")),
+            "whole" => Ok((BACKUP_BYTES as u64, Box::new(io::Cursor::new(backup_bytes())))),
+            "broken" => Ok((8, Box::new(io::Cursor::new(b"half").chain(BrokenFile)))),
+            "cut" => Ok((8, Box::new(io::Cursor::new(b"half")))),
+            _ => Err(BackendError::new(BackendErrorKind::FileMissing, "Not found: no such file")),
         }
     }
 

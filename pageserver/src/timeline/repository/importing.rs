@@ -221,6 +221,7 @@ impl Repository {
         Failpoint::ImportMetadataSaved.pass();
         let timeline = self.make_timeline(metadata)?;
         if let Some(on_progress) = ingest_progress {
+            self.bound_chains_of(&timeline);
             self.ingest_imported_wal(&timeline, on_progress)?;
             assert!(summary.first_readable_lsn <= timeline.last_record_lsn(), "WAL was proven to lead there");
         }

@@ -10,7 +10,7 @@ use postgres_ffi::Lsn;
 
 use super::{Repository, RepositoryError};
 use crate::timeline::Timeline;
-use crate::wal::WalFileName;
+use crate::wal::{WalFileName, WholeFile};
 
 /// Why there is no such file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +24,18 @@ pub enum WalFileRequestError {
         value: String,
         /// The cluster's, on which names of segments depend.
         wal_segment_bytes: u32,
+    },
+    /// It is on our disk, and has to be read through first: the server has been started just now, or the timeline is stopped.
+    #[error(
+        "the WAL file has been received and is not ingested yet. file=`{file}`, timeline=`{timeline}`, last_record_lsn=`{last_record_lsn}`"
+    )]
+    NotIngested {
+        /// What was asked for.
+        file: String,
+        /// The timeline.
+        timeline: String,
+        /// What has been ingested.
+        last_record_lsn: Lsn,
     },
     /// It is not on our disk.
     #[error(
@@ -42,38 +54,46 @@ pub enum WalFileRequestError {
 }
 
 impl Repository {
-    /// The bytes of the WAL segment or history file `file`, as the primary would archive it. Errors: there is no such timeline or file.
-    pub fn wal_file(&self, timeline: &str, file: &str) -> Result<Box<dyn Read + Send>, RepositoryError> {
+    /// Length and bytes of the WAL segment or history file `file`, as the primary would archive it. Errors: there is no such timeline or file; it is damaged.
+    pub fn wal_file(&self, timeline: &str, file: &str) -> Result<(u64, Box<dyn Read + Send>), RepositoryError> {
         let timeline = self.timeline_named(timeline)?;
-        let wal_segment_bytes = timeline.metadata().cluster.wal_segment_bytes;
+        let metadata = timeline.metadata();
+        let wal_segment_bytes = metadata.cluster.wal_segment_bytes;
         let name = WalFileName::parse(file, wal_segment_bytes).ok_or_else(|| {
             let value = file.chars().take(64).collect();
             WalFileRequestError::Name { value, wal_segment_bytes }
         })?;
-        if let Some(found) = self.find_wal_file(&timeline, name)? {
-            return Ok(found);
-        }
-        let own_files = self.wal_layout(&timeline).segment_files()?;
-        Err(WalFileRequestError::Missing {
-            file: file.to_owned(),
-            timeline: timeline.metadata().name.clone(),
-            oldest_wal_lsn: own_files.first().map_or(Lsn::ZERO, |segment| segment.start_lsn),
-            last_record_lsn: timeline.last_record_lsn(),
-        }
-        .into())
+        let (file, last_record_lsn) = (file.to_owned(), timeline.last_record_lsn());
+        let refused = match self.find_wal_file(&timeline, name)? {
+            WholeFile::Whole { length, bytes } => return Ok((length, bytes)),
+            WholeFile::NotIngested => {
+                WalFileRequestError::NotIngested { file, timeline: metadata.name.clone(), last_record_lsn }
+            }
+            WholeFile::Missing => WalFileRequestError::Missing {
+                file,
+                timeline: metadata.name.clone(),
+                oldest_wal_lsn: self
+                    .wal_layout(&timeline)
+                    .segment_files()?
+                    .first()
+                    .map_or(Lsn::ZERO, |first| first.start_lsn),
+                last_record_lsn,
+            },
+        };
+        Err(refused.into())
     }
 
-    fn find_wal_file(
-        &self,
-        timeline: &Arc<Timeline>,
-        name: WalFileName,
-    ) -> Result<Option<Box<dyn Read + Send>>, RepositoryError> {
+    fn find_wal_file(&self, timeline: &Arc<Timeline>, name: WalFileName) -> Result<WholeFile, RepositoryError> {
         let layout = self.wal_layout(timeline);
-        let is_there = layout.directory.is_dir();
-        if is_there && let Some(found) = layout.whole_file(name, timeline.last_record_lsn())? {
-            return Ok(Some(found));
+        if layout.directory.is_dir() {
+            let found = layout.whole_file(name, timeline.last_record_lsn())?;
+            if !matches!(found, WholeFile::Missing) {
+                // The files of one that is reset or deleted go one by one, and others of the same names may follow.
+                timeline.check_here()?;
+                return Ok(found);
+            }
         }
-        let Some((ancestor, branch_lsn)) = timeline.nearest_ancestor() else { return Ok(None) };
+        let Some((ancestor, branch_lsn)) = timeline.nearest_ancestor() else { return Ok(WholeFile::Missing) };
         let is_shared = match name {
             // The one in which the branch was made goes on with what the ancestor wrote later. The branch's own has what was in front.
             WalFileName::Segment { segment_no, .. } => {
@@ -83,6 +103,6 @@ impl Repository {
                 timeline_id <= self.pg_history_at(&ancestor, branch_lsn)?.timeline_id
             }
         };
-        if is_shared { self.find_wal_file(&ancestor, name) } else { Ok(None) }
+        if is_shared { self.find_wal_file(&ancestor, name) } else { Ok(WholeFile::Missing) }
     }
 }
