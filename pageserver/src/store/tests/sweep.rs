@@ -53,3 +53,46 @@ fn removed_versions_give_their_space_back() {
     store.delete_timeline(T1).unwrap();
     assert!(matches!(set.finish(), Err(StoreError::TimelineDeleted { .. })));
 }
+
+#[test]
+fn a_reader_that_stood_still_during_a_collection_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let timeline = store.timeline(T1).unwrap();
+    let key = block(0);
+    let delta = |lsn: u64| (key, lsn, Kind::Delta, &b"delta"[..]);
+    let old = (key, 8, Kind::Image, &b"old"[..]);
+    timeline.put(&batch(&[old, delta(16), delta(24)]), Lsn::new(24)).unwrap();
+    timeline.flush(true).unwrap();
+    timeline.put(&batch(&[delta(32), delta(40)]), Lsn::new(40)).unwrap();
+    // It has its layers, and stands still.
+    let watermark = timeline.watermark();
+    let layers = timeline.state().layers.current();
+    timeline.flush(true).unwrap();
+    // The horizon is 40, and somebody has pinned 8.
+    let mut set = timeline.begin_sweep();
+    for lsn in [16, 24, 32, 40] {
+        set.remove(&key, Lsn::new(lsn), Kind::Delta).unwrap();
+    }
+    set.put_image(&key, Lsn::new(40), b"new").unwrap();
+    set.finish().unwrap();
+
+    let go_on = |is_same_watermark: &dyn Fn() -> bool| {
+        let (inner, mut found) = (store.inner(), Gathered::default());
+        let request_lsn = Lsn::new(40);
+        let gathered = crate::store::gather::gather(
+            &inner.db,
+            T1,
+            &layers,
+            &key,
+            request_lsn,
+            &mut found,
+            is_same_watermark,
+            &inner.counters,
+        );
+        (gathered.unwrap(), found.versions.iter().map(|(lsn, ..)| lsn.as_u64()).collect::<Vec<_>>())
+    };
+    assert_eq!(go_on(&|| true), (Some(true), vec![40, 32, 8]), "what must not be: records 16 and 24 are not in it");
+    assert_eq!(go_on(&|| timeline.watermark() == watermark), (None, vec![]));
+    assert_eq!(gather(&timeline, &key, 40).unwrap(), (vec![(40, Kind::Image, b"new".to_vec())], true));
+}
