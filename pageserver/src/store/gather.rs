@@ -55,20 +55,25 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
+/// Where the versions of a timeline are.
+pub(super) struct Sources<'a> {
+    pub db: &'a Db,
+    pub timeline: TimelineNo,
+    pub layers: &'a Layers,
+    /// The watermark still is what it was before the layers were taken.
+    pub is_same_watermark: &'a dyn Fn() -> bool,
+}
+
 /// Adds the versions of `key` at or below `request_lsn`, and strictly below the last one of `found`. True: one of them ends the gather.
-///
-/// `None`: `found` is as before, since what is in the layers does not go with what is in RocksDB. `is_same_watermark`: the watermark still is what it was before the layers
-/// were taken.
+/// `None`: `found` is as before, since what is in the layers does not go with what is in RocksDB any more.
 pub(super) fn gather(
-    db: &Db,
-    timeline: TimelineNo,
-    layers: &Layers,
+    sources: &Sources<'_>,
     key: &Key,
     request_lsn: Lsn,
     found: &mut Gathered,
-    is_same_watermark: &dyn Fn() -> bool,
     counters: &Counters,
 ) -> Result<Option<bool>, StoreError> {
+    let Sources { db, timeline, layers, is_same_watermark } = *sources;
     let Some(bound) = first_bound(request_lsn, found) else { return Ok(Some(false)) };
     SCRATCH.with_borrow_mut(|scratch| {
         scratch.clear();

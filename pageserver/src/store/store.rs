@@ -11,7 +11,7 @@ use postgres_ffi::Lsn;
 
 use super::carried::Carried;
 use super::db::Db;
-use super::gather::{self, Gathered};
+use super::gather::{self, Gathered, Sources};
 use super::inner::Inner;
 use super::layer_map::LayerMap;
 use super::timeline_state::TimelineState;
@@ -132,16 +132,8 @@ impl Drop for Store {
 fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<(Option<Watermark>, Carried), StoreError> {
     let mut found = Gathered::default();
     let layers = LayerMap::new(Lsn::ZERO).current();
-    gather::gather(
-        &inner.db,
-        timeline,
-        &layers,
-        &watermark_key(),
-        Lsn::MAX,
-        &mut found,
-        &|| true,
-        &Default::default(),
-    )?;
+    let sources = Sources { db: &inner.db, timeline, layers: &layers, is_same_watermark: &|| true };
+    gather::gather(&sources, &watermark_key(), Lsn::MAX, &mut found, &Default::default())?;
     let Some((version_lsn, _, value)) = found.versions.first() else {
         return Ok((None, Carried::new(0)));
     };

@@ -11,7 +11,7 @@ use postgres_ffi::Lsn;
 
 use super::cache_back::page_bytes;
 use super::chain_weight::HeavyFinder;
-use super::gather::{self, Gathered};
+use super::gather::{self, Gathered, Sources};
 use super::inner::Inner;
 use super::layer_map::{LayerMap, Layers};
 use super::scan;
@@ -167,7 +167,8 @@ impl TimelineStore {
     ) -> Result<Option<bool>, StoreError> {
         let Inner { db, counters, .. } = self.store.inner();
         let timeline = self.state.timeline;
-        self.note(gather::gather(db, timeline, layers, key, request_lsn, found, is_same_watermark, counters))
+        let sources = Sources { db, timeline, layers, is_same_watermark };
+        self.note(gather::gather(&sources, key, request_lsn, found, counters))
     }
 
     /// True if no version of `key` lies above `after` and at or below `through`, as far as the layers in memory can tell; they can where

@@ -6,13 +6,17 @@
 //! the same LSN. It costs speed and no answer. With full-page writes the first record that sets a bit after a checkpoint brings the whole
 //! page, so that it does not happen. PG 15, 18: heapam.c, heapam_xlog.c: heap_xlog_delete and its like, heap_xlog_visible.
 //!
+//! The same goes for a truncation of the heap: replayed, it clears the bits behind the new end whatever the map page's LSN is, also those of blocks that
+//! were made and set after it (PG 15, 18: storage.c, smgr_redo; visibilitymap.c, visibilitymap_prepare_truncate).
+//!
 //! What follows the WAL from before has the bits. The proof that a difference is this one: the primary has no bit that we have not, and
-//! each heap block's bits were last cleared, and set again, by records that one crash recovery has replayed.
+//! each heap block's bits were last cleared, or cut off, and set again, by records that one crash recovery has replayed.
 //!
 //! A later record that sets lost bits again changes the primary's page and stamps it; with us they stand, and nothing happens. From then
 //! on the LSNs differ: the primary's is that of a record that changed nothing here, behind such a recovery.
 
 use anyhow::{Context, Result, ensure};
+use pageserver::delta::Delta;
 use postgres::{Client, SimpleQueryMessage};
 use postgres_ffi::Lsn;
 use postgres_ffi::mask::visibility_map::is_subset;
@@ -34,6 +38,14 @@ pub struct Recovery {
     pub end_lsn: Lsn,
 }
 
+/// Our page as a record left it.
+struct Version {
+    lsn: Lsn,
+    page: Box<Page>,
+    /// The record cut the heap: the first heap block that was gone, as a place within the page.
+    cut_from: Option<u16>,
+}
+
 /// True if `theirs`, the primary's map page at `address` as of `request_lsn`, is ours without bits that `recoveries` have lost.
 pub fn explains(
     session: &mut Client,
@@ -44,19 +56,41 @@ pub fn explains(
     recoveries: &[Recovery],
 ) -> Result<bool> {
     let Some(first_redo_lsn) = recoveries.iter().map(|recovery| recovery.redo_lsn).min() else { return Ok(false) };
-    if !is_subset(theirs, ours) {
-        return Ok(false);
-    }
     let mut versions = Vec::new();
-    for lsn in version_lsns(session, timeline, address, first_redo_lsn, request_lsn)? {
+    for (lsn, cut_from) in records_of(session, timeline, address, first_redo_lsn, request_lsn)? {
         let command = format!("PAGE GET {timeline} '{address}' AT '{lsn}'");
-        versions.push((lsn, page_of(session, &command)?.context("a version without a page")?));
+        let page = page_of(session, &command)?.context("a version without a page")?;
+        versions.push(Version { lsn, page, cut_from });
     }
     let lost = lost_blocks(ours, theirs).all(|heap_block| {
         let missing = bits_of(ours, heap_block) & !bits_of(theirs, heap_block);
         is_lost(heap_block, missing, &versions, recoveries)
     });
-    Ok(lost && (page_lsn(ours) == page_lsn(theirs) || is_set_again(page_lsn(theirs), &versions, recoveries)))
+    let is_known = page_lsn(ours) == page_lsn(theirs) || is_set_again(page_lsn(theirs), &versions, recoveries);
+    let explained = is_subset(theirs, ours) && lost && is_known;
+    if !explained {
+        print_bits(address, (ours, theirs), &versions, recoveries);
+    }
+    Ok(explained)
+}
+
+/// What each differing heap block's bits were at each version that changed them, for whoever has to find out why.
+fn print_bits(address: &str, (ours, theirs): (&Page, &Page), versions: &[Version], recoveries: &[Recovery]) {
+    for heap_block in lost_blocks(ours, theirs) {
+        let mut changes = String::new();
+        let mut before = None;
+        for Version { lsn, page, .. } in versions {
+            let bits = bits_of(page, heap_block);
+            if before != Some(bits) {
+                changes += &format!(" {bits:02b} from {lsn} on,");
+                before = Some(bits);
+            }
+        }
+        let (ours, theirs) = (bits_of(ours, heap_block), bits_of(theirs, heap_block));
+        println!(
+            "{address}: bits of heap block {heap_block}: ours {ours:02b}, the primary's {theirs:02b};{changes} {recoveries:?}"
+        );
+    }
 }
 
 fn bits_of(page: &Page, heap_block: usize) -> u8 {
@@ -69,12 +103,13 @@ fn lost_blocks(ours: &Page, theirs: &Page) -> impl Iterator<Item = usize> {
 }
 
 /// True if one of `recoveries` loses the bits `missing`. `versions` of our page, oldest first.
-fn is_lost(heap_block: usize, missing: u8, versions: &[(Lsn, Box<Page>)], recoveries: &[Recovery]) -> bool {
+fn is_lost(heap_block: usize, missing: u8, versions: &[Version], recoveries: &[Recovery]) -> bool {
     let (mut cleared_lsn, mut set_lsn) = (None, None);
     for pair in versions.windows(2) {
-        let [before, after] = [0, 1].map(|index: usize| bits_of(&pair[index].1, heap_block));
-        let lsn = pair[1].0;
-        if before & !after & ALL_VISIBLE != 0 {
+        let [before, after] = [0, 1].map(|index: usize| bits_of(&pair[index].page, heap_block));
+        let Version { lsn, cut_from, .. } = pair[1];
+        let is_cut_off = cut_from.is_some_and(|first| usize::from(first) <= heap_block);
+        if before & !after & ALL_VISIBLE != 0 || is_cut_off {
             (cleared_lsn, set_lsn) = (Some(lsn), None);
         }
         if after & !before & missing != 0 {
@@ -86,34 +121,58 @@ fn is_lost(heap_block: usize, missing: u8, versions: &[(Lsn, Box<Page>)], recove
 }
 
 /// True if the record at `lsn` changed nothing in our page, and bits that one of `recoveries` loses were there for it to set.
-fn is_set_again(lsn: Option<Lsn>, versions: &[(Lsn, Box<Page>)], recoveries: &[Recovery]) -> bool {
-    let Some(index) = versions.iter().position(|version| Some(version.0) == lsn) else { return false };
+fn is_set_again(lsn: Option<Lsn>, versions: &[Version], recoveries: &[Recovery]) -> bool {
+    let Some(index) = versions.iter().position(|version| Some(version.lsn) == lsn) else { return false };
     let Some(before) = versions[..index].last() else { return false };
-    let stands = &versions[index].1;
-    stands == &before.1
+    let stands = &versions[index].page;
+    stands == &before.page
         && (0..(stands.len() - PAGE_HEADER_LEN) * BLOCKS_PER_BYTE).any(|heap_block| {
             let bits = bits_of(stands, heap_block);
             bits != 0 && is_lost(heap_block, bits, &versions[..index], recoveries)
         })
 }
 
-/// LSNs of the versions of a page, oldest first: the last one at or below `from` and all up to `to`.
-fn version_lsns(session: &mut Client, timeline: &str, address: &str, from: Lsn, to: Lsn) -> Result<Vec<Lsn>> {
+/// LSNs of the versions of a page, oldest first, and where each cut the heap: the last one at or below `from` and all up to `to`.
+fn records_of(
+    session: &mut Client,
+    timeline: &str,
+    address: &str,
+    from: Lsn,
+    to: Lsn,
+) -> Result<Vec<(Lsn, Option<u16>)>> {
     let command = format!("PAGE HISTORY {timeline} '{address}' TO '{to}'");
-    let mut lsns = Vec::new();
+    let mut records: Vec<(Lsn, Option<u16>)> = Vec::new();
     for message in session.simple_query(&command).with_context(|| command.clone())? {
         if let SimpleQueryMessage::Row(row) = message {
             let lsn: Lsn = row.try_get("lsn")?.context("a version without an LSN")?.parse()?;
-            lsns.push(lsn);
-            if lsn <= from {
-                break;
+            let cut_from = cut_from(row.try_get("value")?.unwrap_or_default())?;
+            if let Some(last) = records.last_mut() {
+                if last.0 == lsn {
+                    // A record and the image that was made of it and cached back share their LSN.
+                    last.1 = last.1.or(cut_from);
+                    continue;
+                }
+                ensure!(lsn < last.0, "versions come newest first");
+                if last.0 <= from {
+                    break;
+                }
             }
+            records.push((lsn, cut_from));
         }
     }
-    lsns.dedup(); // A record and the image that was made of it and cached back share their LSN.
-    ensure!(lsns.is_sorted_by(|newer, older| newer > older), "versions come newest first");
-    lsns.reverse();
-    Ok(lsns)
+    records.reverse();
+    Ok(records)
+}
+
+/// `value`: of a version, in hexadecimal, as psql shows it.
+fn cut_from(value: &str) -> Result<Option<u16>> {
+    let digits = value.strip_prefix("\\x").unwrap_or(value);
+    let bytes = (0..digits.len() / 2).map(|at| u8::from_str_radix(&digits[at * 2..at * 2 + 2], 16));
+    let bytes: Vec<u8> = bytes.collect::<Result<_, _>>().context("bytes in hexadecimal")?;
+    Ok(match Delta::decode(&bytes) {
+        Ok(Delta::VisibilityMapTruncate { first_index }) => Some(first_index),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -130,10 +189,28 @@ mod tests {
         Box::new(page)
     }
 
+    fn version(lsn: u64, bits: u8, cut_from: Option<u16>) -> Version {
+        Version { lsn: Lsn::new(lsn), page: map(bits), cut_from }
+    }
+
+    #[test]
+    fn bits_set_behind_a_cut_within_one_recovery_are_lost() {
+        let lsn = Lsn::new;
+        let versions = [version(10, 0, None), version(20, 0, Some(1)), version(30, 0b101, None)];
+        let is_lost = |heap_block, redo_lsn, end_lsn| {
+            let recovery = Recovery { redo_lsn: lsn(redo_lsn), end_lsn: lsn(end_lsn) };
+            super::is_lost(heap_block, ALL_VISIBLE, &versions, &[recovery])
+        };
+        assert!(is_lost(1, 15, 30));
+        assert!(!is_lost(0, 15, 30), "in front of the cut");
+        assert!(!is_lost(1, 20, 30), "cut before it");
+        assert!(!is_lost(1, 15, 29), "set after it");
+    }
+
     #[test]
     fn only_bits_cleared_and_set_within_one_recovery_are_lost() {
         let lsn = Lsn::new;
-        let versions = [(lsn(10), map(1)), (lsn(20), map(0)), (lsn(30), map(3)), (lsn(40), map(0b111))];
+        let versions = [(10, 1), (20, 0), (30, 3), (40, 0b111)].map(|(lsn, bits)| version(lsn, bits, None));
         let is_lost = |theirs: u8, redo_lsn: u64, end_lsn: u64| {
             let recovery = Recovery { redo_lsn: lsn(redo_lsn), end_lsn: lsn(end_lsn) };
             super::is_lost(0, 0b111 & !theirs & BOTH, &versions, &[recovery])

@@ -8,6 +8,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::store::gather::Sources;
 
 #[test]
 fn removed_versions_give_their_space_back() {
@@ -80,16 +81,8 @@ fn a_reader_that_stood_still_during_a_collection_begins_anew() {
     let go_on = |is_same_watermark: &dyn Fn() -> bool| {
         let (inner, mut found) = (store.inner(), Gathered::default());
         let request_lsn = Lsn::new(40);
-        let gathered = crate::store::gather::gather(
-            &inner.db,
-            T1,
-            &layers,
-            &key,
-            request_lsn,
-            &mut found,
-            is_same_watermark,
-            &inner.counters,
-        );
+        let sources = Sources { db: &inner.db, timeline: T1, layers: &layers, is_same_watermark };
+        let gathered = crate::store::gather::gather(&sources, &key, request_lsn, &mut found, &inner.counters);
         (gathered.unwrap(), found.versions.iter().map(|(lsn, ..)| lsn.as_u64()).collect::<Vec<_>>())
     };
     assert_eq!(go_on(&|| true), (Some(true), vec![40, 32, 8]), "what must not be: records 16 and 24 are not in it");
