@@ -1,5 +1,5 @@
 //! Runs `pagectl compare` and judges what it found: what a crash of the primary left behind on its disk, without WAL that survived, is no
-//! mismatch, and neither is what it forgot, or was about to remove when the backup was made. See `orphans`, `database_dirs`, `dropped_before`, `lost_wal`
+//! mismatch, and neither is what it forgot, or was about to remove when the backup was made. See `orphans`, `database_dirs`, `dropped_before`, `hint_images`, `lost_wal`
 //! and `lost_bits`.
 
 use std::collections::BTreeSet;
@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::database_dirs::DatabaseDirs;
 use super::dropped_before::DroppedBefore;
+use super::hint_images;
 use super::lost_bits::{self, Recovery};
 use super::lost_wal::WalArchive;
 use crate::PageServer;
@@ -62,6 +63,7 @@ pub fn compare(server: &PageServer, timeline: &str, data_dir: &Path, remains: &C
         Ok(remains.explain(mismatch)?
             || remains.database_dirs.explain(mismatch, &remains.archive, lsn)?
             || remains.dropped_before.explain(mismatch, &remains.archive, lsn)?
+            || hint_images::explains(mismatch, &remains.archive)?
             || remains.has_lost_bits(server, timeline, Path::new(&save_dir), lsn, mismatch)?)
     })
 }

@@ -20,6 +20,8 @@ mod database_dirs;
 
 mod dropped_before;
 
+mod hint_images;
+
 mod comparison;
 
 mod events;
