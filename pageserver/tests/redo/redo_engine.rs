@@ -1,5 +1,6 @@
 //! The process engine with real records: pages equal PostgreSQL's own, errors are answers, processes come and go.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -215,6 +216,8 @@ fn nothing_is_left_of_a_process() {
     let mut config = cluster.engine_config();
     let Program::Postgres(program) = &mut config.program else { panic!("a PostgreSQL") };
     program.work_dir = Some(work_dir.path().to_owned());
+    // Killed servers leave theirs for ever, and one of them may have had the same process id.
+    let segments_before = shared_memory();
     let engine = ProcessEngine::new(config);
     assert!(engine.redo(requests).iter().all(Result::is_ok));
     let pid = engine.pid().unwrap();
@@ -231,10 +234,20 @@ fn nothing_is_left_of_a_process() {
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
     drop(engine);
     assert!(!std::path::Path::new(&proc_dir).exists(), "a zombie is left");
+    let mut left = shared_memory();
+    left.retain(|segment, creator| *creator == pid && !segments_before.contains_key(segment));
+    assert_eq!(left.len(), 0, "{left:?}");
+}
+
+/// Segments of System V shared memory, and the processes that made them.
+fn shared_memory() -> HashMap<u32, u32> {
     let segments = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
     // Columns: key shmid perms size cpid lpid ...
-    let of_process = |line: &&str| line.split_whitespace().nth(4) == Some(&pid.to_string());
-    assert_eq!(segments.lines().find(of_process), None);
+    let of_line = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        (columns[1].parse().unwrap(), columns[4].parse().unwrap())
+    };
+    segments.lines().skip(1).map(of_line).collect()
 }
 
 #[test]
