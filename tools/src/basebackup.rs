@@ -1,8 +1,7 @@
 //! `pagectl basebackup`: a tar archive from which a stock PostgreSQL starts.
 
-use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,6 +12,7 @@ use postgres_ffi::Lsn;
 
 use crate::connect::ServerArgs;
 use crate::output::Output;
+use crate::part_file::write_whole;
 
 /// Bytes that are read and written at once.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -51,17 +51,10 @@ impl BaseBackupArgs {
         if self.output.as_os_str() == "-" {
             return self.fetch(server, &mut OutputWriter(output));
         }
-        let part = part_path(&self.output);
-        let mut file = File::create(&part).with_context(|| format!("create {}", part.display()))?;
-        let fetched = self.fetch(server, &mut file).and_then(|()| file.sync_all().context("write the archive"));
-        match fetched {
-            Ok(()) => fs::rename(&part, &self.output).with_context(|| format!("write {}", self.output.display())),
-            Err(error) => {
-                // The first error is the one to report.
-                let _ = fs::remove_file(&part);
-                Err(error)
-            }
-        }
+        write_whole(&self.output, |file| {
+            self.fetch(server, file)?;
+            file.sync_all().context("write the archive")
+        })
     }
 
     fn fetch(&self, server: &ServerArgs, to: &mut dyn Write) -> Result<()> {
@@ -112,13 +105,6 @@ impl BaseBackupArgs {
     }
 }
 
-/// Where the archive is written before it is whole.
-fn part_path(output: &Path) -> PathBuf {
-    let mut part = output.as_os_str().to_owned();
-    part.push(".part");
-    part.into()
-}
-
 struct OutputWriter<'a>(&'a mut Output);
 
 impl Write for OutputWriter<'_> {
@@ -152,6 +138,5 @@ mod tests {
         assert_eq!(args.command(), "BASEBACKUP 'it''s' '0/3000060' --gzip --no-data --standby");
         let plain = BaseBackupArgs { lsn: None, gzip: false, no_data: false, standby: false, ..args };
         assert_eq!(plain.command(), "BASEBACKUP 'it''s'");
-        assert_eq!(part_path(Path::new("a/b.tar")), Path::new("a/b.tar.part"));
     }
 }

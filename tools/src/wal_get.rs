@@ -1,7 +1,6 @@
 //! `pagectl wal get`: a file of WAL for a server's `restore_command`.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,6 +8,7 @@ use pageserver::client::{ClientError, quote};
 use pageserver::page_service::error::sqlstate;
 
 use crate::connect::ServerArgs;
+use crate::part_file::write_whole;
 
 /// For each message of the server. It reads through a segment before the first one.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -46,25 +46,14 @@ impl WalGet {
     }
 
     fn fetch_whole(&self, server: &ServerArgs) -> Result<()> {
-        let part = part_path(&self.path);
-        let fetched = self
-            .fetch(server, &part)
-            .and_then(|()| fs::rename(&part, &self.path).with_context(|| format!("write {}", self.path.display())));
-        if fetched.is_err() {
-            // The first error is the one to report.
-            let _ = fs::remove_file(&part);
-        }
-        fetched
-    }
-
-    fn fetch(&self, server: &ServerArgs, part: &Path) -> Result<()> {
-        // A server that has vanished must not hold up a standby that is being promoted.
-        let mut client = server.connect_impatient(ANSWER_LIMIT)?;
-        let command = format!("WAL GET {} {}", quote(&self.timeline), quote(&self.file));
-        let mut bytes = client.copy_out(&command)?;
-        let mut file = File::create(part).with_context(|| format!("create {}", part.display()))?;
-        std::io::copy(&mut bytes, &mut file).with_context(|| format!("fetch {} into {}", self.file, part.display()))?;
-        Ok(())
+        write_whole(&self.path, |file| {
+            // A server that has vanished must not hold up a standby that is being promoted.
+            let mut client = server.connect_impatient(ANSWER_LIMIT)?;
+            let command = format!("WAL GET {} {}", quote(&self.timeline), quote(&self.file));
+            let mut bytes = client.copy_out(&command)?;
+            std::io::copy(&mut bytes, file).with_context(|| format!("fetch {}", self.file))?;
+            Ok(())
+        })
     }
 }
 
@@ -82,11 +71,4 @@ impl std::fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("it is not known whether there is such a WAL file")
     }
-}
-
-/// Where the file is written before it is whole.
-fn part_path(path: &Path) -> PathBuf {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    part.into()
 }

@@ -3,7 +3,7 @@
 //! - **Never:** a version above `request_lsn`, or one twice. Each source is read strictly below the last version seen.
 //! - At most one seek; none when a layer ends the gather.
 //! - **Never:** newer versions as they were before a garbage collection and older ones as they are after it: together they are no page. What is collected lies at or
-//!   below the watermark, and no layer that is taken when the watermark is known has versions there. So both must come under one watermark.
+//!   below the watermark, which is known only after the layers that it covers were dropped. So no layer may have been dropped between the two.
 //! - Values of one gather share one allocation: a page that is kept keeps its own few deltas, never a layer or a block.
 
 use std::cell::RefCell;
@@ -16,7 +16,7 @@ use rocksdb::DBRawIterator;
 
 use super::StoreError;
 use super::db::{Db, read_error};
-use super::layer_map::Layers;
+use super::layer_map::{LayerMap, Layers};
 use super::stats::Counters;
 use super::version_bound::VersionBound;
 
@@ -55,25 +55,35 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
-/// Where the versions of a timeline are.
-pub(super) struct Sources<'a> {
-    pub db: &'a Db,
-    pub timeline: TimelineNo,
-    pub layers: &'a Layers,
-    /// The watermark still is what it was before the layers were taken.
-    pub is_same_watermark: &'a dyn Fn() -> bool,
+/// Adds the versions of `key` at or below `request_lsn`, and strictly below the last one of `found`. True: one of them ends the gather.
+pub(super) fn gather(
+    db: &Db,
+    timeline: TimelineNo,
+    layer_map: &LayerMap,
+    key: &Key,
+    request_lsn: Lsn,
+    found: &mut Gathered,
+    counters: &Counters,
+) -> Result<bool, StoreError> {
+    loop {
+        // First the layers, then (inside) the iterator: see `layer_map`. Again only after a flush.
+        let layers = layer_map.current();
+        if let Some(ended) = gather_from(db, timeline, (layer_map, &layers), key, request_lsn, found, counters)? {
+            return Ok(ended);
+        }
+    }
 }
 
-/// Adds the versions of `key` at or below `request_lsn`, and strictly below the last one of `found`. True: one of them ends the gather.
-/// `None`: `found` is as before, since what is in the layers does not go with what is in RocksDB any more.
-pub(super) fn gather(
-    sources: &Sources<'_>,
+/// As [`gather`], with layers that were taken from the map before. `None`: `found` is as before, since they do not go with what is in RocksDB any more.
+pub(super) fn gather_from(
+    db: &Db,
+    timeline: TimelineNo,
+    (layer_map, layers): (&LayerMap, &Layers),
     key: &Key,
     request_lsn: Lsn,
     found: &mut Gathered,
     counters: &Counters,
 ) -> Result<Option<bool>, StoreError> {
-    let Sources { db, timeline, layers, is_same_watermark } = *sources;
     let Some(bound) = first_bound(request_lsn, found) else { return Ok(Some(false)) };
     SCRATCH.with_borrow_mut(|scratch| {
         scratch.clear();
@@ -86,7 +96,7 @@ pub(super) fn gather(
                     true => db.cold_object_iterator(timeline, key),
                     false => db.object_iterator(timeline, key),
                 };
-                if !scratch.versions.is_empty() && !is_same_watermark() {
+                if !scratch.versions.is_empty() && layer_map.current().covered_above != layers.covered_above {
                     return Ok(None);
                 }
                 scratch.add_from_db(&mut versions, timeline, key, bound)?

@@ -11,7 +11,7 @@ use postgres_ffi::Lsn;
 
 use super::carried::Carried;
 use super::db::Db;
-use super::gather::{self, Gathered, Sources};
+use super::gather::{self, Gathered};
 use super::inner::Inner;
 use super::layer_map::LayerMap;
 use super::timeline_state::TimelineState;
@@ -131,9 +131,8 @@ impl Drop for Store {
 /// The watermark, and what is known of chains: without a watermark there are none.
 fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<(Option<Watermark>, Carried), StoreError> {
     let mut found = Gathered::default();
-    let layers = LayerMap::new(Lsn::ZERO).current();
-    let sources = Sources { db: &inner.db, timeline, layers: &layers, is_same_watermark: &|| true };
-    gather::gather(&sources, &watermark_key(), Lsn::MAX, &mut found, &Default::default())?;
+    let no_layers = LayerMap::new(Lsn::ZERO);
+    gather::gather(&inner.db, timeline, &no_layers, &watermark_key(), Lsn::MAX, &mut found, &Default::default())?;
     let Some((version_lsn, _, value)) = found.versions.first() else {
         return Ok((None, Carried::new(0)));
     };
@@ -146,7 +145,8 @@ fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<(Option<Waterma
             ),
         });
     }
+    let weight_max = inner.weight_max();
+    let carried = carried.map(|carried| carried.with_floor_at_most(weight_max));
     // One that knew of no bound, or had none: chains may weigh anything.
-    let carried = carried.map(|carried| carried.with_floor_at_most(inner.weight_max()));
-    Ok((Some(watermark), carried.unwrap_or_else(|| Carried::new(inner.weight_max()))))
+    Ok((Some(watermark), carried.unwrap_or_else(|| Carried::new(weight_max))))
 }

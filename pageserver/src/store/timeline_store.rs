@@ -11,9 +11,8 @@ use postgres_ffi::Lsn;
 
 use super::cache_back::page_bytes;
 use super::chain_weight::HeavyFinder;
-use super::gather::{self, Gathered, Sources};
-use super::inner::Inner;
-use super::layer_map::{LayerMap, Layers};
+use super::gather::{self, Gathered};
+use super::layer_map::LayerMap;
 use super::scan;
 use super::search;
 use super::timeline_state::TimelineState;
@@ -136,39 +135,25 @@ impl TimelineStore {
     ///
     /// Errors: `Corrupt`, `Read`; `found` is then as before.
     pub fn gather(&self, key: &Key, request_lsn: Lsn, found: &mut Gathered) -> Result<bool, StoreError> {
-        loop {
-            let watermark = self.watermark();
-            // First the layers, then (inside) the iterator: see `layer_map`.
-            let layers = self.state.layers.current();
-            // Again only after a flush: see `gather`.
-            if let Some(ended) =
-                self.gather_from(&layers, key, request_lsn, found, &|| self.watermark() == watermark)?
-            {
-                return Ok(ended);
-            }
-        }
+        self.gather_through(&self.state.layers, key, request_lsn, found)
     }
 
     /// As [`TimelineStore::gather`], from RocksDB alone: takes no lock that `put` may have to wait for, however many versions there are.
     ///
     /// Requires: `request_lsn` is at or below the watermark; above it the answer may be incomplete.
     pub fn gather_durable(&self, key: &Key, request_lsn: Lsn, found: &mut Gathered) -> Result<bool, StoreError> {
-        let no_layers = LayerMap::new(Lsn::ZERO).current();
-        Ok(self.gather_from(&no_layers, key, request_lsn, found, &|| true)?.unwrap_or(false))
+        self.gather_through(&LayerMap::new(Lsn::ZERO), key, request_lsn, found)
     }
 
-    fn gather_from(
+    fn gather_through(
         &self,
-        layers: &Layers,
+        layer_map: &LayerMap,
         key: &Key,
         request_lsn: Lsn,
         found: &mut Gathered,
-        is_same_watermark: &dyn Fn() -> bool,
-    ) -> Result<Option<bool>, StoreError> {
-        let Inner { db, counters, .. } = self.store.inner();
-        let timeline = self.state.timeline;
-        let sources = Sources { db, timeline, layers, is_same_watermark };
-        self.note(gather::gather(&sources, key, request_lsn, found, counters))
+    ) -> Result<bool, StoreError> {
+        let inner = self.store.inner();
+        self.note(gather::gather(&inner.db, self.state.timeline, layer_map, key, request_lsn, found, &inner.counters))
     }
 
     /// True if no version of `key` lies above `after` and at or below `through`, as far as the layers in memory can tell; they can where

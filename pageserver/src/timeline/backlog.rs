@@ -41,20 +41,21 @@ pub(super) struct Backlog {
 impl Backlog {
     /// Starts on what flushes find from now on.
     pub fn start(found: Receiver<LongChains>) -> io::Result<Self> {
-        let timelines = Timelines::default();
-        let heavy = HeavyQueue::new();
-        let worker = |stop, timelines, heavy| Worker {
-            found,
-            heavy,
-            heavy_stalled: false,
-            room: bounded(1),
-            stop,
-            timelines,
-            waiting: Waiting::default(),
+        let (timelines, heavy, thread) = (Timelines::default(), HeavyQueue::new(), Background::default());
+        let (worker_timelines, worker_heavy) = (Arc::clone(&timelines), Arc::clone(&heavy));
+        let run = move |stop| {
+            let worker = Worker {
+                found,
+                heavy: worker_heavy,
+                heavy_stalled: false,
+                room: bounded(1),
+                stop,
+                timelines: worker_timelines,
+                waiting: Waiting::default(),
+            };
+            worker.run();
         };
-        let thread = Background::default();
-        let shared = (Arc::clone(&timelines), Arc::clone(&heavy));
-        thread.start("backlog", move |stop| worker(stop, shared.0, shared.1).run())?;
+        thread.start("backlog", run)?;
         Ok(Backlog { timelines, heavy, thread })
     }
 

@@ -106,17 +106,12 @@ mod tests {
 
     use super::*;
     use crate::wal::WalLog;
-    use crate::wal::tests::{SEGMENT_BYTES, random_log};
+    use crate::wal::tests::{SEGMENT_BYTES, layout, random_log};
 
     #[test]
     fn every_position_is_told_as_the_decoder_sees_it() {
         let directory = tempfile::tempdir().unwrap();
-        let layout = WalLayout {
-            directory: directory.path().join("wal"),
-            version: PgVersion::V15,
-            segment_bytes: SEGMENT_BYTES,
-            system_id: 7,
-        };
+        let layout = layout(&directory);
         let (start_lsn, wal) = random_log(11, 300);
         let mut log = WalLog::create(layout.clone(), 1, start_lsn).unwrap();
         log.append(start_lsn, &[Bytes::copy_from_slice(&wal)]).unwrap();

@@ -41,7 +41,7 @@ pub(crate) fn random_log(seed: u64, record_count: usize) -> (Lsn, Vec<u8>) {
     (start_lsn, writer.into_bytes())
 }
 
-fn layout(directory: &TempDir) -> WalLayout {
+pub(crate) fn layout(directory: &TempDir) -> WalLayout {
     WalLayout {
         directory: directory.path().join("wal"),
         version: PgVersion::V15,

@@ -13,9 +13,8 @@ use postgres_ffi::wal::WalStreamDecoder;
 use postgres_ffi::{Lsn, TimeLineId};
 
 use super::error::{WalFileError, io_error};
-use super::layout::{Segment, WalLayout};
+use super::layout::{SegmentFile, WalLayout};
 use super::names::{parse_history_file_name, parse_segment_file_name};
-use super::recover::newest_of_each_number;
 
 /// What is read and checked at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -66,7 +65,7 @@ impl WalLayout {
     pub fn whole_file(&self, name: WalFileName, ingested_lsn: Lsn) -> Result<WholeFile, WalFileError> {
         match name {
             WalFileName::Segment { timeline_id, segment_no } => {
-                self.whole_segment(Segment { segment_no, timeline_id }, ingested_lsn)
+                self.whole_segment(timeline_id, segment_no, ingested_lsn)
             }
             WalFileName::History { timeline_id } => Ok(match self.history_file(timeline_id)? {
                 Some((_, content)) => {
@@ -77,23 +76,28 @@ impl WalLayout {
         }
     }
 
-    fn whole_segment(&self, segment: Segment, ingested_lsn: Lsn) -> Result<WholeFile, WalFileError> {
-        let segments = newest_of_each_number(self.segments()?);
-        let next_no = segment.segment_no.saturating_add(1);
-        if !segments.contains(&segment) {
+    fn whole_segment(
+        &self,
+        timeline_id: TimeLineId,
+        segment_no: u64,
+        ingested_lsn: Lsn,
+    ) -> Result<WholeFile, WalFileError> {
+        let files = self.segment_files()?;
+        let is_it = |file: &&SegmentFile| (file.segment_no, file.timeline_id) == (segment_no, timeline_id);
+        let Some(SegmentFile { start_lsn, path, .. }) = files.iter().find(is_it).cloned() else {
             return Ok(WholeFile::Missing);
-        }
+        };
+        let next_no = segment_no.saturating_add(1);
         if self.start_of(next_no) > ingested_lsn {
-            let is_received = segments.iter().any(|other| other.segment_no == next_no);
+            let is_received = files.iter().any(|other| other.segment_no == next_no);
             return Ok(if is_received { WholeFile::NotIngested } else { WholeFile::Missing });
         }
-        let path = self.segment_path(segment);
         let mut file = match File::open(&path) {
             // It was removed just now.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(WholeFile::Missing),
             file => file.map_err(io_error("open", &path))?,
         };
-        let length = check_records(self, &path, self.start_of(segment.segment_no), &mut file)?;
+        let length = check_records(self, &path, start_lsn, &mut file)?;
         let expected = u64::from(self.segment_bytes);
         if length != expected {
             return Err(WalFileError::Length { path, length, expected });
@@ -137,13 +141,12 @@ pub(crate) fn check_records(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use postgres_ffi::PgVersion;
 
     use super::*;
     use std::io::Write;
 
     use crate::wal::WalLog;
-    use crate::wal::tests::{SEGMENT_BYTES, random_log};
+    use crate::wal::tests::{SEGMENT_BYTES, layout, random_log};
 
     /// Behind the page's header, in that of the record.
     const IN_FIRST_RECORD: usize = 45;
@@ -167,12 +170,7 @@ mod tests {
     #[test]
     fn only_what_was_received_to_its_end_is_whole() {
         let directory = tempfile::tempdir().unwrap();
-        let layout = WalLayout {
-            directory: directory.path().join("wal"),
-            version: PgVersion::V15,
-            segment_bytes: SEGMENT_BYTES,
-            system_id: 7,
-        };
+        let layout = layout(&directory);
         let segment_bytes = layout.segment_bytes as usize;
         // Real records, up to the middle of the third segment.
         let (start_lsn, written) = random_log(7, 4000);

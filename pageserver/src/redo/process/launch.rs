@@ -60,13 +60,6 @@ pub struct PostgresProgram {
 /// Why a process could not be started. The message says it all: nobody reacts to the difference.
 pub type StartError = String;
 
-/// Why there is no hello.
-enum NoHello {
-    /// The process came to its end first.
-    Ended,
-    Other(StartError),
-}
-
 /// A process that has said hello. One that ends before it does is started once more: anybody may have killed it, the kernel for want of memory as well.
 pub fn launch(config: &ProcessConfig) -> Result<(Pipeline, Hello), StartError> {
     match launch_once(config)? {
@@ -100,39 +93,38 @@ fn launch_once(config: &ProcessConfig) -> Result<Result<(Pipeline, Hello), Strin
         return Err("process has no pipes".to_owned()); // Not seen: both were asked for above.
     };
     let mut stdout = std::fs::File::from(OwnedFd::from(stdout));
-    let hello = match read_hello(&mut stdout, config.version, deadline) {
-        Ok(hello) => hello,
-        Err(NoHello::Ended) => return Ok(Err(keeper.end())),
-        Err(NoHello::Other(reason)) => return Err(format!("{reason} ({})", keeper.end())),
-    };
+    let hello =
+        read_hello(&mut stdout, config.version, deadline).map_err(|reason| format!("{reason} ({})", keeper.end()))?;
+    let Some(hello) = hello else { return Ok(Err(keeper.end())) };
     drop(skeleton); // The process has read all that it will ever read.
     let pipeline = Pipeline::new(keeper, OwnedFd::from(stdin), OwnedFd::from(stdout), config.timeout)
         .map_err(|error| format!("cannot prepare the pipes: {error}"))?;
     Ok(Ok((pipeline, hello)))
 }
 
-fn read_hello(stdout: &mut std::fs::File, version: PgVersion, deadline: Instant) -> Result<Hello, NoHello> {
+/// `None`: the process came to its end first.
+fn read_hello(stdout: &mut std::fs::File, version: PgVersion, deadline: Instant) -> Result<Option<Hello>, StartError> {
     let mut hello = [0; HELLO_LEN];
     let mut len = 0;
     while len < HELLO_LEN {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(NoHello::Other("no hello in time".to_owned()));
+            return Err("no hello in time".to_owned());
         }
         let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
             Ok(_) => {}
-            Err(error) => return Err(NoHello::Other(format!("cannot wait for the hello: {error}"))),
+            Err(error) => return Err(format!("cannot wait for the hello: {error}")),
         }
         match stdout.read(&mut hello[len..]) {
-            Ok(0) => return Err(NoHello::Ended),
+            Ok(0) => return Ok(None),
             Ok(read) => len += read,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(NoHello::Other(format!("cannot read the hello: {error}"))),
+            Err(error) => return Err(format!("cannot read the hello: {error}")),
         }
     }
-    Hello::parse(&hello, version).map_err(|error| NoHello::Other(error.to_string()))
+    Hello::parse(&hello, version).map(Some).map_err(|error| error.to_string())
 }
 
 fn postgres_command(program: &PostgresProgram, version: PgVersion) -> Result<(Command, TempDir), StartError> {

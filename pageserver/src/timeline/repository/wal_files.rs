@@ -85,13 +85,11 @@ impl Repository {
 
     fn find_wal_file(&self, timeline: &Arc<Timeline>, name: WalFileName) -> Result<WholeFile, RepositoryError> {
         let layout = self.wal_layout(timeline);
-        if layout.directory.is_dir() {
-            let found = layout.whole_file(name, timeline.last_record_lsn())?;
-            if !matches!(found, WholeFile::Missing) {
-                // The files of one that is reset or deleted go one by one, and others of the same names may follow.
-                timeline.check_here()?;
-                return Ok(found);
-            }
+        let found = layout.whole_file(name, timeline.last_record_lsn())?;
+        if !matches!(found, WholeFile::Missing) {
+            // The files of one that is reset or deleted go one by one, and others of the same names may follow.
+            timeline.check_here()?;
+            return Ok(found);
         }
         let Some((ancestor, branch_lsn)) = timeline.nearest_ancestor() else { return Ok(WholeFile::Missing) };
         let is_shared = match name {
