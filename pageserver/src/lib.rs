@@ -9,6 +9,7 @@ pub mod delta;
 pub mod failpoint;
 pub mod import;
 pub mod ingest;
+pub mod mend;
 pub mod page_service;
 pub mod pid_file;
 pub mod redo;

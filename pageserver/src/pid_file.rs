@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 
+/// Its name within the data directory.
+pub const PID_FILE_NAME: &str = "pageserver.pid";
 /// Longest pid file that is read; a pid has at most 10 digits.
 const PID_FILE_BYTES_MAX: u64 = 32;
 

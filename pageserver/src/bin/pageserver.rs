@@ -15,15 +15,17 @@ use nix::sys::signal::{Signal, kill};
 use pageserver::config::{CONFIG_FILE_NAME, Config};
 use pageserver::failpoint::{Failpoint, arm_from_environment};
 use pageserver::import::ClusterFiles;
+use pageserver::mend::{MendOptions, MendProgress, MendReport, mend};
 use pageserver::page_service::{PageService, PageServiceConfig};
-use pageserver::pid_file::PidFile;
+use pageserver::pid_file::{PID_FILE_NAME, PidFile};
 use pageserver::timeline::Repository;
 use postgres_ffi::PgVersion;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::info;
 
-const PID_FILE_NAME: &str = "pageserver.pid";
+/// How often long work says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long `stop` waits for the server to write out what it holds in memory.
 const STOP_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -52,6 +54,9 @@ enum Command {
     Stop(DataDir),
     /// Says whether a server runs, and how its timelines are.
     Status(DataDir),
+    /// Makes a store of which files cannot be read one that has all that can be, and knows what it lacks. The server must be stopped, and there must be room for
+    /// the store once more. `pagectl verify` tells beforehand what is damaged.
+    Mend(Mend),
     /// Lists the moments at which tests let the server crash: name and what has happened by then.
     Failpoints,
 }
@@ -89,6 +94,21 @@ struct Serve {
     log_json: bool,
 }
 
+#[derive(Args)]
+struct Mend {
+    #[command(flatten)]
+    dir: DataDir,
+    /// Only tells what cannot be read and what would become of it.
+    #[arg(long)]
+    dry_run: bool,
+    /// Deletes a timeline that cannot be opened any more; may be given more than once.
+    #[arg(long, value_name = "TIMELINE")]
+    give_up: Vec<String>,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
 impl Init {
     fn files(&self) -> anyhow::Result<Option<ClusterFiles>> {
         let absolute = |path: &PathBuf| std::path::absolute(path).context("find the current directory");
@@ -107,6 +127,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Stop(args) => stop(&args.data_dir),
         Command::Status(args) => status(&args.data_dir),
+        Command::Mend(args) => mend_store(args),
         Command::Failpoints => {
             Failpoint::ALL.iter().for_each(|failpoint| println!("{}\t{}", failpoint.name(), failpoint.moment()));
             Ok(())
@@ -191,6 +212,53 @@ fn service_config(config: &Config) -> PageServiceConfig {
         idle_timeout: Duration::from_secs(config.idle_timeout_seconds),
         wait_lsn_timeout: config.wait_lsn_timeout(),
         ..PageServiceConfig::default()
+    }
+}
+
+fn mend_store(args: Mend) -> anyhow::Result<()> {
+    start_logging(false);
+    let data_dir = &args.dir.data_dir;
+    let options = MendOptions { dry_run: args.dry_run, give_up: args.give_up };
+    let mut told_at = Instant::now();
+    let mut progress = |progress: MendProgress| {
+        if told_at.elapsed() >= PROGRESS_INTERVAL {
+            told_at = Instant::now();
+            let (mib, mib_total) = (progress.bytes >> 20, progress.bytes_total >> 20);
+            info!(doing = progress.doing, mib, mib_total, "mending");
+        }
+    };
+    let report = mend(data_dir, &options, &mut progress)
+        .with_context(|| format!("nothing was mended. data_dir=`{}`", data_dir.display()))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print_mended(&report);
+    }
+    Ok(())
+}
+
+fn print_mended(report: &MendReport) {
+    for file in &report.files {
+        println!("cannot be read as a whole: {}", file.display());
+    }
+    if let Some(cause) = &report.cause {
+        println!("{cause}");
+    }
+    for timeline in &report.timelines {
+        if timeline.is_given_up {
+            println!("{}: given up", timeline.name);
+            continue;
+        }
+        println!("{}: {} stretches are lost", timeline.name, timeline.lost.len());
+        timeline.lost.iter().for_each(|lost| println!("    {lost}"));
+        if let (Some(from), Some(to)) = (timeline.ingested_again_from, timeline.last_record_lsn) {
+            println!("    WAL from {from} to {to} is ingested again at the next start: nothing above {from} is lost");
+        }
+    }
+    println!("versions that can be read: {}", report.versions);
+    match &report.old_store {
+        Some(dir) => println!("mended; the old store is in {}: remove it when you are satisfied", dir.display()),
+        None => println!("nothing was changed"),
     }
 }
 

@@ -55,7 +55,7 @@ impl From<ReadError> for BackendError {
                 RedoErrorKind::Internal => BackendErrorKind::Internal,
             },
             ReadError::Store(source) => match source.as_ref() {
-                StoreError::Corrupt { .. } => BackendErrorKind::Corrupt,
+                StoreError::Corrupt { .. } | StoreError::Lost { .. } => BackendErrorKind::Corrupt,
                 StoreError::ShuttingDown => BackendErrorKind::ShuttingDown,
                 _ => BackendErrorKind::Unavailable,
             },

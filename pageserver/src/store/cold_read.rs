@@ -8,12 +8,12 @@
 
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use keyenc::{ENCODED_KEY_LEN, TimelineNo, VersionKey};
 use rocksdb::{Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, Options, ReadOptions};
 
-use super::db::{Db, VERSIONS, options, read_error};
+use super::db::{Db, ROCKS_DIR, VERSIONS, options, read_error};
 use super::{Store, StoreConfig, StoreError};
 
 /// Indexes of the files that are being read; blocks of data are not kept.
@@ -66,7 +66,8 @@ pub struct UnreadableRange {
 pub struct ColdRead<'a> {
     /// First: closed before files may go.
     rocks: DB,
-    _files: FilesKept<'a>,
+    /// `None`: no server runs that could delete any.
+    _files: Option<FilesKept<'a>>,
 }
 
 /// While this lives, no file of RocksDB is deleted.
@@ -90,21 +91,35 @@ impl Store {
         let db = &inner.db;
         db.rocks().disable_file_deletions().map_err(|error| read_error(&error))?;
         let files = FilesKept { db };
-        // Not every file system can (tmpfs before Linux 6.6).
-        let rocks = open(db, &inner.config, true).or_else(|_| open(db, &inner.config, false));
-        Ok(ColdRead { rocks: rocks.map_err(|error| read_error(&error))?, _files: files })
+        let rocks = open(db.rocks_dir(), &inner.config).map_err(|error| read_error(&error))?;
+        Ok(ColdRead { rocks, _files: Some(files) })
     }
 }
 
-fn open(db: &Db, config: &StoreConfig, past_page_cache: bool) -> Result<DB, rocksdb::Error> {
+impl ColdRead<'static> {
+    /// Opens the files of the store in `dir`, which no server has open; writes nothing. Errors: as [`Store::cold_read`].
+    pub fn of_stopped(dir: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
+        let rocks = open(&dir.join(ROCKS_DIR), config).map_err(|error| read_error(&error))?;
+        Ok(ColdRead { rocks, _files: None })
+    }
+}
+
+fn open(rocks_dir: &Path, config: &StoreConfig) -> Result<DB, rocksdb::Error> {
+    // Not every file system can (tmpfs before Linux 6.6).
+    open_with(rocks_dir, config, true).or_else(|_| open_with(rocks_dir, config, false))
+}
+
+fn open_with(rocks_dir: &Path, config: &StoreConfig, past_page_cache: bool) -> Result<DB, rocksdb::Error> {
     let block_cache = Cache::new_hyper_clock_cache(BLOCK_CACHE_BYTES, 0);
     let mut options = options(config, &block_cache);
     options.set_use_direct_reads(past_page_cache);
+    // A file that cannot be opened is a stretch that cannot be read, not the end.
+    options.set_paranoid_checks(false);
     let families = [
         ColumnFamilyDescriptor::new("default", Options::default()),
         ColumnFamilyDescriptor::new(VERSIONS, options.clone()),
     ];
-    DB::open_cf_descriptors_read_only(&options, db.rocks_dir(), families, false)
+    DB::open_cf_descriptors_read_only(&options, rocks_dir, families, false)
 }
 
 impl ColdRead<'_> {
@@ -112,8 +127,10 @@ impl ColdRead<'_> {
     pub fn versions(&self, timeline: Option<TimelineNo>, each: &mut dyn FnMut(ColdItem<'_>) -> ControlFlow<()>) {
         let bounds = Bounds::of(timeline);
         let mut versions = self.iterator(&bounds, READAHEAD_BYTES);
-        versions.seek(bounds.first);
+        let mut from = bounds.first;
+        versions.seek(from);
         let mut last: Option<KeyBytes> = None;
+        let mut has_failed_here = false;
         loop {
             while let Some((key, value)) = versions.item() {
                 if give(key, value, last.as_ref(), each).is_break() {
@@ -122,11 +139,23 @@ impl ColdRead<'_> {
                 if let Ok(key) = KeyBytes::try_from(key) {
                     last = Some(key);
                 }
+                has_failed_here = false;
                 versions.next();
             }
             // The end and a failure look alike until asked.
             let Err(error) = versions.status() else { return };
-            let behind = self.first_readable_behind(&bounds, last.unwrap_or(bounds.first));
+            let here = last.map_or(from, |last| last.max(from));
+            // Once more, without what is read ahead: a failure that passes, or lies further on, costs nothing that is here.
+            if !has_failed_here {
+                has_failed_here = true;
+                versions = self.iterator(&bounds, 0);
+                versions.seek(here);
+                if last.is_some() && versions.key() == last.as_ref().map(|last| &last[..]) {
+                    versions.next();
+                }
+                continue;
+            }
+            let behind = self.first_readable_behind(&bounds, here);
             let range = UnreadableRange {
                 after: last.and_then(|key| VersionKey::decode(&key).ok()),
                 before: behind.and_then(|key| VersionKey::decode(&key).ok()),
@@ -137,9 +166,10 @@ impl ColdRead<'_> {
                 return;
             }
             let Some(behind) = behind else { return };
-            last = None;
+            from = behind;
+            has_failed_here = false;
             versions = self.iterator(&bounds, READAHEAD_BYTES);
-            versions.seek(behind);
+            versions.seek(from);
         }
     }
 

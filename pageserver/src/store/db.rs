@@ -26,6 +26,8 @@ use crate::failpoint::Failpoint;
 
 /// The column family.
 pub(super) const VERSIONS: &str = "versions";
+/// Its directory within the store's.
+pub(super) const ROCKS_DIR: &str = "rocksdb";
 /// About one miss in a hundred.
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// RocksDB wants a memtable; nothing is ever written to it.
@@ -52,6 +54,7 @@ pub(super) struct Db {
     /// Holds the statistics.
     options: Options,
     file_options: Options,
+    last_level_options: Options,
     block_cache: Cache,
     rocks_dir: PathBuf,
     pending_dir: PathBuf,
@@ -65,7 +68,7 @@ impl Db {
     /// Opens or makes RocksDB in `dir/rocksdb` and empties `dir/pending`.
     pub fn open(dir: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
         let refused = |cause: io::Error| StoreError::Open { dir: dir.to_owned(), cause: cause.to_string() };
-        let (rocks_dir, pending_dir) = (dir.join("rocksdb"), dir.join("pending"));
+        let (rocks_dir, pending_dir) = (dir.join(ROCKS_DIR), dir.join("pending"));
         fs::create_dir_all(&rocks_dir).map_err(refused)?;
         fs::create_dir_all(&pending_dir).map_err(refused)?;
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(refused)?;
@@ -88,10 +91,13 @@ impl Db {
         empty_dir(&pending_dir).map_err(refused)?;
         Failpoint::StoreOpened.pass();
         let file_options = file_options(config, &block_cache);
+        let mut last_level_options = file_options.clone();
+        set_compaction(&mut last_level_options, config);
         Ok(Db {
             rocks,
             options,
             file_options,
+            last_level_options,
             block_cache,
             rocks_dir,
             pending_dir,
@@ -208,6 +214,11 @@ impl Db {
     /// Options for an `SstFileWriter` whose files this RocksDB takes.
     pub fn file_options(&self) -> &Options {
         &self.file_options
+    }
+
+    /// The same for files that go to the last level at once.
+    pub fn last_level_options(&self) -> &Options {
+        &self.last_level_options
     }
 
     /// A path for a new file that will be ingested.

@@ -36,6 +36,16 @@ pub enum StoreError {
         /// File, offset and check that failed, as far as known.
         detail: String,
     },
+    /// Versions that the answer may have depended on were lost; see `pageserver mend`. Other objects, and this one behind its next image, can be read.
+    #[error(
+        "records of this object are lost: they stood in a part of the store that could not be read and was taken out; it can be read again from the next image of it on that lies above the LSN up to which they are lost. key=`{key}`, lost_through_lsn=`{through_lsn}`"
+    )]
+    Lost {
+        /// The object, or the first one that a list may lack.
+        key: Key,
+        /// Nothing above it is lost.
+        through_lsn: Lsn,
+    },
     /// A read failed below us (I/O error, memory). The data may be intact.
     #[error("cannot read from store: {cause}")]
     Read {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use keyenc::{Key, Kind, TimelineNo, VersionKey};
 use postgres_ffi::Lsn;
-use rocksdb::SstFileWriter;
+use rocksdb::{Options, SstFileWriter};
 
 use super::db::Db;
 use super::flusher::wait_for_level0;
@@ -25,6 +25,7 @@ pub(super) type ExtraImage = (Key, Lsn, Bytes);
 /// Files that are written but not part of the store yet.
 pub(super) struct FileSet<'a> {
     db: &'a Db,
+    options: &'a Options,
     timeline: TimelineNo,
     writer: Option<SstFileWriter<'a>>,
     last_key: Option<Key>,
@@ -42,6 +43,7 @@ impl<'a> FileSet<'a> {
     pub fn new(db: &'a Db, timeline: TimelineNo, split_before_blocks: bool) -> Self {
         FileSet {
             split_before_blocks,
+            options: db.file_options(),
             db,
             timeline,
             writer: None,
@@ -51,6 +53,13 @@ impl<'a> FileSet<'a> {
             versions: 0,
             bytes: 0,
         }
+    }
+
+    /// A set with nothing below or above it: its files are what compaction would make of them.
+    pub fn for_last_level(db: &'a Db, timeline: TimelineNo) -> Self {
+        let mut set = FileSet::new(db, timeline, false);
+        set.options = db.last_level_options();
+        set
     }
 
     /// Writes all versions of `layer` and `extra`, which is in key order. Returns false when `stop` said so first.
@@ -152,7 +161,8 @@ impl<'a> FileSet<'a> {
         self.files.is_empty()
     }
 
-    fn put(&mut self, key: &Key, lsn: Lsn, kind: Kind, value: &[u8]) -> Result<(), rocksdb::Error> {
+    /// Adds a version. Requires: keys come in ascending order.
+    pub fn put(&mut self, key: &Key, lsn: Lsn, kind: Kind, value: &[u8]) -> Result<(), rocksdb::Error> {
         let version = VersionKey { timeline: self.timeline, key: *key, lsn, kind };
         self.versions += 1;
         self.chains.add(key, kind);
@@ -173,7 +183,7 @@ impl<'a> FileSet<'a> {
         }
         match &mut self.writer {
             Some(writer) => Ok(writer),
-            none => Ok(none.insert(open_file(self.db, &mut self.files)?)),
+            none => Ok(none.insert(open_file(self.db, self.options, &mut self.files)?)),
         }
     }
 
@@ -202,9 +212,9 @@ pub(super) fn write_error(error: &rocksdb::Error) -> StoreError {
     StoreError::Write { cause: error.to_string() }
 }
 
-fn open_file<'a>(db: &'a Db, files: &mut Vec<PathBuf>) -> Result<SstFileWriter<'a>, rocksdb::Error> {
+fn open_file<'a>(db: &Db, options: &'a Options, files: &mut Vec<PathBuf>) -> Result<SstFileWriter<'a>, rocksdb::Error> {
     let path = db.new_pending_path();
-    let writer = SstFileWriter::create(db.file_options());
+    let writer = SstFileWriter::create(options);
     files.push(path.clone());
     writer.open(&path)?;
     Ok(writer)
@@ -214,7 +224,7 @@ fn open_file<'a>(db: &'a Db, files: &mut Vec<PathBuf>) -> Result<SstFileWriter<'
 pub(super) fn delete_timeline(db: &Db, timeline: TimelineNo) -> Result<(), rocksdb::Error> {
     Failpoint::StoreBeforeDelete.pass();
     let mut set = FileSet::new(db, timeline, false);
-    let mut writer = open_file(db, &mut set.files)?;
+    let mut writer = open_file(db, db.file_options(), &mut set.files)?;
     let first = timeline.0.to_be_bytes().to_vec();
     let end = match timeline.0.checked_add(1) {
         Some(next) => next.to_be_bytes().to_vec(),

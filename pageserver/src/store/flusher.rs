@@ -129,7 +129,8 @@ fn extra_images(inner: &Inner, job: &FlushJob) -> Vec<ExtraImage> {
     }
     let last_record_lsn = job.frozen.last_record_lsn;
     let carried = job.timeline.carried.lock();
-    let watermark = Watermark { last_record_lsn }.encode((inner.weight_max() > 0).then_some(&*carried));
+    let watermark =
+        Watermark { last_record_lsn }.encode((inner.weight_max() > 0).then_some(&*carried), &job.timeline.lost);
     drop(carried);
     let (pages, freed) = job.timeline.cache_back.lock().take(last_record_lsn);
     inner.memory.cache_back.fetch_sub(freed, Ordering::Relaxed);

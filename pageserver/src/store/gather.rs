@@ -108,8 +108,8 @@ pub(super) fn gather_from(
     })
 }
 
-/// At or below the request, and strictly below what the timelines before this one gave.
-fn first_bound(request_lsn: Lsn, found: &Gathered) -> Option<VersionBound> {
+/// Where a gather begins: at or below the request, and strictly below what the timelines before this one gave. `None`: nothing is there.
+pub(super) fn first_bound(request_lsn: Lsn, found: &Gathered) -> Option<VersionBound> {
     let at_request = VersionBound::at(request_lsn);
     match found.versions.last() {
         Some((lsn, kind, _)) => Some(VersionBound::below(*lsn, *kind)?.min(at_request)),

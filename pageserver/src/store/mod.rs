@@ -9,6 +9,7 @@
 //! - Each layer of a timeline holds only LSNs at or above everything in older layers and RocksDB: a reader that goes from new to old
 //!   meets versions newest first, and always continues *strictly below* the (lsn, kind) that it saw last. So it does no harm
 //!   when a layer becomes an SST under its feet.
+//! - **Never:** an answer that something lost could change; see `lost`.
 //! - After a failed write the store is poisoned until reopened. Nobody retries an fsync.
 //! - RocksDB is named here and nowhere else.
 //!
@@ -38,14 +39,18 @@ mod carried;
 mod gather;
 mod layer;
 mod layer_map;
+mod lost;
 mod version_bound;
 pub use gather::Gathered;
+pub use lost::{LostStretch, LostStretches, Position};
 mod file_set;
 mod image_set;
 pub use image_set::ImageSet;
 mod flusher;
 mod inner;
+mod mended;
 mod merges;
+pub use mended::{MendedStore, MendedTimeline};
 mod scan;
 mod search;
 mod sweep;

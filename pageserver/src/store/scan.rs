@@ -25,7 +25,7 @@ pub type EachNewest<'a> = dyn FnMut(Key, Lsn, Kind, Bytes) -> ControlFlow<()> + 
 
 type Found = (Key, Lsn, Kind, Bytes);
 
-/// See `TimelineStore::scan_newest`.
+/// See `TimelineStore::scan_newest`. Break: `each` said so.
 pub(super) fn scan_newest(
     db: &Db,
     timeline: TimelineNo,
@@ -33,13 +33,13 @@ pub(super) fn scan_newest(
     (first, last): (&Key, &Key),
     request_lsn: Lsn,
     each: &mut EachNewest<'_>,
-) -> Result<(), StoreError> {
+) -> Result<ControlFlow<()>, StoreError> {
     let mut in_layers = newest_in_layers(layers, (first, last), request_lsn).into_iter().peekable();
     let mut in_db = NewestInDb::new(db, timeline, (first, last), request_lsn);
     let mut from_db = in_db.next()?;
     loop {
         let next = match (in_layers.peek(), &from_db) {
-            (None, None) => return Ok(()),
+            (None, None) => return Ok(ControlFlow::Continue(())),
             (Some(layer), Some(stored)) if layer.0 == stored.0 => {
                 // A layer's versions are at or above all that RocksDB has; equal ones say the same. Compare all the same.
                 let layer_wins = (layer.1, layer.2) >= (stored.1, stored.2);
@@ -51,9 +51,9 @@ pub(super) fn scan_newest(
             (Some(_), None) => in_layers.next(),
             (_, Some(_)) => std::mem::replace(&mut from_db, in_db.next()?),
         };
-        let Some((key, lsn, kind, value)) = next else { return Ok(()) };
+        let Some((key, lsn, kind, value)) = next else { return Ok(ControlFlow::Continue(())) };
         if each(key, lsn, kind, value).is_break() {
-            return Ok(());
+            return Ok(ControlFlow::Break(()));
         }
     }
 }

@@ -15,8 +15,10 @@ use super::gather::{self, Gathered};
 use super::inner::Inner;
 use super::layer_map::LayerMap;
 use super::timeline_state::TimelineState;
-use super::watermark::watermark_key;
-use super::{LongChains, StoreConfig, StoreError, StoreStats, TimelineStore, Watermark, file_set, flusher};
+use super::watermark::{DecodedWatermark, watermark_key};
+use super::{
+    LongChains, LostStretches, StoreConfig, StoreError, StoreStats, TimelineStore, Watermark, file_set, flusher, mended,
+};
 
 /// RocksDB, shared by all timelines, and the thread that flushes. Dropping it ends the thread and flushes nothing.
 ///
@@ -31,6 +33,7 @@ impl Store {
     /// Errors: `Config`, `Locked`, `Corrupt`, `Open`.
     pub fn open(dir: &Path, config: &StoreConfig) -> Result<Arc<Store>, StoreError> {
         config.check()?;
+        mended::settle(dir)?;
         let inner = Arc::new(Inner::new(Db::open(dir, config)?, config.clone()));
         let flusher = flusher::start(&inner)
             .map_err(|error| StoreError::Open { dir: dir.to_owned(), cause: error.to_string() })?;
@@ -45,8 +48,7 @@ impl Store {
         let state = match timelines.get(&timeline) {
             Some(state) => Arc::clone(state),
             None => {
-                let (watermark, carried) = read_watermark(&self.inner, timeline)?;
-                let state = Arc::new(TimelineState::new(timeline, watermark, carried));
+                let state = Arc::new(read_watermark(&self.inner, timeline)?);
                 timelines.insert(timeline, Arc::clone(&state));
                 state
             }
@@ -128,15 +130,15 @@ impl Drop for Store {
     }
 }
 
-/// The watermark, and what is known of chains: without a watermark there are none.
-fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<(Option<Watermark>, Carried), StoreError> {
+/// The timeline as its watermark tells: without one it has nothing, so there are no chains, and nothing is lost.
+fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<TimelineState, StoreError> {
     let mut found = Gathered::default();
     let no_layers = LayerMap::new(Lsn::ZERO);
     gather::gather(&inner.db, timeline, &no_layers, &watermark_key(), Lsn::MAX, &mut found, &Default::default())?;
     let Some((version_lsn, _, value)) = found.versions.first() else {
-        return Ok((None, Carried::new(0)));
+        return Ok(TimelineState::new(timeline, None, Carried::new(0), LostStretches::default()));
     };
-    let (watermark, carried) = Watermark::decode_with_weights(value)?;
+    let DecodedWatermark { watermark, carried, lost } = Watermark::decode_whole(value)?;
     if watermark.last_record_lsn != *version_lsn {
         return Err(StoreError::Corrupt {
             detail: format!(
@@ -146,7 +148,7 @@ fn read_watermark(inner: &Inner, timeline: TimelineNo) -> Result<(Option<Waterma
         });
     }
     let weight_max = inner.weight_max();
-    let carried = carried.map(|carried| carried.with_floor_at_most(weight_max));
     // One that knew of no bound, or had none: chains may weigh anything.
-    Ok((Some(watermark), carried.unwrap_or_else(|| Carried::new(weight_max))))
+    let carried = carried.map_or_else(|| Carried::new(weight_max), |carried| carried.with_floor_at_most(weight_max));
+    Ok(TimelineState::new(timeline, Some(watermark), carried, lost))
 }

@@ -12,7 +12,7 @@ use super::cache_back::CacheBack;
 use super::carried::Carried;
 use super::inner::JobNo;
 use super::layer_map::LayerMap;
-use super::{StoreError, Watermark};
+use super::{LostStretches, StoreError, Watermark};
 
 /// One timeline in the store.
 pub(super) struct TimelineState {
@@ -24,6 +24,8 @@ pub(super) struct TimelineState {
     pub cache_back: Mutex<CacheBack>,
     /// What chains weigh below the layers. Locked last of all, and for a moment.
     pub carried: Mutex<Carried>,
+    /// What was taken out of it because it could not be read.
+    pub lost: LostStretches,
     deleted: AtomicBool,
     /// What could not be read of it, the first time.
     damage: OnceLock<String>,
@@ -45,7 +47,7 @@ pub(super) struct WriterState {
 
 impl TimelineState {
     /// `carried`: what its chains weigh in RocksDB.
-    pub fn new(timeline: TimelineNo, watermark: Option<Watermark>, carried: Carried) -> Self {
+    pub fn new(timeline: TimelineNo, watermark: Option<Watermark>, carried: Carried, lost: LostStretches) -> Self {
         let writer = WriterState {
             last_record_lsn: watermark.map_or(Lsn::ZERO, |watermark| watermark.last_record_lsn),
             publishing: watermark.is_some(),
@@ -60,6 +62,7 @@ impl TimelineState {
             watermark: Mutex::new(watermark),
             cache_back: Mutex::default(),
             carried: Mutex::new(carried),
+            lost,
             deleted: AtomicBool::new(false),
             damage: OnceLock::new(),
         }

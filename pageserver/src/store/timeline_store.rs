@@ -17,7 +17,7 @@ use super::scan;
 use super::search;
 use super::timeline_state::TimelineState;
 use super::version_bound::VersionBound;
-use super::{Batch, HeavyChain, Store, StoreError, Watermark};
+use super::{Batch, HeavyChain, LostStretches, Store, StoreError, Watermark};
 
 /// A timeline's versions. All handles of one timeline share its layers; dropping the last one flushes nothing.
 pub struct TimelineStore {
@@ -133,7 +133,7 @@ impl TimelineStore {
     ///
     /// Requires: `request_lsn` is at or below what was put before the call; above it the answer may be incomplete.
     ///
-    /// Errors: `Corrupt`, `Read`; `found` is then as before.
+    /// Errors: `Corrupt`, `Read`, `Lost`; `found` is then as before.
     pub fn gather(&self, key: &Key, request_lsn: Lsn, found: &mut Gathered) -> Result<bool, StoreError> {
         self.gather_through(&self.state.layers, key, request_lsn, found)
     }
@@ -152,8 +152,22 @@ impl TimelineStore {
         request_lsn: Lsn,
         found: &mut Gathered,
     ) -> Result<bool, StoreError> {
-        let inner = self.store.inner();
-        self.note(gather::gather(&inner.db, self.state.timeline, layer_map, key, request_lsn, found, &inner.counters))
+        let (inner, lost) = (self.store.inner(), &self.state.lost);
+        let known = found.versions.len();
+        let bound = gather::first_bound(request_lsn, found);
+        let outcome =
+            gather::gather(&inner.db, self.state.timeline, layer_map, key, request_lsn, found, &inner.counters);
+        let is_ended = self.note(outcome)?;
+        if let Some(bound) = bound.filter(|_| !lost.is_empty()) {
+            let end = found.versions[known..].last().filter(|_| is_ended).map(|(lsn, kind, _)| (*lsn, *kind));
+            lost.check(key, bound, end).inspect_err(|_| found.versions.truncate(known))?;
+        }
+        Ok(is_ended)
+    }
+
+    /// What was taken out of the timeline because it could not be read; see `pageserver mend`.
+    pub fn lost(&self) -> &LostStretches {
+        &self.state.lost
     }
 
     /// True if no version of `key` lies above `after` and at or below `through`, as far as the layers in memory can tell; they can where
@@ -172,7 +186,7 @@ impl TimelineStore {
     /// Calls `each` with the newest version at or below `request_lsn` (tombstones too) of each key in `first..=last`, in key order,
     /// until it breaks. For sizes, databases, lists; over blocks it looks at every block in memory.
     ///
-    /// `each` should not wait: old files stay on disk meanwhile. Errors: `Corrupt`, `Read`.
+    /// `each` should not wait: old files stay on disk meanwhile. Errors: `Corrupt`, `Read`, `Lost`.
     pub fn scan_newest(
         &self,
         first: &Key,
@@ -182,7 +196,17 @@ impl TimelineStore {
     ) -> Result<(), StoreError> {
         let layers = self.state.layers.current();
         let db = &self.store.inner().db;
-        self.note(scan::scan_newest(db, self.state.timeline, &layers, (first, last), request_lsn, each))
+        let mut expected = self.state.lost.check_list(first, last, VersionBound::at(request_lsn))?;
+        let mut is_complete = Ok(());
+        let mut checked_each = |key: Key, lsn: Lsn, kind: Kind, value: Bytes| {
+            is_complete = expected.see(&(key, lsn, kind));
+            if is_complete.is_ok() { each(key, lsn, kind, value) } else { ControlFlow::Break(()) }
+        };
+        let scanned =
+            scan::scan_newest(db, self.state.timeline, &layers, (first, last), request_lsn, &mut checked_each);
+        let is_whole = self.note(scanned)?.is_continue();
+        is_complete?;
+        if is_whole { expected.end() } else { Ok(()) }
     }
 
     /// Every version of `key` with an LSN in `lsn_range` (end exclusive), newest first. Errors: `Corrupt`, `Read`.
@@ -196,7 +220,7 @@ impl TimelineStore {
     /// Requires: of two versions, what holds of the older one holds of the newer one; no version is a delta or a tombstone; `through` is at
     /// or below what was put before the call. Looks at versions in memory one by one: for objects with few versions a second.
     ///
-    /// Errors: `Corrupt`, `Read`, and what `holds` gives.
+    /// Errors: `Corrupt`, `Read`, `Lost`, and what `holds` gives.
     pub fn first_version_where<E: From<StoreError>>(
         &self,
         key: &Key,
@@ -204,7 +228,11 @@ impl TimelineStore {
         holds: impl FnMut(Lsn, &[u8]) -> Result<bool, E>,
     ) -> Result<Option<(Lsn, Bytes)>, E> {
         let layers = self.state.layers.current();
-        search::first_version_where(&self.store.inner().db, self.state.timeline, &layers, key, through, holds)
+        let found =
+            search::first_version_where(&self.store.inner().db, self.state.timeline, &layers, key, through, holds)?;
+        // An older one that holds may be lost; where none of this object is, none is.
+        self.state.lost.check(key, VersionBound::at(through), None)?;
+        Ok(found)
     }
 
     /// Queues the page that redo made of `key` as of its version at `lsn` for the next flush; drops it when the queue is full.

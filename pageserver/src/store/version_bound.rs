@@ -27,6 +27,11 @@ impl VersionBound {
         Some(VersionBound { lsn, kind })
     }
 
+    /// The highest version within the bound.
+    pub fn highest(self) -> (Lsn, Kind) {
+        (self.lsn, self.kind)
+    }
+
     pub fn includes(self, lsn: Lsn, kind: Kind) -> bool {
         (lsn, kind) <= (self.lsn, self.kind)
     }

@@ -8,6 +8,7 @@ use keyenc::{Key, Kind, Object};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
 
 use super::{ReadError, Timeline};
+use crate::store::LostStretches;
 
 /// A database and the tablespace that it lies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,6 +168,11 @@ impl Timeline {
             }
         }
         Ok(segments)
+    }
+
+    /// What a mend had to leave out of its own versions.
+    pub fn lost(&self) -> &LostStretches {
+        self.store.lost()
     }
 
     /// Every version of `object` with an LSN in `lsn_range` that is stored, newest first, from this timeline and its ancestors.

@@ -116,6 +116,11 @@ impl From<StoreError> for ReadError {
 }
 
 impl ReadError {
+    /// True if versions that the answer may have depended on were taken out of the store because they could not be read.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, ReadError::Store(error) if matches!(**error, StoreError::Lost { .. }))
+    }
+
     /// What a failed wait for `request_lsn` means to the reader.
     pub(super) fn from_wait(error: WaitError<Lsn>, request_lsn: Lsn, seconds: u64, state: String) -> Self {
         match error {

@@ -20,6 +20,7 @@ mod pg_history;
 mod repairing;
 mod sizes;
 mod slots;
+mod stopped;
 mod tenants;
 mod verifying;
 mod wal_files;
@@ -59,6 +60,7 @@ pub(super) use leases::Leases;
 pub use leases::{LEASE_DEFAULT, LEASE_MAX, Lease, LeaseError};
 pub use pg_history::PgHistory;
 pub use sizes::{Pin, TimelineSizes};
+pub use stopped::{StoppedTimeline, store_of};
 pub use tenants::{PG_TIMELINE_ID_FIRST, TenantError};
 pub(crate) use verifying::FileCheck;
 pub use wal_files::WalFileRequestError;
@@ -205,7 +207,8 @@ pub struct Repository {
 impl Repository {
     /// Opens what `data_dir` holds. Ingest has not begun; see [`Repository::follow_primaries`].
     pub fn open(data_dir: &Path, config: Config) -> Result<Arc<Self>, RepositoryError> {
-        let store = Store::open(&data_dir.join("store"), &store_config(&config))?;
+        let (store_dir, store_config) = store_of(data_dir, &config);
+        let store = Store::open(&store_dir, &store_config)?;
         let timelines_dir = data_dir.join(TIMELINES_DIR);
         create_dir(&timelines_dir)?;
         let leases = Leases::load(data_dir)?;

@@ -51,11 +51,13 @@ pub struct Finding {
 /// What a person can do.
 pub(super) mod advice {
     /// A file of the store is damaged.
-    pub const RESTORE_STORE: &str = "pagectl repair writes again what our WAL still has; what it cannot, import anew or take from a copy of the data directory";
+    pub const RESTORE_STORE: &str = "stop the server and run `pageserver mend`: it keeps all that can be read, and ingests again what our WAL still has; or take a copy of the data directory";
+    /// What a mend had to leave out.
+    pub const LOST: &str = "each object in it can be read again from its next image on: after a CHECKPOINT on the primary, the first change of a page brings one";
     /// A version says something that no version says.
     pub const FAULT: &str = "keep the data directory and report it: this was written so; import the cluster anew";
     /// A page cannot be made.
-    pub const PAGE: &str = "read it at another LSN; pagectl repair, if a file of the store is damaged; pagectl page history shows its versions";
+    pub const PAGE: &str = "read it at another LSN; `pageserver mend`, if a file of the store is damaged; pagectl page history shows its versions";
     /// A WAL file is damaged or missing.
     pub const WAL: &str = "pagectl repair takes the segment from the primary, if that still has it; do not restart before: what is not in the store yet comes from this WAL";
     /// A file that the next start reads.

@@ -14,6 +14,7 @@ use postgres_ffi::{BLCKSZ, Lsn, SlruKind};
 use super::finding::advice;
 use super::job::{Job, VerifyError};
 use super::{Finding, Part, kept_sizes, name_of};
+use crate::store::StoreError;
 use crate::timeline::{ReadError, Timeline, TimelineState};
 
 /// Pages that are made together, in walredo threads at the same time.
@@ -150,7 +151,10 @@ impl Check<'_, '_, '_> {
 /// What is the same of neighbours in one damaged block of the store.
 fn cause_of(error: &ReadError) -> String {
     match error {
-        ReadError::Store(error) => error.to_string(),
+        ReadError::Store(error) => match &**error {
+            StoreError::Lost { through_lsn, .. } => format!("records of it are lost, up to {through_lsn}"),
+            error => error.to_string(),
+        },
         other => other.to_string(),
     }
 }

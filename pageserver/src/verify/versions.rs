@@ -10,7 +10,7 @@ use super::finding::advice;
 use super::job::{Job, VerifyError};
 use super::sizes::Sizes;
 use super::{Finding, Part, value};
-use crate::store::{ColdItem, StoreError, UnreadableRange};
+use crate::store::{ColdItem, LostStretch, LostStretches, StoreError, UnreadableRange};
 use crate::timeline::Timeline;
 
 /// Checks the versions of `only`, or all there are.
@@ -38,6 +38,10 @@ pub(super) fn check_and_list(
     }
     let bytes_total = if only.is_some() { None } else { cold.bytes_estimated() };
     job.begin("store", bytes_total)?;
+    let asked_for = |owner: &&Owner| only.is_none_or(|only| only.metadata().name == owner.name);
+    for owner in owners.values().filter(asked_for) {
+        owner.lost.iter().try_for_each(|stretch| job.found(&lost(owner, stretch)))?;
+    }
     let mut walk = Walk { job, owners, no: None, object: None, sizes: Sizes::default(), behind_a_gap: false, orphans };
     let mut outcome = Ok(());
     cold.versions(only.map(Timeline::timeline_no), &mut |item| {
@@ -59,6 +63,15 @@ struct Owner {
     floor_lsn: Lsn,
     /// It is being made or taken away: nothing is to be expected of it.
     is_in_transit: bool,
+    /// What a mend had to leave out.
+    lost: LostStretches,
+}
+
+impl Owner {
+    /// Versions of the object may be lost.
+    fn may_lack(&self, key: &Key) -> bool {
+        self.lost.iter().any(|stretch| stretch.meets(key, key))
+    }
 }
 
 fn owners_of(job: &Job<'_>) -> Result<HashMap<TimelineNo, Owner>, VerifyError> {
@@ -69,6 +82,7 @@ fn owners_of(job: &Job<'_>) -> Result<HashMap<TimelineNo, Owner>, VerifyError> {
             is_branch: true,
             floor_lsn: Lsn::ZERO,
             is_in_transit: true,
+            lost: LostStretches::default(),
         };
         (no, owner)
     });
@@ -83,6 +97,7 @@ fn owners_of(job: &Job<'_>) -> Result<HashMap<TimelineNo, Owner>, VerifyError> {
             is_branch: branch_lsn.is_some(),
             floor_lsn: branch_lsn.or(start_lsn).unwrap_or(Lsn::ZERO),
             is_in_transit: false,
+            lost: timeline.lost().clone(),
         };
         (metadata.timeline_no(), owner)
     });
@@ -165,18 +180,27 @@ impl Walk<'_, '_> {
     fn end_object(&mut self) -> Result<(), VerifyError> {
         let (Some(object), Some((no, _))) = (self.object.take(), self.no) else { return Ok(()) };
         let Ok(address) = object.key.object() else { return Ok(()) };
-        let is_branch = self.owners.get(&no).is_none_or(|owner| owner.is_branch);
+        let owner = self.owners.get(&no);
+        let is_branch = owner.is_none_or(|owner| owner.is_branch);
+        let may_lack = |key: &Key| owner.is_some_and(|owner| owner.may_lack(key));
+        let may_lack_versions = may_lack(&object.key);
+        let may_lack_size = match address {
+            Object::RelationBlock { rel, fork, .. } => may_lack(&Object::RelationSize { rel, fork }.into()),
+            _ => false,
+        };
         let version = |lsn, kind| VersionKey { timeline: no, key: object.key, lsn, kind };
         // A branch's may go on in an ancestor; the maps are read as zeroes where nothing was written.
         let begins_at_zeroes = matches!(address, Object::RelationBlock { fork: ForkNumber::Fsm | ForkNumber::Vm, .. });
         if let Some((oldest_lsn, Kind::Delta)) = object.oldest
             && !is_branch
             && !begins_at_zeroes
+            && !may_lack_versions
         {
             let what = "the oldest version is a record, and there is no page to apply it to".to_owned();
             self.found_at(&version(oldest_lsn, Kind::Delta), what, advice::FAULT)?;
         }
         if let Object::RelationBlock { rel, fork, block_no } = address
+            && !may_lack_size
             && let Some(what) = self.sizes.check_block(rel, fork, block_no, object.newest_lsn)
         {
             self.found_at(&version(object.newest_lsn, Kind::Image), what, advice::FAULT)?;
@@ -245,6 +269,11 @@ fn finding(
     what_to_do: &'static str,
 ) -> Finding {
     Finding { timeline, part: Part::Store, object, lsn, file: None, what, what_to_do }
+}
+
+fn lost(owner: &Owner, stretch: &LostStretch) -> Finding {
+    let what = "taken out by `pageserver mend`, since it could not be read".to_owned();
+    finding(Some(owner.name.clone()), stretch.to_string(), Some(stretch.through_lsn), what, advice::LOST)
 }
 
 fn unopenable(error: &StoreError) -> Finding {

@@ -7,7 +7,7 @@
 //! - Does not know what the records mean; that is `ingest/`.
 //!
 //! In reading order: [`names`], [`history`], where records end ([`record_ends`]), the directory ([`layout`]), writing ([`log`]), recovery
-//! ([`recover`]), reading ([`reader`]), where the record at a position ends ([`record_at`]), whole files for others (`whole_file`).
+//! ([`recover`]), reading ([`reader`]), from where on it leads to a position (`leads_to`), from where on it leads to a position (`leads_to`), where the record at a position ends ([`record_at`]), whole files for others (`whole_file`).
 
 mod error;
 pub use error::WalFileError;
@@ -28,6 +28,8 @@ mod recover;
 
 mod reader;
 pub use reader::WalReader;
+
+mod leads_to;
 
 mod record_at;
 pub use record_at::RecordAt;

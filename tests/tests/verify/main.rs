@@ -11,6 +11,7 @@ mod files;
 
 mod clean;
 mod flips;
+mod mend;
 mod repair;
 
 mod disk;

@@ -235,6 +235,7 @@ impl<'a> Range<'a> {
                 warn!(key = %self.key, %pin_lsn, %error, "a chain stays, since its page cannot be made");
                 Ok(None)
             }
+            Err(error) if error.is_lost() => Ok(None), // Told when it was taken out.
             Err(error) => Err(error.into()),
         }
     }
@@ -254,14 +255,21 @@ impl Judge for Range<'_> {
             }
             _ => return Ok(true),
         };
-        Ok(self.sizes.at(self.timeline, sized, pin_lsn)?.is_some_and(|count| index < count))
+        match self.sizes.at(self.timeline, sized, pin_lsn) {
+            Ok(count) => Ok(count.is_some_and(|count| index < count)),
+            Err(GcError::Read(error)) if error.is_lost() => Ok(true), // Nobody knows; it may be.
+            Err(error) => Err(error),
+        }
     }
 
     fn is_inherited(&mut self) -> Result<bool, GcError> {
         let mut found = Gathered::default();
         for (ancestor, branch_lsn) in &self.lineage.ancestors {
-            if ancestor.store.gather(&self.key, *branch_lsn, &mut found)? || !found.versions.is_empty() {
-                break;
+            match ancestor.store.gather(&self.key, *branch_lsn, &mut found) {
+                Ok(is_ended) if is_ended || !found.versions.is_empty() => break,
+                Ok(_) => {}
+                Err(StoreError::Lost { .. }) => return Ok(true), // Nobody knows; it may be.
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(found.versions.first().is_some_and(|(_, kind, _)| *kind != keyenc::Kind::Tombstone))

@@ -1,10 +1,12 @@
 //! Which PostgreSQL timeline a timeline's WAL is on at an LSN, and how it came there.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use postgres_ffi::{Lsn, TimeLineId};
 
 use super::{Repository, RepositoryError};
-use crate::timeline::Timeline;
+use crate::timeline::{Timeline, TimelineMetadata};
 use crate::wal::WalLayout;
 use crate::wal::history::lines_before;
 
@@ -43,11 +45,16 @@ impl Repository {
     /// Where the timeline's WAL files are, and what they must be.
     pub fn wal_layout(&self, timeline: &Timeline) -> WalLayout {
         let metadata = timeline.metadata();
-        WalLayout {
-            directory: self.timeline_dir(metadata.timeline_id).join("wal"),
-            version: metadata.cluster.pg_version,
-            segment_bytes: metadata.cluster.wal_segment_bytes,
-            system_id: metadata.cluster.system_identifier,
-        }
+        wal_layout_in(&self.timeline_dir(metadata.timeline_id), &metadata)
+    }
+}
+
+/// The same by a timeline's directory and what its file tells.
+pub(super) fn wal_layout_in(dir: &Path, metadata: &TimelineMetadata) -> WalLayout {
+    WalLayout {
+        directory: dir.join("wal"),
+        version: metadata.cluster.pg_version,
+        segment_bytes: metadata.cluster.wal_segment_bytes,
+        system_id: metadata.cluster.system_identifier,
     }
 }

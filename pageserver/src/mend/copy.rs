@@ -1,0 +1,110 @@
+//! Writes the new store: all that can be read of the timelines that stay.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use keyenc::{ENCODED_KEY_LEN, Key, Object, VersionKey};
+
+use super::plan::{Plan, stretches_of};
+use super::survey::{Progress, no_version};
+use super::{MendError, MendProgress};
+use crate::store::{ColdItem, ColdRead, MendedStore, MendedTimeline, StoreConfig, UnreadableRange, Watermark};
+
+/// Copies what `plans` say, of about `bytes_total` bytes of keys and values, beside the store in `dir`; the new store, whole and durable, and how many versions it has. Errors: see [`MendError`]; nothing is left then.
+pub(super) fn copy(
+    (dir, config): (&Path, &StoreConfig),
+    plans: Vec<Plan<'_>>,
+    bytes_total: u64,
+    progress: &mut dyn FnMut(MendProgress),
+) -> Result<(MendedStore, u64), MendError> {
+    let source = ColdRead::of_stopped(dir, config)?;
+    let mended = MendedStore::begin(dir, config)?;
+    let progress = Progress::new("writing the new store", bytes_total, progress);
+    let mut copy = Copy { mended: &mended, plans, current: None, unreadable: Vec::new(), versions: 0, progress };
+    let mut outcome = Ok(());
+    source.versions(None, &mut |item| {
+        outcome = copy.item(item);
+        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    outcome?;
+    copy.end_timeline()?;
+    if let Some(plan) = copy.plans.first() {
+        return Err(gets_worse(plan));
+    }
+    let versions = copy.versions;
+    drop(copy);
+    Ok((mended, versions))
+}
+
+struct Copy<'a, 'p> {
+    mended: &'a MendedStore,
+    /// Of the timelines that are still to come.
+    plans: Vec<Plan<'p>>,
+    current: Option<Current<'a, 'p>>,
+    /// What could not be read now.
+    unreadable: Vec<UnreadableRange>,
+    versions: u64,
+    progress: Progress<'a>,
+}
+
+/// The timeline whose versions are coming.
+struct Current<'a, 'p> {
+    plan: Plan<'p>,
+    versions: MendedTimeline<'a>,
+    has_control_file: bool,
+}
+
+impl Copy<'_, '_> {
+    fn item(&mut self, item: ColdItem<'_>) -> Result<(), MendError> {
+        match item {
+            ColdItem::Version { version, value } => self.version(&version, value),
+            ColdItem::Unreadable(range) => {
+                self.unreadable.push(range);
+                Ok(())
+            }
+            item => Err(no_version(&item).into()),
+        }
+    }
+
+    fn version(&mut self, version: &VersionKey, value: &[u8]) -> Result<(), MendError> {
+        self.progress.add((ENCODED_KEY_LEN + value.len()) as u64);
+        let no = version.timeline;
+        if self.current.as_ref().is_none_or(|current| current.plan.timeline.metadata.timeline_no() != no) {
+            self.end_timeline()?;
+            let place = self.plans.iter().position(|plan| plan.timeline.metadata.timeline_no() == no);
+            self.current = place.map(|place| Current {
+                plan: self.plans.remove(place),
+                versions: self.mended.begin_timeline(no),
+                has_control_file: false,
+            });
+        }
+        // Nobody's versions, or those of a timeline that is given up, stay where they are.
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let is_ingested_again =
+            current.plan.begin_lsn < current.plan.last_record_lsn && current.plan.begin_lsn < version.lsn;
+        if is_ingested_again || version.key == Key::from(Object::Watermark) {
+            return Ok(());
+        }
+        current.has_control_file |= version.key == Key::from(Object::ControlFile);
+        self.versions += 1;
+        Ok(current.versions.put(version, value)?)
+    }
+
+    fn end_timeline(&mut self) -> Result<(), MendError> {
+        let Some(Current { plan, versions, has_control_file }) = self.current.take() else { return Ok(()) };
+        let watermark = Watermark { last_record_lsn: plan.begin_lsn };
+        let no = plan.timeline.metadata.timeline_no();
+        // What could not be read the first time may have been read now, but is not believed.
+        let lost = plan.lost.with(&stretches_of(no, &self.unreadable, plan.begin_lsn));
+        let is_branch = plan.timeline.metadata.ancestor.is_some();
+        if !has_control_file && !is_branch {
+            return Err(gets_worse(&plan));
+        }
+        versions.finish(watermark, &lost)?;
+        Ok(())
+    }
+}
+
+fn gets_worse(plan: &Plan<'_>) -> MendError {
+    MendError::GetsWorse { name: plan.timeline.metadata.name.clone() }
+}

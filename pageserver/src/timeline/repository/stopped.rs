@@ -1,0 +1,57 @@
+//! The timelines of a data directory whose server does not run, as their files tell.
+
+use std::path::{Path, PathBuf};
+
+use super::marks::{DELETING, IMPORTING, OLD_DIR_PREFIX, set_mark};
+use super::{RepositoryError, TIMELINES_DIR, branching, pg_history};
+use crate::config::Config;
+use crate::store::StoreConfig;
+use crate::timeline::metadata::TimelineMetadata;
+use crate::wal::WalLayout;
+
+/// A timeline whose server does not run.
+#[derive(Clone, Debug)]
+pub struct StoppedTimeline {
+    /// What its file tells.
+    pub metadata: TimelineMetadata,
+    dir: PathBuf,
+}
+
+impl StoppedTimeline {
+    /// Those of `data_dir`, without those that an interrupted import or deletion has left: the next start takes these away. Ordered by number.
+    /// Errors: a directory or a timeline's file cannot be read.
+    pub fn all(data_dir: &Path) -> Result<Vec<Self>, RepositoryError> {
+        let timelines_dir = data_dir.join(TIMELINES_DIR);
+        let io = |source| RepositoryError::Io { doing: "list the timelines", path: timelines_dir.clone(), source };
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&timelines_dir).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let dir = entry.path();
+            let is_left_over = |prefix: &&str| entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes());
+            let is_marked = |mark: &&str| dir.join(mark).exists();
+            if [branching::NEW_DIR_PREFIX, OLD_DIR_PREFIX].iter().any(is_left_over)
+                || [IMPORTING, DELETING].iter().any(is_marked)
+            {
+                continue;
+            }
+            found.push(StoppedTimeline { metadata: TimelineMetadata::load(&dir)?, dir });
+        }
+        found.sort_by_key(|timeline| timeline.metadata.timeline_no);
+        Ok(found)
+    }
+
+    /// Where its WAL files are, and what they must be.
+    pub fn wal_layout(&self) -> WalLayout {
+        pg_history::wal_layout_in(&self.dir, &self.metadata)
+    }
+
+    /// Marks it, durably: the next start takes away what is left of it. Errors: the mark cannot be written.
+    pub fn give_up(&self) -> Result<(), RepositoryError> {
+        set_mark(&self.dir, DELETING, self.metadata.timeline_no)
+    }
+}
+
+/// The store of a data directory: where it is, and how it is opened.
+pub fn store_of(data_dir: &Path, config: &Config) -> (PathBuf, StoreConfig) {
+    (data_dir.join("store"), super::store_config(config))
+}
