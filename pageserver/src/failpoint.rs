@@ -68,6 +68,7 @@ failpoints! {
     StorePagesBeforeIngest, "store-pages-before-ingest", "as store-before-ingest, with pages that are cached back in the set";
     StorePagesIngested, "store-pages-ingested", "as store-ingested, with pages that are cached back in the set";
     StoreBeforeDelete, "store-before-delete", "a timeline's versions are about to be deleted";
+    StoreFilesDeleted, "store-files-deleted", "files that hold nothing but a timeline's versions are gone, durably, and the rest of its versions is there";
     StoreDeleted, "store-deleted", "a timeline's versions are deleted, durably, and memory does not know";
     StoreImagesBeforeIngest, "store-images-before-ingest", "a detach has written images, and they are not part of the store";
     StoreImagesIngested, "store-images-ingested", "a detach's images are part of the store";

@@ -1,4 +1,4 @@
-//! Small JSON files that say of themselves whether they are what was written: the files of timelines, tenants and leases.
+//! Small JSON files that say of themselves whether they are what was written: the files of timelines, tenants and leases, the mark of a paused compaction.
 //!
 //! - Written whole to a new file, fsynced and renamed, and the directory fsynced: a crash leaves the old or the new one.
 //! - A checksum stands in the file: a flipped bit is an error and never another LSN. One without it, as earlier builds wrote them, is taken as it is;
@@ -42,15 +42,24 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 /// Replaces the file at `path`; durable when it returns. After an error the old one or the new one is there, and nothing else was changed.
 /// `points` are passed right before and right after the new one takes the old one's name.
 pub(crate) fn write<T: Serialize>(path: &Path, content: &T, points: [Failpoint; 2]) -> io::Result<()> {
+    write_with(path, content, points.map(Some))
+}
+
+/// As [`write`], for a file that is written only after damage: no course of crashes comes there.
+pub(crate) fn write_without_failpoints<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
+    write_with(path, content, [None; 2])
+}
+
+fn write_with<T: Serialize>(path: &Path, content: &T, points: [Option<Failpoint>; 2]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(&to_bytes(content)?)?;
     file.sync_all()?;
-    points[0].pass();
+    points[0].into_iter().for_each(Failpoint::pass);
     fs::rename(&new, path)?;
-    points[1].pass();
+    points[1].into_iter().for_each(Failpoint::pass);
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 

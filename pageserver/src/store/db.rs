@@ -10,8 +10,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use keyenc::{Key, OBJECT_PREFIX_LEN, TimelineNo, VersionKey};
+use keyenc::{ENCODED_KEY_LEN, Key, OBJECT_PREFIX_LEN, TimelineNo, VersionKey};
 use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB, DBCompactionStyle,
@@ -20,6 +22,7 @@ use rocksdb::{
 };
 
 use super::manifest;
+use super::pause::CompactionPause;
 use super::version_bound::VersionBound;
 use super::{CompactionStyle, Compression, LevelStats, StoreConfig, StoreError, StoreStats};
 use crate::failpoint::Failpoint;
@@ -47,6 +50,11 @@ const COMPACTION_READAHEAD_BYTES: usize = 2 << 20;
 const WALK_READAHEAD_BYTES: usize = 2 << 20;
 const RATE_LIMIT_REFILL_MICROS: i64 = 100_000;
 const RATE_LIMIT_FAIRNESS: i32 = 10;
+/// While compaction is paused, flushes wait at so many times the files of level 0: each one costs every read, and without them ingest would stand still.
+const LEVEL0_FACTOR_PAUSED: u64 = 20;
+/// RocksDB counts a failure a moment before its log has it.
+const LOG_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+const LOG_CHECKS_MAX: u32 = 100;
 
 /// RocksDB and the directory in which files wait for it.
 pub(super) struct Db {
@@ -61,7 +69,8 @@ pub(super) struct Db {
     next_file_no: AtomicU64,
     /// Size at which the flusher closes a file.
     pub flushed_file_bytes: u64,
-    pub level0_files_max: u64,
+    level0_files_max: u64,
+    pause: CompactionPause,
 }
 
 impl Db {
@@ -81,6 +90,8 @@ impl Db {
         options.set_statistics_level(StatsLevel::ExceptTimers);
         let mut versions_options = options.clone();
         set_compaction(&mut versions_options, config);
+        let pause = CompactionPause::load(dir);
+        versions_options.set_disable_auto_compactions(pause.is_set());
         let families = [
             ColumnFamilyDescriptor::new("default", Options::default()),
             ColumnFamilyDescriptor::new(VERSIONS, versions_options),
@@ -93,7 +104,7 @@ impl Db {
         let file_options = file_options(config, &block_cache);
         let mut last_level_options = file_options.clone();
         set_compaction(&mut last_level_options, config);
-        Ok(Db {
+        let db = Db {
             rocks,
             options,
             file_options,
@@ -104,7 +115,10 @@ impl Db {
             next_file_no: AtomicU64::new(1),
             flushed_file_bytes: config.file_bytes * FLUSHED_FILE_FACTOR,
             level0_files_max: config.level0_files_max.into(),
-        })
+            pause,
+        };
+        db.warn_if_paused();
+        Ok(db)
     }
 
     /// RocksDB itself.
@@ -195,11 +209,72 @@ impl Db {
 
     /// True while the file is part of the store.
     pub fn has_file(&self, name: &str) -> bool {
-        self.rocks.live_files().unwrap_or_default().iter().any(|file| file.name == name)
+        self.file(name).is_some()
     }
 
-    /// Merges everything between two keys, down to the last level. Returns when done.
+    /// The file of this name, if it is part of the store.
+    pub fn file(&self, name: &str) -> Option<StoredFile> {
+        self.files().into_iter().find(|file| file.name == name)
+    }
+
+    /// Reads what lies between a file's first and last key, below range deletions too: all of it that a compaction reads. Errors: `Corrupt`, `Read`.
+    pub fn check_file(&self, file: StoredFile) -> Result<(), StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_total_order_seek(true);
+        #[expect(
+            deprecated,
+            reason = "for its cost where nothing is deleted by ranges; nothing else reads what a range deletion hides"
+        )]
+        options.set_ignore_range_deletions(true);
+        options.fill_cache(false);
+        options.set_readahead_size(WALK_READAHEAD_BYTES);
+        options.set_iterate_lower_bound(file.start_key);
+        let mut after_last = file.end_key;
+        after_last.push(0); // An upper bound is exclusive.
+        options.set_iterate_upper_bound(after_last);
+        let mut versions = self.rocks.raw_iterator_cf_opt(self.versions(), options);
+        versions.seek_to_first();
+        while versions.valid() {
+            versions.next();
+        }
+        versions.status().map_err(|error| read_error(&error))
+    }
+
+    /// Takes the files away, durably and without reading them, in which nothing but versions of `timeline` can be. Files of level 0, files that are being merged
+    /// and files that hold versions of other numbers too stay; so does a range deletion of the whole number, whose file reaches to the next one. What the files
+    /// have hidden may show again: a range deletion must follow.
+    pub fn delete_whole_files(&self, timeline: TimelineNo) -> Result<(), rocksdb::Error> {
+        let first = timeline.0.to_be_bytes();
+        let mut last = [u8::MAX; ENCODED_KEY_LEN]; // No kind of version is 0xFF.
+        last[..first.len()].copy_from_slice(&first);
+        self.rocks.delete_file_in_range_cf(self.versions(), &first[..], &last[..])
+    }
+
+    /// The mark that says whether compaction is paused.
+    pub fn pause(&self) -> &CompactionPause {
+        &self.pause
+    }
+
+    /// Says so in the log, if compaction is paused.
+    pub fn warn_if_paused(&self) {
+        if let Some(pause) = self.pause.get() {
+            tracing::warn!(
+                cause = pause.cause,
+                "compaction of the store is paused: delete the timeline whose file is damaged, then `pagectl repair`; reads get dearer until then"
+            );
+        }
+    }
+
+    /// Lets RocksDB compact by itself again.
+    pub fn enable_auto_compactions(&self) -> Result<(), rocksdb::Error> {
+        self.rocks.set_options_cf(self.versions(), &[("disable_auto_compactions", "false")])
+    }
+
+    /// Merges everything between two keys, down to the last level. Returns when done; at once while compaction is paused.
     pub fn compact_range(&self, start_key: &[u8], end_key: &[u8]) {
+        if self.pause.is_set() {
+            return; // It would stop at the damaged file, and the store with it.
+        }
         let mut options = CompactOptions::default();
         // What RocksDB finds to do by itself goes on meanwhile.
         options.set_exclusive_manual_compaction(false);
@@ -239,15 +314,29 @@ impl Db {
         self.property("rocksdb.num-files-at-level0")
     }
 
+    /// Files of level 0 at which flushes wait for compaction.
+    pub fn level0_files_max(&self) -> u64 {
+        let factor = if self.pause.is_set() { LEVEL0_FACTOR_PAUSED } else { 1 };
+        self.level0_files_max * factor
+    }
+
     /// Failures of compaction since open, of whatever column family: RocksDB counts all of them at the default one.
     pub fn background_errors(&self) -> u64 {
         self.rocks.property_int_value("rocksdb.background-errors").ok().flatten().unwrap_or(0)
     }
 
-    /// What the last failure of compaction was, by RocksDB's own log; where that is.
+    /// What the last failure of compaction was, by RocksDB's own log; where that is. Requires: there was one.
     pub fn background_error(&self) -> String {
         let log = self.rocks_dir.join("LOG");
-        let said = last_background_error(&log).unwrap_or_else(|| "it does not say why".to_owned());
+        let mut said = last_background_error(&log);
+        for _ in 0..LOG_CHECKS_MAX {
+            if said.is_some() {
+                break;
+            }
+            thread::sleep(LOG_CHECK_INTERVAL);
+            said = last_background_error(&log);
+        }
+        let said = said.unwrap_or_else(|| "it does not say why".to_owned());
         format!("compaction failed: {said}. log=`{}`", log.display())
     }
 
@@ -256,8 +345,11 @@ impl Db {
         self.property("rocksdb.total-sst-files-size")
     }
 
-    /// Merges all levels, for tests and benchmarks that want a store at rest.
+    /// Merges all levels, for tests and benchmarks that want a store at rest; does nothing while compaction is paused.
     pub fn compact_all(&self) {
+        if self.pause.is_set() {
+            return;
+        }
         self.rocks.compact_range_cf(self.versions(), None::<&[u8]>, None::<&[u8]>);
     }
 
@@ -292,6 +384,7 @@ impl Db {
 
 /// A file of RocksDB, as garbage collection needs it.
 pub(super) struct StoredFile {
+    /// As on disk: `000012.sst`.
     pub name: String,
     pub bytes: u64,
     pub start_key: Vec<u8>,
@@ -301,10 +394,18 @@ pub(super) struct StoredFile {
     pub removals: u64,
 }
 
+impl StoredFile {
+    /// The number under which everything in the file stands; `None`: there may be versions of others in it, or a removal of whole numbers.
+    pub fn only_number(&self) -> Option<TimelineNo> {
+        let prefix: [u8; 4] = self.start_key.get(..4)?.try_into().ok()?;
+        self.end_key.starts_with(&prefix).then(|| TimelineNo(u32::from_be_bytes(prefix)))
+    }
+}
+
 impl From<LiveFile> for StoredFile {
     fn from(file: LiveFile) -> Self {
         StoredFile {
-            name: file.name,
+            name: file.name.trim_start_matches('/').to_owned(),
             bytes: file.size as u64,
             start_key: file.start_key.unwrap_or_default(),
             end_key: file.end_key.unwrap_or_default(),

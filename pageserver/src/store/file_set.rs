@@ -220,9 +220,15 @@ fn open_file<'a>(db: &Db, options: &'a Options, files: &mut Vec<PathBuf>) -> Res
     Ok(writer)
 }
 
-/// Deletes all versions of `timeline`, its watermark included: one range deletion in a file of its own, ingested.
+/// Deletes all versions of `timeline`, its watermark included: first the files that hold nothing else, unread, then the rest with one range deletion in a file of
+/// its own, ingested. After a crash between the two something of it may be left, with or without a watermark: it must be called again.
 pub(super) fn delete_timeline(db: &Db, timeline: TimelineNo) -> Result<(), rocksdb::Error> {
     Failpoint::StoreBeforeDelete.pass();
+    if let Err(error) = db.delete_whole_files(timeline) {
+        // The range deletion hides them as well, and compaction takes them away.
+        tracing::warn!(timeline_no = timeline.0, %error, "files of a deleted timeline stay until they are merged");
+    }
+    Failpoint::StoreFilesDeleted.pass();
     let mut set = FileSet::new(db, timeline, false);
     let mut writer = open_file(db, db.file_options(), &mut set.files)?;
     let first = timeline.0.to_be_bytes().to_vec();

@@ -24,6 +24,8 @@ use crate::failpoint::Failpoint;
 const AGE_CHECK_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// How often level 0 is looked at while it is full.
 const LEVEL0_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+/// How often the log is told that compaction is paused.
+const PAUSE_WARNING_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Weights taken over under one hold of their lock: some 50 µs.
 const WEIGHTS_PER_LOCK: usize = 1024;
@@ -33,6 +35,7 @@ pub(super) fn run(inner: &Arc<Inner>) {
     let _poison_on_panic = PoisonOnPanic { inner };
     let age_check_interval = (inner.config.flush_interval / 4).min(AGE_CHECK_INTERVAL_MAX);
     let mut next_age_check = Instant::now() + age_check_interval;
+    let mut next_pause_warning = Instant::now() + PAUSE_WARNING_INTERVAL;
     loop {
         match inner.next_job(next_age_check) {
             Ok(Some(job)) => match flush(inner, &job) {
@@ -50,6 +53,10 @@ pub(super) fn run(inner: &Arc<Inner>) {
             if inner.db.background_errors() > 0 {
                 // Told now, and not when somebody puts something next.
                 return inner.poison(inner.db.background_error());
+            }
+            if Instant::now() >= next_pause_warning {
+                inner.db.warn_if_paused();
+                next_pause_warning = Instant::now() + PAUSE_WARNING_INTERVAL;
             }
             freeze_old_layers(inner);
             next_age_check = Instant::now() + age_check_interval;
@@ -143,7 +150,7 @@ fn extra_images(inner: &Inner, job: &FlushJob) -> Vec<ExtraImage> {
 
 /// False: the store closes.
 pub(super) fn wait_for_level0(inner: &Inner) -> Result<bool, rocksdb::Error> {
-    while inner.db.level0_files() >= inner.db.level0_files_max && inner.db.background_errors() == 0 {
+    while inner.db.level0_files() >= inner.db.level0_files_max() && inner.db.background_errors() == 0 {
         if inner.is_stopping() {
             return Ok(false);
         }

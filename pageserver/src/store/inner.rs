@@ -16,6 +16,7 @@ use super::chain_weight::Weight;
 use super::db::Db;
 use super::layer_map::FrozenLayer;
 use super::long_chains::LongChains;
+use super::pause::pause_if_damaged;
 use super::stats::Counters;
 use super::timeline_state::{TimelineState, WriterState};
 use super::{StoreConfig, StoreError};
@@ -92,8 +93,9 @@ impl Inner {
         }
     }
 
-    /// Takes no more writes from now on. The first cause stays.
+    /// Takes no more writes from now on. The first cause stays. If it is a damaged file, compaction is paused from the next open on.
     pub fn poison(&self, cause: String) {
+        let cause = if self.poisoned().is_none() { pause_if_damaged(&self.db, cause) } else { cause };
         if self.poison.set(cause.clone()).is_ok() {
             tracing::error!(cause, "the store takes no more writes");
         }

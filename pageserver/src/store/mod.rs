@@ -34,6 +34,7 @@ pub use long_chains::{LongChain, LongChains};
 mod cold_read;
 mod db;
 mod manifest;
+mod pause;
 pub use cold_read::{ColdItem, ColdRead, UnreadableRange};
 mod carried;
 mod gather;

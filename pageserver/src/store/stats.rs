@@ -72,6 +72,8 @@ pub struct StoreStats {
     pub block_cache_bytes: u64,
     /// The failure that stopped writes, if one did.
     pub poisoned: Option<String>,
+    /// Why compaction is paused, if it is.
+    pub compaction_paused: Option<String>,
 }
 
 /// One level of RocksDB.

@@ -58,7 +58,13 @@ impl Store {
         Ok(Arc::new(TimelineStore::new(Arc::clone(self), state)))
     }
 
-    /// Deletes all versions of a timeline, durably; compaction gives the space back later. Handles to it fail with `TimelineDeleted`
+    /// True if there may be versions of the timeline on disk, whether or not it has a watermark.
+    pub fn has_files(&self, timeline: TimelineNo) -> bool {
+        !self.inner.db.timeline_files(timeline).is_empty()
+    }
+
+    /// Deletes all versions of a timeline, durably. The files that hold nothing else are gone at once, unread: damaged ones too; of others compaction gives the
+    /// space back later. After a crash meanwhile call it again, even if there is no watermark any more. Handles to it fail with `TimelineDeleted`
     /// from then on; the number may be used again, as for an import that starts over.
     /// Errors: `Poisoned`, `TimelineDeleted` when another call is at it.
     ///
@@ -99,6 +105,7 @@ impl Store {
             frozen_layer_bytes: inner.memory.frozen.load(Ordering::Relaxed) as u64,
             cache_back_bytes: inner.memory.cache_back.load(Ordering::Relaxed) as u64,
             poisoned: inner.poisoned().map(str::to_owned),
+            compaction_paused: self.compaction_paused(),
             ..StoreStats::default()
         };
         inner.counters.add_to(&mut stats);
@@ -111,7 +118,41 @@ impl Store {
         self.inner.db.sst_bytes()
     }
 
-    /// Merges all levels and returns when done: for benchmarks and tests that want a store at rest.
+    /// Why compaction is paused; `None`: it is not.
+    pub fn compaction_paused(&self) -> Option<String> {
+        self.inner.db.pause().get().map(|pause| pause.cause)
+    }
+
+    /// The SST file that paused compaction, as far as it is known.
+    pub fn paused_file(&self) -> Option<String> {
+        self.inner.db.pause().get()?.file
+    }
+
+    /// The number under which everything in the SST file `name` stands; `None`: there may be versions of several in it, or it is not part of the store.
+    pub fn only_number_in(&self, name: &str) -> Option<TimelineNo> {
+        self.inner.db.file(name)?.only_number()
+    }
+
+    /// Lets compaction go on, now and after the next open, if the file that paused it is gone or can be read now.
+    /// Errors: `Corrupt`, `Read`: it still cannot; `Poisoned`: reopen first; `Write`: the mark cannot be taken away.
+    pub fn resume_compaction(&self) -> Result<(), StoreError> {
+        let (inner, db) = (&self.inner, &self.inner.db);
+        inner.check_writable()?;
+        let Some(pause) = db.pause().get() else { return Ok(()) };
+        if let Some(file) = pause.file.as_ref().and_then(|name| db.file(name)) {
+            db.check_file(file)?;
+        }
+        // The mark first: should compaction stop again at once, the one that is set then stays.
+        let cannot = |cause: String| StoreError::Write { cause };
+        db.pause().clear().map_err(|error| cannot(error.to_string()))?;
+        db.enable_auto_compactions().map_err(|error| {
+            // Else flushes would wait for a compaction that does not come.
+            let _ = db.pause().set(pause);
+            cannot(error.to_string())
+        })
+    }
+
+    /// Merges all levels and returns when done, at once while compaction is paused: for benchmarks and tests that want a store at rest.
     pub fn compact_all(&self) {
         self.inner.db.compact_all();
     }

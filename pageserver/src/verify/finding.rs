@@ -54,6 +54,8 @@ pub(super) mod advice {
     pub const RESTORE_STORE: &str = "stop the server and run `pageserver mend`: it keeps all that can be read, and ingests again what our WAL still has; or take a copy of the data directory";
     /// What a mend had to leave out.
     pub const LOST: &str = "each object in it can be read again from its next image on: after a CHECKPOINT on the primary, the first change of a page brings one";
+    /// A damaged file has stopped compaction.
+    pub const PAUSED: &str = "stop the server and run `pageserver mend`; or delete the timeline whose file is damaged, once what is needed of it is saved, and pagectl repair lets compaction go on";
     /// A version says something that no version says.
     pub const FAULT: &str = "keep the data directory and report it: this was written so; import the cluster anew";
     /// A page cannot be made.

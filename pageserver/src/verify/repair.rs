@@ -2,13 +2,16 @@
 //!
 //! - A WAL segment that is damaged or missing comes from the primary again, whole, is read through, and takes the old one's place in one step.
 //! - A file of metadata that is damaged or differs is written again from what the running server knows.
-//! - Versions that are nobody's are deleted.
+//! - Versions that are nobody's are deleted, and with them damaged files that hold nothing else.
+//! - Compaction that a damaged file has paused goes on when everything can be read again.
 //! - **Never** versions in a damaged file of the store: an image that WAL no longer makes cannot come back, and a page whose newest records are
 //!   lost would read as an older one. Such damage is listed with what it concerns; the way out is a new import, or a copy of the directory.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use keyenc::TimelineNo;
 
 use super::finding::advice;
 use super::job::{Job, VerifyError, VerifyOptions, VerifyProgress, VerifySink};
@@ -147,25 +150,74 @@ impl Repository {
         let mut orphans = Vec::new();
         let found = collect(self, |job| versions::check_and_list(job, only, &mut orphans))?;
         let mut orphans = orphans.into_iter();
-        let mend = |finding: Finding| {
-            if finding.what_to_do != advice::ORPHANS {
-                let what = format!(
-                    "{}; pages whose versions are in there cannot be read at the LSNs that need them: import anew, or restore the data directory",
-                    finding.what
-                );
-                return told(&finding, RepairOutcome::Impossible, what);
-            }
-            let outcome = match (orphans.next(), dry_run) {
-                (None, _) => return told(&finding, RepairOutcome::Impossible, finding.what.clone()),
-                (Some(_), true) => Ok(RepairOutcome::Possible),
-                (Some(no), false) => self.delete_orphans(no).map(|()| RepairOutcome::Repaired),
-            };
-            match outcome {
-                Ok(outcome) => told(&finding, outcome, "deleted; compaction gives the space back".to_owned()),
-                Err(error) => told(&finding, RepairOutcome::Impossible, crate::replication::one_line(&error)),
+        let mut is_readable = true;
+        let mend = |finding: Finding| match finding.what_to_do {
+            advice::ORPHANS => self.repair_orphans(&finding, orphans.next(), dry_run),
+            // The last one.
+            advice::PAUSED => self.repair_pause(&finding, is_readable, dry_run),
+            what_to_do => {
+                let repaired = self.repair_file(&finding, dry_run);
+                is_readable &= what_to_do != advice::RESTORE_STORE || repaired.outcome != RepairOutcome::Impossible;
+                repaired
             }
         };
         Ok(found.into_iter().map(mend).collect())
+    }
+
+    fn repair_orphans(&self, finding: &Finding, no: Option<TimelineNo>, dry_run: bool) -> Repaired {
+        let outcome = match (no, dry_run) {
+            (None, _) => return told(finding, RepairOutcome::Impossible, finding.what.clone()),
+            (Some(_), true) => Ok(RepairOutcome::Possible),
+            (Some(no), false) => self.delete_orphans(no).map(|()| RepairOutcome::Repaired),
+        };
+        match outcome {
+            Ok(outcome) => told(finding, outcome, "deleted; compaction gives the space back".to_owned()),
+            Err(error) => told(finding, RepairOutcome::Impossible, crate::replication::one_line(&error)),
+        }
+    }
+
+    /// A file that is damaged goes if nobody has versions in it.
+    fn repair_file(&self, finding: &Finding, dry_run: bool) -> Repaired {
+        let stays = || {
+            let what = format!(
+                "{}; pages whose versions are in there cannot be read at the LSNs that need them: import anew, or restore the data directory",
+                finding.what
+            );
+            told(finding, RepairOutcome::Impossible, what)
+        };
+        let Some(file) = finding.file.as_deref().filter(|_| finding.what_to_do == advice::RESTORE_STORE) else {
+            return stays();
+        };
+        let outcome = self.number_of_nobody_in(file).and_then(|no| match (no, dry_run) {
+            (None, _) => Ok(RepairOutcome::Impossible),
+            (Some(_), true) => Ok(RepairOutcome::Possible),
+            (Some(no), false) => {
+                self.delete_orphans(no)?;
+                // One of level 0 stays until it is merged.
+                let is_gone = self.number_of_nobody_in(file)?.is_none();
+                Ok(if is_gone { RepairOutcome::Repaired } else { RepairOutcome::Impossible })
+            }
+        });
+        match outcome {
+            Ok(RepairOutcome::Impossible) => stays(),
+            Ok(outcome) => told(finding, outcome, "nobody has versions in this file: taken away".to_owned()),
+            Err(error) => told(finding, RepairOutcome::Impossible, crate::replication::one_line(&error)),
+        }
+    }
+
+    fn repair_pause(&self, finding: &Finding, is_readable: bool, dry_run: bool) -> Repaired {
+        let stays =
+            |why: &str| told(finding, RepairOutcome::Impossible, format!("compaction is paused, and stays so: {why}"));
+        if !is_readable {
+            return stays("a part of the store cannot be read");
+        }
+        if dry_run {
+            return told(finding, RepairOutcome::Possible, "compaction would go on".to_owned());
+        }
+        match self.resume_compaction() {
+            Ok(()) => told(finding, RepairOutcome::Repaired, "compaction goes on".to_owned()),
+            Err(error) => stays(&crate::replication::one_line(&error)),
+        }
     }
 }
 

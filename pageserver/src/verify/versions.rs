@@ -50,7 +50,11 @@ pub(super) fn check_and_list(
     });
     outcome?;
     walk.end_object()?;
-    walk.end_number()
+    walk.end_number()?;
+    match repository.store().compaction_paused() {
+        Some(cause) if only.is_none() => job.found(&compaction_paused(&cause)),
+        _ => Ok(()),
+    }
 }
 
 /// Whose versions stand under a number.
@@ -280,6 +284,12 @@ fn unopenable(error: &StoreError) -> Finding {
     let file = Some("store/rocksdb".into());
     let object = "CURRENT or MANIFEST".to_owned();
     Finding { file, ..finding(None, object, None, error.to_string(), advice::RESTORE_STORE) }
+}
+
+fn compaction_paused(cause: &str) -> Finding {
+    let file = Some("store/compaction_paused".into());
+    let what = format!("compaction is paused: {cause}");
+    Finding { file, ..finding(None, "compaction".to_owned(), None, what, advice::PAUSED) }
 }
 
 fn options_file(wrong: (std::path::PathBuf, String)) -> Finding {

@@ -69,7 +69,9 @@ pub fn provocation(failpoint: Failpoint) -> Provocation {
         | F::GcPassSaved => Ingest,
         F::WalBeforeCut | F::WalCut | F::StoreOpened | F::OpenDone => Start,
         F::WalFileBeforeRename | F::WalFileRenamed | F::WalFileDurable => Operation(&[Kind::Detach, Kind::Import]),
-        F::StoreBeforeDelete | F::StoreDeleted => Operation(&[Kind::DeleteFollower, Kind::ResetFollower]),
+        F::StoreBeforeDelete | F::StoreFilesDeleted | F::StoreDeleted => {
+            Operation(&[Kind::DeleteFollower, Kind::ResetFollower])
+        }
         F::StoreImagesBeforeIngest
         | F::StoreImagesIngested
         | F::DetachPublished

@@ -12,6 +12,7 @@ mod files;
 mod clean;
 mod flips;
 mod mend;
+mod paused;
 mod repair;
 
 mod disk;

@@ -56,7 +56,7 @@ fn check_failed_flush(spoil: impl Fn(&std::path::Path), expect_in_cause: &str) {
     assert_eq!(gather(&store.timeline(T1).expect("a timeline"), &block(1), 16), Ok(expect));
 }
 
-fn remove_obstacles(dir: &std::path::Path) {
+pub(super) fn remove_obstacles(dir: &std::path::Path) {
     for entry in fs::read_dir(dir.join("rocksdb")).expect("the directory is there") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
@@ -193,7 +193,7 @@ fn only_sst(dir: &std::path::Path) -> PathBuf {
     files[0].clone()
 }
 
-fn flip(file: &std::path::Path, at: u64) {
+pub(super) fn flip(file: &std::path::Path, at: u64) {
     let file = fs::File::options().read(true).write(true).open(file).expect("the file opens");
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).expect("read");

@@ -1,6 +1,7 @@
 //! Tests of the store as its callers see it.
 
 mod concurrent;
+mod damaged;
 mod faults;
 mod kill;
 mod model;

@@ -69,9 +69,10 @@ impl Repository {
         self.remove_timeline_dir(dir)
     }
 
-    /// `unpublished`: there may be versions without a watermark, as of an import. A branch gets its watermark before its first version.
+    /// `unpublished`: there may be versions in memory without a watermark, as of an import. A branch gets its watermark before its first version. On disk there may
+    /// be versions without one too: a crash can have cut off a deletion whose first half took the watermark's file.
     pub(super) fn take_away_versions(&self, no: TimelineNo, unpublished: bool) -> Result<(), RepositoryError> {
-        if unpublished || self.store.timeline(no)?.watermark().is_some() {
+        if unpublished || self.store.has_files(no) || self.store.timeline(no)?.watermark().is_some() {
             self.store.delete_timeline(no)?;
         }
         let mut timeline_no_max = self.timeline_no_max.lock();

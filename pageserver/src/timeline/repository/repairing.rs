@@ -1,4 +1,4 @@
-//! What a repair asks of the repository: files written again, segments taken from the primary, versions of nobody deleted.
+//! What a repair asks of the repository: files written again, segments taken from the primary, versions and files of nobody deleted, compaction resumed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -59,11 +59,36 @@ impl Repository {
         fetched
     }
 
+    /// True if no timeline has this number, and none comes or goes with it.
+    fn is_nobodys(&self, no: TimelineNo) -> Result<bool, RepositoryError> {
+        let is_taken = self.timelines().iter().any(|timeline| timeline.timeline_no() == no);
+        Ok(!is_taken && !self.numbers_in_transit()?.contains(&no))
+    }
+
+    /// The number under which everything in the store's file stands, if no timeline has it.
+    pub(crate) fn number_of_nobody_in(&self, sst_file: &Path) -> Result<Option<TimelineNo>, RepositoryError> {
+        let name = sst_file.file_name().and_then(|name| name.to_str());
+        let Some(no) = name.and_then(|name| self.store.only_number_in(name)) else { return Ok(None) };
+        Ok(self.is_nobodys(no)?.then_some(no))
+    }
+
+    /// Lets compaction go on. The file that paused it is taken away first, if it is nobody's. Errors: it is still there and cannot be read; the store takes no
+    /// writes, or is not to be written.
+    pub(crate) fn resume_compaction(&self) -> Result<(), RepositoryError> {
+        if let Some(file) = self.store.paused_file()
+            && let Some(no) = self.number_of_nobody_in(Path::new(&file))?
+        {
+            self.delete_orphans(no)?;
+        }
+        self.store.resume_compaction()?;
+        info!("compaction of the store goes on");
+        Ok(())
+    }
+
     /// Deletes versions under a number that no timeline has.
     pub(crate) fn delete_orphans(&self, no: TimelineNo) -> Result<(), RepositoryError> {
         let _changes = self.changes.lock();
-        let is_taken = self.timelines().iter().any(|timeline| timeline.timeline_no() == no);
-        if is_taken || self.numbers_in_transit()?.contains(&no) {
+        if !self.is_nobodys(no)? {
             return Ok(());
         }
         info!(timeline_no = no.0, "deleting versions that are nobody's");

@@ -84,6 +84,26 @@ fn a_deletion_is_gone_on_with() {
 }
 
 #[test]
+fn a_deletion_whose_first_half_took_the_watermark_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = repository(&dir);
+    let branch_dir = first.timeline_dir(first.timeline_named("branch").unwrap().metadata().timeline_id);
+    // The watermark's file is gone, and other versions are there.
+    let no = first.next_timeline_no();
+    let store = first.store.timeline(keyenc::TimelineNo(no)).unwrap();
+    let mut batch = crate::store::Batch::new();
+    batch.put(block(0, 0), at(1), keyenc::Kind::Image, &page(9));
+    store.put(&batch, at(1)).unwrap();
+    store.flush(false).unwrap();
+    assert!(store.watermark().is_none() && !is_empty(&first, no));
+    set_mark(&branch_dir, DELETING, no).unwrap();
+    drop((first, store));
+    let again = open(&dir);
+    assert_eq!((names(&again), entries(&dir)), (vec!["main".to_owned()], 1));
+    assert!(is_empty(&again, no));
+}
+
+#[test]
 fn what_was_being_removed_is_removed_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let first = repository(&dir);
