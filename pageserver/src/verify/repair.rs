@@ -179,11 +179,11 @@ impl Repository {
     /// A file that is damaged goes if nobody has versions in it.
     fn repair_file(&self, finding: &Finding, dry_run: bool) -> Repaired {
         let stays = || {
-            let what = format!(
-                "{}; pages whose versions are in there cannot be read at the LSNs that need them: import anew, or restore the data directory",
-                finding.what
-            );
-            told(finding, RepairOutcome::Impossible, what)
+            let way_out = match finding.what_to_do {
+                advice::LOST => advice::LOST,
+                _ => "pages whose versions are in there cannot be read at the LSNs that need them: stop the server and run `pageserver mend`, or restore the data directory",
+            };
+            told(finding, RepairOutcome::Impossible, format!("{}; {way_out}", finding.what))
         };
         let Some(file) = finding.file.as_deref().filter(|_| finding.what_to_do == advice::RESTORE_STORE) else {
             return stays();
