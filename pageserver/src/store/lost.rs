@@ -93,7 +93,8 @@ pub struct LostStretches(Vec<LostStretch>);
 impl LostStretches {
     /// These; neighbours are merged where they are too many.
     pub fn new(mut stretches: Vec<LostStretch>) -> Self {
-        stretches.sort_by_key(|stretch| stretch.after);
+        stretches.sort_unstable_by_key(|stretch| (stretch.after, stretch.before, stretch.through_lsn));
+        stretches.dedup();
         while stretches.len() > STRETCHES_MAX {
             stretches = stretches
                 .chunks(2)

@@ -181,7 +181,9 @@ impl Repository {
         let stays = || {
             let way_out = match finding.what_to_do {
                 advice::LOST => advice::LOST,
-                _ => "pages whose versions are in there cannot be read at the LSNs that need them: stop the server and run `pageserver mend`, or restore the data directory",
+                _ => {
+                    "pages whose versions are in there cannot be read at the LSNs that need them: stop the server and run `pageserver mend`, or restore the data directory"
+                }
             };
             told(finding, RepairOutcome::Impossible, format!("{}; {way_out}", finding.what))
         };
