@@ -11,9 +11,10 @@ use tests::{PageServer, Stop, wait_until};
 use super::files::{assert_clean, assert_found, files, flip, name};
 use super::rig::{LIMIT, Rig, small_primary};
 
+/// Nothing is written out by itself: each import's pages are one file, in the last level.
+const LAZY: &str = "page_cache_mib = 4\n[wal]\nkeep_mib = 64";
 /// Layers that are written out all the time; caches that hold little.
-const CONFIG: &str =
-    "page_cache_mib = 4\n[store]\nlayer_mib = 1\nblock_cache_mib = 1\nflush_interval_seconds = 1\n[wal]\nkeep_mib = 64";
+const BUSY_STORE: &str = "layer_mib = 1\nblock_cache_mib = 1\nflush_interval_seconds = 1";
 const EXPECTED: &[&str] =
     &["takes no more", "ingest stopped", "wal receiver", "WAL receiver", "compaction of the store is paused"];
 
@@ -41,7 +42,7 @@ fn write_and_flush(rig: &Rig, timeline: &str) -> Result<()> {
 
 /// Two timelines follow one primary; a file of `main` is damaged on disk, and the server is stopped.
 fn start() -> Result<(Rig, PathBuf)> {
-    let mut rig = Rig::start("verify-paused", small_primary(), PageServer::builder().config(CONFIG)?)?;
+    let mut rig = Rig::start("verify-paused", small_primary(), PageServer::builder().config(LAZY)?)?;
     EXPECTED.iter().for_each(|text| rig.pageserver.expect_in_log(text));
     let store = rig.pageserver.data_dir().join("store");
     let of_main: HashSet<PathBuf> = files(&store, ".sst")?.into_iter().map(|(file, _)| file).collect();
@@ -50,6 +51,10 @@ fn start() -> Result<(Rig, PathBuf)> {
     let of_main = files(&store, ".sst")?.into_iter().filter(|(file, _)| of_main.contains(file));
     let (file, size) = of_main.max_by_key(|(_, size)| *size).context("the file of the import")?;
     flip(&file, size / 2)?;
+    let path = rig.pageserver.data_dir().join("pageserver.toml");
+    let mut config: toml::Table = std::fs::read_to_string(&path)?.parse()?;
+    config.insert("store".to_owned(), toml::Value::Table(BUSY_STORE.parse()?));
+    std::fs::write(&path, config.to_string())?;
     Ok((rig, file))
 }
 
@@ -62,7 +67,8 @@ fn a_damaged_file_stops_ingest_once_and_goes_with_its_timeline() -> Result<()> {
     wait_until("a compaction to meet the damaged file", 2 * LIMIT, || {
         rig.write()?;
         begun += 1;
-        Ok(rig.pageserver.timeline("main", "state")? == "stopped")
+        let is_stopped = |timeline| Ok::<_, anyhow::Error>(rig.pageserver.timeline(timeline, "state")? == "stopped");
+        Ok(is_stopped("main")? && is_stopped("other")?)
     })?;
     println!("stopped after {begun} updates");
     for timeline in ["main", "other"] {
@@ -90,7 +96,7 @@ fn a_damaged_file_stops_ingest_once_and_goes_with_its_timeline() -> Result<()> {
     write_and_flush(&rig, "other")?;
 
     // The way out.
-    pagectl.run(&["timeline", "delete", "main"])?;
+    pagectl.run(&["timeline", "delete", "main", "--confirm"])?;
     assert!(!file.exists(), "the file goes with its timeline");
     assert_found(&rig.pageserver, &["compaction is paused"]);
     let outcome = pagectl.outcome(&["repair", "--dry-run"])?;
