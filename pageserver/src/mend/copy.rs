@@ -8,7 +8,7 @@ use keyenc::{ENCODED_KEY_LEN, Key, Object, VersionKey};
 use super::plan::{Plan, stretches_of};
 use super::survey::{Progress, no_version};
 use super::{MendError, MendProgress};
-use crate::store::{ColdItem, ColdRead, MendedStore, MendedTimeline, StoreConfig, UnreadableRange, Watermark};
+use crate::store::{ColdItem, MendedStore, MendedTimeline, StoreConfig, UnreadableRange, Watermark};
 
 /// Copies what `plans` say, of about `bytes_total` bytes of keys and values, beside the store in `dir`; the new store, whole and durable, and how many versions it has. Errors: see [`MendError`]; nothing is left then.
 pub(super) fn copy(
@@ -17,7 +17,7 @@ pub(super) fn copy(
     bytes_total: u64,
     progress: &mut dyn FnMut(MendProgress),
 ) -> Result<(MendedStore, u64), MendError> {
-    let source = ColdRead::of_stopped(dir, config)?;
+    let source = super::read(dir, config)?;
     let mended = MendedStore::begin(dir, config)?;
     let progress = Progress::new("writing the new store", bytes_total, progress);
     let mut copy = Copy { mended: &mended, plans, current: None, unreadable: Vec::new(), versions: 0, progress };

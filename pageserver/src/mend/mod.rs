@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
 use crate::pid_file::{PID_FILE_NAME, PidFile, PidFileError};
-use crate::store::{ColdRead, LostStretch, StoreError};
+use crate::store::{ColdRead, LostStretch, StoreConfig, StoreError, view_dir};
 use crate::timeline::{RepositoryError, StoppedTimeline, store_of};
 
 /// What is asked for.
@@ -136,7 +136,7 @@ pub fn mend(
     let timelines = StoppedTimeline::all(data_dir)?;
     let given_up = plan::given_up(&timelines, &options.give_up)?;
     let survey = {
-        let source = ColdRead::of_stopped(&store_dir, &store_config)?;
+        let source = read(&store_dir, &store_config)?;
         survey::survey(&source, progress)?
     };
     let is_whole = survey.unreadable.is_empty() && given_up.is_empty();
@@ -151,6 +151,17 @@ pub fn mend(
     given_up.iter().try_for_each(|timeline| timeline.give_up())?;
     report.old_store = Some(mended.finish()?);
     Ok(report)
+}
+
+/// Opens the store, which nobody has open. What an earlier mend has left of a view goes first.
+fn read(store_dir: &Path, config: &StoreConfig) -> Result<ColdRead<'static>, StoreError> {
+    let view_dir = view_dir(store_dir);
+    match std::fs::remove_dir_all(&view_dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::Write { cause: error.to_string() })
+        }
+        _ => ColdRead::of_stopped(store_dir, &view_dir, config),
+    }
 }
 
 fn report(survey: &survey::Survey, plans: &[plan::Plan<'_>], given_up: &[&StoppedTimeline]) -> MendReport {

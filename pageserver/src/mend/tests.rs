@@ -332,6 +332,35 @@ fn a_timeline_that_cannot_be_opened_is_named_and_can_be_given_up() {
 }
 
 #[test]
+fn a_file_of_level_0_that_cannot_be_opened_costs_its_own_timeline_alone() {
+    let mut random = SmallRng::seed_from_u64(9);
+    let mut rig = Rig::new(&mut random);
+    let store = rig.open();
+    store.compact_all();
+    let timeline = store.timeline(TimelineNo(2)).expect("a timeline");
+    rig.models[1].put_random(&timeline, &keys(), 5, &mut random);
+    timeline.flush(true).expect("flushed");
+    let levels = store.stats().levels;
+    drop((timeline, store));
+    assert_eq!(levels.first().map(|level| level.files), Some(1), "{levels:?}");
+    // The newest file; its footer says where its index is.
+    let files = sst_files(&rig.dir.path().join("store"));
+    let file = fs::File::options().write(true).open(files.last().expect("a file")).expect("opens");
+    let length = file.metadata().expect("its length").len();
+    file.write_all_at(&[0xA5; 40], length - 45).expect("written");
+    match rig.mend(&MendOptions { dry_run: true, ..MendOptions::default() }) {
+        Err(MendError::Unopenable { names }) => assert_eq!(names, ["t2"]),
+        other => panic!("{other:?}"),
+    }
+    let report = rig.mend(&MendOptions { give_up: vec!["t2".to_owned()], dry_run: false }).expect("mended");
+    assert!(report.old_store.is_some() && report.files.len() == 1, "{report:?}");
+    assert!(!rig.dir.path().join("store.view").exists());
+    let store = rig.open();
+    let (right, lost) = rig.models[0].check(&store.timeline(TimelineNo(1)).expect("a timeline"), "the other");
+    assert!(right > 1000 && lost == 0, "{right} {lost} {report:?}");
+}
+
+#[test]
 fn what_a_crash_leaves_is_settled_by_the_next_open() {
     let mut random = SmallRng::seed_from_u64(8);
     let rig = Rig::new(&mut random);

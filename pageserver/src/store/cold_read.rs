@@ -10,10 +10,12 @@ use std::cmp::Ordering;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use keyenc::{ENCODED_KEY_LEN, TimelineNo, VersionKey};
-use rocksdb::{Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, Options, ReadOptions};
+use keyenc::{ENCODED_KEY_LEN, Kind, TimelineNo, VersionKey};
+use rocksdb::{Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, LiveFile, Options, ReadOptions};
 
 use super::db::{Db, ROCKS_DIR, VERSIONS, options, read_error};
+use super::level0_view::Level0View;
+use super::version_bound::VersionBound;
 use super::{Store, StoreConfig, StoreError};
 
 /// Indexes of the files that are being read; blocks of data are not kept.
@@ -68,6 +70,10 @@ pub struct ColdRead<'a> {
     rocks: DB,
     /// `None`: no server runs that could delete any.
     _files: Option<FilesKept<'a>>,
+    /// What is read in the store's place.
+    _view: Option<Level0View>,
+    /// What is not read, since it cannot be opened and nothing could be read beside it.
+    left_out: Vec<UnreadableRange>,
 }
 
 /// While this lives, no file of RocksDB is deleted.
@@ -92,16 +98,77 @@ impl Store {
         db.rocks().disable_file_deletions().map_err(|error| read_error(&error))?;
         let files = FilesKept { db };
         let rocks = open(db.rocks_dir(), &inner.config).map_err(|error| read_error(&error))?;
-        Ok(ColdRead { rocks, _files: Some(files) })
+        Ok(ColdRead { rocks, _files: Some(files), _view: None, left_out: Vec::new() })
     }
 }
 
 impl ColdRead<'static> {
-    /// Opens the files of the store in `dir`, which no server has open; writes nothing. Errors: as [`Store::cold_read`].
-    pub fn of_stopped(dir: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
-        let rocks = open(&dir.join(ROCKS_DIR), config).map_err(|error| read_error(&error))?;
-        Ok(ColdRead { rocks, _files: None })
+    /// Opens the files of the store in `dir`, which no server has open. Files of level 0 that cannot be opened are left out and told as stretches; for these a directory
+    /// `view_dir` is made, and removed in the end. Nothing else is written. Errors: as [`Store::cold_read`].
+    pub fn of_stopped(dir: &Path, view_dir: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
+        let rocks_dir = dir.join(ROCKS_DIR);
+        let opened = |dir: &Path| open(dir, config).map_err(|error| read_error(&error));
+        let rocks = opened(&rocks_dir)?;
+        let whole = |rocks| ColdRead { rocks, _files: None, _view: None, left_out: Vec::new() };
+        if check_level0(&rocks).is_ok() {
+            return Ok(whole(rocks));
+        }
+        let files = rocks.live_files().map_err(|error| read_error(&error))?;
+        let level0: Vec<_> =
+            files.iter().filter(|file| file.column_family_name == VERSIONS && file.level == 0).collect();
+        let view_without = |files: &[&LiveFile]| -> Result<(DB, Level0View), StoreError> {
+            let cannot = |cause: String| StoreError::Write { cause };
+            let view = Level0View::new(&rocks_dir, view_dir, files).map_err(|error| cannot(error.to_string()))?;
+            let rocks = opened(view.dir())?;
+            let left = rocks.live_files().map_err(|error| read_error(&error))?;
+            match left.iter().any(|left| files.iter().any(|file| file.name == left.name)) {
+                true => Err(cannot("a view of the store still has the file that was to be left out".to_owned())),
+                false => Ok((rocks, view)),
+            }
+        };
+        let mut left_out = Vec::new();
+        let mut bad = Vec::new();
+        for file in &level0 {
+            let others: Vec<_> = level0.iter().filter(|other| other.name != file.name).copied().collect();
+            let (rocks, _view) = view_without(&others)?;
+            if let Err(error) = check_level0(&rocks) {
+                bad.push(*file);
+                left_out.push(range_of(file, &error)?);
+            }
+        }
+        let (in_view, view) = view_without(&bad)?;
+        if check_level0(&in_view).is_err() {
+            return Ok(whole(rocks)); // It is not level 0.
+        }
+        let rocks = in_view;
+        Ok(ColdRead { rocks, _files: None, _view: Some(view), left_out })
     }
+}
+
+/// Err: a file of level 0 cannot be opened. No block of data is read: nothing lies behind the last key.
+fn check_level0(rocks: &DB) -> Result<(), rocksdb::Error> {
+    let mut options = ReadOptions::default();
+    options.set_total_order_seek(true);
+    let family = rocks.cf_handle(VERSIONS).expect("the column family was opened");
+    let mut versions = rocks.raw_iterator_cf_opt(family, options);
+    versions.seek([0xFF; ENCODED_KEY_LEN + 1]);
+    versions.status()
+}
+
+/// Everything that the file may hold.
+fn range_of(file: &LiveFile, error: &rocksdb::Error) -> Result<UnreadableRange, StoreError> {
+    let decode = |key: &Option<Vec<u8>>| key.as_deref().and_then(|key| VersionKey::decode(key).ok());
+    let (Some(first), Some(last)) = (decode(&file.start_key), decode(&file.end_key)) else {
+        let detail = format!("a file of removals cannot be opened: {error}. file=`{}`", file.name);
+        return Err(StoreError::Corrupt { detail });
+    };
+    let below = VersionBound::below(first.lsn, first.kind).map(|bound| bound.version_key(first.timeline, &first.key));
+    Ok(UnreadableRange {
+        after: Some(below.unwrap_or(first)),
+        before: Some(VersionKey { lsn: last.lsn.checked_add(1).unwrap_or(last.lsn), kind: Kind::Tombstone, ..last }),
+        file: Some(PathBuf::from("store/rocksdb").join(file.name.trim_start_matches('/'))),
+        cause: error.to_string(),
+    })
 }
 
 fn open(rocks_dir: &Path, config: &StoreConfig) -> Result<DB, rocksdb::Error> {
@@ -123,9 +190,14 @@ fn open_with(rocks_dir: &Path, config: &StoreConfig, past_page_cache: bool) -> R
 }
 
 impl ColdRead<'_> {
-    /// Calls `each` for everything of `timeline`, or of all numbers, in key order, until it breaks.
+    /// Calls `each` for everything of `timeline`, or of all numbers, in key order, until it breaks; first with what is left out altogether.
     pub fn versions(&self, timeline: Option<TimelineNo>, each: &mut dyn FnMut(ColdItem<'_>) -> ControlFlow<()>) {
         let bounds = Bounds::of(timeline);
+        for range in &self.left_out {
+            if each(ColdItem::Unreadable(range.clone())).is_break() {
+                return;
+            }
+        }
         let mut versions = self.iterator(&bounds, READAHEAD_BYTES);
         let mut from = bounds.first;
         versions.seek(from);

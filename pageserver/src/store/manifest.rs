@@ -48,6 +48,35 @@ fn tail_is_whole(log: &[u8]) -> bool {
     true
 }
 
+/// Adds a record to a log, in as many pieces as its blocks ask for.
+pub(super) fn append(log: &mut Vec<u8>, payload: &[u8]) {
+    let mut left = payload;
+    let mut is_first = true;
+    loop {
+        let room = BLOCK_BYTES - log.len() % BLOCK_BYTES;
+        if room < HEADER_BYTES {
+            log.resize(log.len() + room, 0);
+            continue;
+        }
+        let (here, later) = left.split_at(left.len().min(room - HEADER_BYTES));
+        // Full, first, middle, last.
+        let kind = match (is_first, later.is_empty()) {
+            (true, true) => 1,
+            (true, false) => 2,
+            (false, false) => 3,
+            (false, true) => 4,
+        };
+        let body = [&[kind], here].concat();
+        log.extend_from_slice(&masked(crc32c::crc32c(&body)).to_le_bytes());
+        log.extend_from_slice(&(here.len() as u16).to_le_bytes());
+        log.extend_from_slice(&body);
+        (left, is_first) = (later, false);
+        if left.is_empty() {
+            return;
+        }
+    }
+}
+
 fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xA282_EAD8)
 }
@@ -59,12 +88,9 @@ mod tests {
     use super::*;
 
     fn record(payload: &[u8]) -> Vec<u8> {
-        let mut body = vec![1];
-        body.extend_from_slice(payload);
-        let mut record = masked(crc32c::crc32c(&body)).to_le_bytes().to_vec();
-        record.extend_from_slice(&(payload.len() as u16).to_le_bytes());
-        record.extend_from_slice(&body);
-        record
+        let mut log = Vec::new();
+        append(&mut log, payload);
+        log
     }
 
     #[test]
@@ -85,13 +111,22 @@ mod tests {
     #[test]
     fn records_go_on_in_the_next_block() {
         let mut log = record(&vec![7; BLOCK_BYTES - 2 * HEADER_BYTES - 3]);
-        log.extend_from_slice(&record(&[])); // Three bytes are left of the block.
-        log.extend_from_slice(&[0; 3]);
-        let last = log.len();
-        log.extend_from_slice(&record(b"last"));
-        assert_eq!(last, BLOCK_BYTES);
+        append(&mut log, &[]); // Three bytes are left of the block.
+        append(&mut log, b"last");
+        let last = BLOCK_BYTES;
+        assert_eq!(log[last..], record(b"last"));
         assert!(tail_is_whole(&log));
         log[last + 5] ^= 1;
         assert!(!tail_is_whole(&log));
+    }
+
+    #[test]
+    fn a_record_that_does_not_fit_goes_on_in_the_next_block() {
+        let mut log = record(&vec![7; BLOCK_BYTES - 2 * HEADER_BYTES - 5]); // Room for a header and five bytes.
+        append(&mut log, b"in two pieces");
+        assert_eq!(log.len(), BLOCK_BYTES + HEADER_BYTES + 8);
+        let (first, last) = (&log[BLOCK_BYTES - 5 - HEADER_BYTES..BLOCK_BYTES], &log[BLOCK_BYTES..]);
+        assert_eq!((first[6], &first[7..], last[6], &last[7..]), (2, &b"in tw"[..], 4, &b"o pieces"[..]));
+        assert!(tail_is_whole(&log));
     }
 }

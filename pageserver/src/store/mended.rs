@@ -20,9 +20,15 @@ use super::{LostStretches, StoreConfig, StoreError, Watermark};
 
 const MENDING: &str = "mending";
 const MENDED: &str = "mended";
+const VIEW: &str = "view";
 const DAMAGED: &str = "damaged-";
 /// Someone may have removed the first ones.
 const ASIDES_LOOKED_AT: usize = 64;
+
+/// Where a view of the store in `dir` may be made; removed at the next open.
+pub(crate) fn view_dir(dir: &Path) -> PathBuf {
+    beside(dir, VIEW)
+}
 
 /// A store that is being written. Dropped before [`MendedStore::finish`]: nothing has happened.
 pub struct MendedStore {
@@ -96,6 +102,7 @@ impl MendedTimeline<'_> {
 pub(super) fn settle(dir: &Path) -> Result<(), StoreError> {
     let settle = || {
         remove(&beside(dir, MENDING))?;
+        remove(&view_dir(dir))?;
         if beside(dir, MENDED).exists() {
             let aside = take_place(dir)?;
             tracing::warn!(aside = %aside.display(), "a mended store was put into its place");
