@@ -4,8 +4,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use keyenc::{ENCODED_KEY_LEN, Key, Object, VersionKey};
+use postgres_ffi::Lsn;
 
-use super::plan::{Plan, stretches_of};
+use super::plan::{Plan, are_only_blocks, stretches_of};
 use super::survey::{Progress, no_version};
 use super::{MendError, MendProgress};
 use crate::store::{ColdItem, MendedStore, MendedTimeline, StoreConfig, UnreadableRange, Watermark};
@@ -51,7 +52,7 @@ struct Copy<'a, 'p> {
 struct Current<'a, 'p> {
     plan: Plan<'p>,
     versions: MendedTimeline<'a>,
-    has_control_file: bool,
+    control_file_lsn: Option<Lsn>,
 }
 
 impl Copy<'_, '_> {
@@ -75,7 +76,7 @@ impl Copy<'_, '_> {
             self.current = place.map(|place| Current {
                 plan: self.plans.remove(place),
                 versions: self.mended.begin_timeline(no),
-                has_control_file: false,
+                control_file_lsn: None,
             });
         }
         // Nobody's versions, or those of a timeline that is given up, stay where they are.
@@ -85,19 +86,25 @@ impl Copy<'_, '_> {
         if is_ingested_again || version.key == Key::from(Object::Watermark) {
             return Ok(());
         }
-        current.has_control_file |= version.key == Key::from(Object::ControlFile);
+        if version.key == Key::from(Object::ControlFile) {
+            current.control_file_lsn = Some(version.lsn);
+        }
         self.versions += 1;
         Ok(current.versions.put(version, value)?)
     }
 
     fn end_timeline(&mut self) -> Result<(), MendError> {
-        let Some(Current { plan, versions, has_control_file }) = self.current.take() else { return Ok(()) };
+        let Some(Current { plan, versions, control_file_lsn }) = self.current.take() else { return Ok(()) };
         let watermark = Watermark { last_record_lsn: plan.begin_lsn };
         let no = plan.timeline.metadata.timeline_no();
         // What could not be read the first time may have been read now, but is not believed.
-        let lost = plan.lost.with(&stretches_of(no, &self.unreadable, plan.begin_lsn));
+        let lost_now = stretches_of(no, &self.unreadable, plan.begin_lsn);
+        let lost = plan.lost.with(&lost_now);
         let is_branch = plan.timeline.metadata.ancestor.is_some();
-        if !has_control_file && !is_branch {
+        let is_ingested_again = plan.begin_lsn < plan.last_record_lsn;
+        let hides_control_file = lost.may_hide(&Key::from(Object::ControlFile), control_file_lsn);
+        let has_none = control_file_lsn.is_none() && !is_branch;
+        if has_none || hides_control_file || is_ingested_again && !are_only_blocks(&lost_now) {
             return Err(gets_worse(&plan));
         }
         versions.finish(watermark, &lost)?;

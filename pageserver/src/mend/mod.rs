@@ -3,7 +3,7 @@
 //! - [`survey`]: what can be read, what cannot, how far each timeline goes. [`plan`]: from where on each begins again. [`copy`]: the new store.
 //! - **Never:** a page whose newest records are lost reads as an older one: what was lost stands in the timeline's watermark, and the store answers by it.
 //! - **Never:** a file of the old store is changed: it is moved aside when the new one is whole and durable, and stays there.
-//! - Where only blocks of relations are lost, the WAL on disk that leads to where a timeline was is ingested again at the next start, from as far back as it goes: what
+//! - Where only blocks of relations are lost, a timeline that follows a primary ingests the WAL on disk again that leads to where it was, from as far back as it goes: what
 //!   it holds is not lost.
 
 mod copy;
@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
 use crate::pid_file::{PID_FILE_NAME, PidFile, PidFileError};
-use crate::store::{ColdRead, LostStretch, StoreConfig, StoreError, view_dir};
+use crate::store::{ColdRead, LostStretch, StoreConfig, StoreError, settle, view_dir};
 use crate::timeline::{RepositoryError, StoppedTimeline, store_of};
 
 /// What is asked for.
@@ -133,6 +133,9 @@ pub fn mend(
     let config = Config::load(data_dir)?;
     let _pid_file = PidFile::claim(&data_dir.join(PID_FILE_NAME))?;
     let (store_dir, store_config) = store_of(data_dir, &config);
+    if !options.dry_run {
+        settle(&store_dir)?; // What a mend that crashed has left.
+    }
     let timelines = StoppedTimeline::all(data_dir)?;
     let given_up = plan::given_up(&timelines, &options.give_up)?;
     let survey = {
@@ -147,9 +150,20 @@ pub fn mend(
     }
     let (mended, versions) = copy::copy((&store_dir, &store_config), plans, survey.bytes, progress)?;
     report.versions = versions;
-    // First: the new store has nothing of them, so the next start must not open them.
-    given_up.iter().try_for_each(|timeline| timeline.give_up())?;
-    report.old_store = Some(mended.finish()?);
+    // First: the new store has nothing of them, so the next start must not open them. A slot that is listed stays at the primary while a timeline names it.
+    let finished = given_up.iter().try_for_each(|timeline| timeline.give_up()).map_err(MendError::from);
+    match finished.and_then(|()| Ok(mended.finish()?)) {
+        Ok(old_store) => report.old_store = Some(old_store),
+        Err(error) => {
+            // Unless the new store is about to take the place.
+            for timeline in given_up.iter().filter(|_| store_dir.exists()) {
+                if let Err(error) = timeline.keep() {
+                    tracing::warn!(timeline = timeline.metadata.name, %error, "it is marked, and goes at the next start");
+                }
+            }
+            return Err(error);
+        }
+    }
     Ok(report)
 }
 

@@ -2,6 +2,7 @@
 
 use keyenc::{Key, Object, TimelineNo};
 use postgres_ffi::Lsn;
+use postgres_ffi::wal::{DecodedRecord, rmgr};
 
 use super::MendError;
 use super::survey::Survey;
@@ -45,29 +46,55 @@ pub(super) fn plan<'a>(
     survey: &Survey,
 ) -> Result<Vec<Plan<'a>>, MendError> {
     let (mut plans, mut names) = (Vec::new(), Vec::new());
-    let is_given_up = |timeline: &StoppedTimeline| {
+    let is_given_up = |timeline: &&StoppedTimeline| {
         given_up.iter().any(|other| other.metadata.timeline_id == timeline.metadata.timeline_id)
     };
     for timeline in timelines.iter().filter(|timeline| !is_given_up(timeline)) {
-        let no = timeline.metadata.timeline_no();
+        let metadata = &timeline.metadata;
+        let no = metadata.timeline_no();
+        let all_lost = lost_of(no, survey);
         let found = survey.watermarks.get(&no);
         // A newer watermark may have stood in what is lost: how far the timeline went is not known then.
-        let anything = stretches_of(no, &survey.unreadable, Lsn::MAX);
-        let newest = found.map(|(watermark, _)| watermark.last_record_lsn);
-        if anything.may_hide(&Key::from(Object::Watermark), newest) {
-            names.push(timeline.metadata.name.clone());
+        let newest_watermark = found.map(|(watermark, _)| watermark.last_record_lsn);
+        let newest_control_file = survey.control_files.get(&no).copied();
+        let hides = |object: Object, newest_lsn| all_lost.may_hide(&Key::from(object), newest_lsn);
+        // A branch may have none of either; who was imported has both.
+        let has_none = metadata.ancestor.is_none() && newest_watermark.and(newest_control_file).is_none();
+        let is_hidden = hides(Object::Watermark, newest_watermark) || hides(Object::ControlFile, newest_control_file);
+        if has_none || is_hidden {
+            names.push(metadata.name.clone());
             continue;
         }
         let Some((watermark, lost_before)) = found else { continue };
         let last_record_lsn = watermark.last_record_lsn;
+        let is_damaged = !stretches_of(no, &survey.unreadable, Lsn::MAX).is_empty();
+        // Who follows nobody ingests nothing at a start.
+        let goes_on = metadata.primary.is_some();
         let mut begin_lsn = last_record_lsn;
-        if !anything.is_empty() && are_only_blocks(&anything) {
+        if is_damaged && goes_on && lineage_of(timeline, timelines).all(|no| are_only_blocks(&lost_of(no, survey))) {
             begin_lsn = from_wal(timeline, last_record_lsn)?.unwrap_or(last_record_lsn);
         }
         let lost = stretches_of(no, &survey.unreadable, begin_lsn).with(lost_before);
         plans.push(Plan { timeline, last_record_lsn, begin_lsn, lost });
     }
     if names.is_empty() { Ok(plans) } else { Err(MendError::Unopenable { names }) }
+}
+
+/// All that is lost of a number, now and before.
+fn lost_of(no: TimelineNo, survey: &Survey) -> LostStretches {
+    let now = stretches_of(no, &survey.unreadable, Lsn::MAX);
+    survey.watermarks.get(&no).map_or(now.clone(), |(_, lost_before)| now.with(lost_before))
+}
+
+/// The numbers that a timeline reads, its own first.
+fn lineage_of<'a>(timeline: &'a StoppedTimeline, timelines: &'a [StoppedTimeline]) -> impl Iterator<Item = TimelineNo> {
+    let ancestor_of = |timeline: &&'a StoppedTimeline| {
+        let ancestor_id = timeline.metadata.ancestor.as_ref()?.timeline_id;
+        timelines.iter().find(|other| other.metadata.timeline_id == ancestor_id)
+    };
+    // A damaged file could make a ring of them.
+    let lineage = std::iter::successors(Some(timeline), ancestor_of).take(timelines.len());
+    lineage.map(|timeline| timeline.metadata.timeline_no())
 }
 
 /// What of a number lies in stretches that cannot be read; nothing of it was above `through_lsn`.
@@ -86,8 +113,8 @@ pub(super) fn stretches_of(no: TimelineNo, unreadable: &[UnreadableRange], throu
     LostStretches::new(unreadable.iter().filter_map(of_no).collect())
 }
 
-/// Nothing that ingest reads is in them.
-fn are_only_blocks(lost: &LostStretches) -> bool {
+/// Nothing that ingest reads is in them, but for records that copy databases.
+pub(super) fn are_only_blocks(lost: &LostStretches) -> bool {
     let others = Key::objects_that_are_no_pages();
     let slru_pages = Key::class_of(Object::SlruPage { kind: postgres_ffi::SlruKind::Clog, page_no: 0 });
     let meets =
@@ -98,7 +125,9 @@ fn are_only_blocks(lost: &LostStretches) -> bool {
 /// The lowest LSN from which the WAL on disk leads to where the timeline was, and at which the timeline can be read.
 fn from_wal(timeline: &StoppedTimeline, last_record_lsn: Lsn) -> Result<Option<Lsn>, MendError> {
     let floor_lsn = first_readable_lsn(&timeline.metadata);
-    let oldest = timeline.wal_layout().oldest_leading_to(last_record_lsn, floor_lsn);
+    // Such a record reads the pages that it copies.
+    let copies_pages = |record: &DecodedRecord| record.rmid == rmgr::DBASE;
+    let oldest = timeline.wal_layout().oldest_leading_to(last_record_lsn, floor_lsn, &copies_pages);
     Ok(oldest.map_err(RepositoryError::from)?)
 }
 

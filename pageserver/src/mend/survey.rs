@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use keyenc::{ENCODED_KEY_LEN, Key, Object, TimelineNo};
+use postgres_ffi::Lsn;
 
 use super::{MendError, MendProgress};
 use crate::store::{ColdItem, ColdRead, LostStretches, StoreError, UnreadableRange, Watermark};
@@ -19,12 +20,20 @@ pub(super) struct Survey {
     pub unreadable: Vec<UnreadableRange>,
     /// The newest watermark of each number that could be read, with what was lost before.
     pub watermarks: HashMap<TimelineNo, (Watermark, LostStretches)>,
+    /// LSN of the newest control file of each number that could be read.
+    pub control_files: HashMap<TimelineNo, Lsn>,
 }
 
 /// Reads everything. Errors: something is in the store that nobody writes.
 pub(super) fn survey(source: &ColdRead<'_>, progress: &mut dyn FnMut(MendProgress)) -> Result<Survey, MendError> {
-    let mut survey = Survey { versions: 0, bytes: 0, unreadable: Vec::new(), watermarks: HashMap::new() };
-    let watermark_key = Key::from(Object::Watermark);
+    let mut survey = Survey {
+        versions: 0,
+        bytes: 0,
+        unreadable: Vec::new(),
+        watermarks: HashMap::new(),
+        control_files: HashMap::new(),
+    };
+    let [watermark_key, control_file_key] = [Object::Watermark, Object::ControlFile].map(Key::from);
     let mut progress = Progress::new("reading what can be read", source.bytes_estimated().unwrap_or(0), progress);
     let mut outcome = Ok(());
     source.versions(None, &mut |item| {
@@ -33,6 +42,9 @@ pub(super) fn survey(source: &ColdRead<'_>, progress: &mut dyn FnMut(MendProgres
                 survey.versions += 1;
                 survey.bytes += (ENCODED_KEY_LEN + value.len()) as u64;
                 progress.add((ENCODED_KEY_LEN + value.len()) as u64);
+                if version.key == control_file_key {
+                    survey.control_files.insert(version.timeline, version.lsn);
+                }
                 match version.key == watermark_key {
                     true => Watermark::decode_with_lost(value)
                         .map(|watermark| drop(survey.watermarks.insert(version.timeline, watermark))),

@@ -15,6 +15,7 @@ use rocksdb::{Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, Li
 
 use super::db::{Db, ROCKS_DIR, VERSIONS, options, read_error};
 use super::level0_view::Level0View;
+use super::manifest;
 use super::version_bound::VersionBound;
 use super::{Store, StoreConfig, StoreError};
 
@@ -22,6 +23,8 @@ use super::{Store, StoreConfig, StoreError};
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
 /// A sequential read asks the disk for so much at once.
 const READAHEAD_BYTES: usize = 2 << 20;
+/// After a failure.
+const VERSIONS_WITHOUT_READAHEAD: usize = 10_000;
 
 type KeyBytes = [u8; ENCODED_KEY_LEN];
 
@@ -104,9 +107,10 @@ impl Store {
 
 impl ColdRead<'static> {
     /// Opens the files of the store in `dir`, which no server has open. Files of level 0 that cannot be opened are left out and told as stretches; for these a directory
-    /// `view_dir` is made, and removed in the end. Nothing else is written. Errors: as [`Store::cold_read`].
+    /// `view_dir` is made, and removed in the end. Nothing else is written. Errors: as [`Store::cold_read`], `Write`.
     pub fn of_stopped(dir: &Path, view_dir: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
         let rocks_dir = dir.join(ROCKS_DIR);
+        manifest::check_tail(&rocks_dir).map_err(|detail| StoreError::Corrupt { detail })?;
         let opened = |dir: &Path| open(dir, config).map_err(|error| read_error(&error));
         let rocks = opened(&rocks_dir)?;
         let whole = |rocks| ColdRead { rocks, _files: None, _view: None, left_out: Vec::new() };
@@ -203,6 +207,7 @@ impl ColdRead<'_> {
         versions.seek(from);
         let mut last: Option<KeyBytes> = None;
         let mut has_failed_here = false;
+        let mut until_readahead = usize::MAX;
         loop {
             while let Some((key, value)) = versions.item() {
                 if give(key, value, last.as_ref(), each).is_break() {
@@ -213,6 +218,13 @@ impl ColdRead<'_> {
                 }
                 has_failed_here = false;
                 versions.next();
+                until_readahead -= 1;
+                if until_readahead == 0 {
+                    // It was a failure that passed, or is behind us.
+                    versions = self.iterator(&bounds, READAHEAD_BYTES);
+                    versions.seek(key_behind(last.unwrap_or(from)));
+                    until_readahead = usize::MAX;
+                }
             }
             // The end and a failure look alike until asked.
             let Err(error) = versions.status() else { return };
@@ -220,10 +232,11 @@ impl ColdRead<'_> {
             // Once more, without what is read ahead: a failure that passes, or lies further on, costs nothing that is here.
             if !has_failed_here {
                 has_failed_here = true;
+                until_readahead = VERSIONS_WITHOUT_READAHEAD;
                 versions = self.iterator(&bounds, 0);
-                versions.seek(here);
-                if last.is_some() && versions.key() == last.as_ref().map(|last| &last[..]) {
-                    versions.next();
+                match last.filter(|last| *last == here) {
+                    Some(last) => versions.seek(key_behind(last)),
+                    None => versions.seek(here),
                 }
                 continue;
             }
@@ -240,6 +253,7 @@ impl ColdRead<'_> {
             let Some(behind) = behind else { return };
             from = behind;
             has_failed_here = false;
+            until_readahead = usize::MAX;
             versions = self.iterator(&bounds, READAHEAD_BYTES);
             versions.seek(from);
         }
@@ -364,6 +378,13 @@ fn give(
         each(ColdItem::OutOfOrder { version })?;
     }
     each(ColdItem::Version { version, value })
+}
+
+/// Where a read goes on behind a key: no other one lies before it.
+fn key_behind(key: KeyBytes) -> [u8; ENCODED_KEY_LEN + 1] {
+    let mut behind = [0; ENCODED_KEY_LEN + 1];
+    behind[..ENCODED_KEY_LEN].copy_from_slice(&key);
+    behind
 }
 
 /// The name of the SST file that a message of RocksDB names.

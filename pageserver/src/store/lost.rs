@@ -66,8 +66,10 @@ impl LostStretch {
         self.after.is_none_or(|(after, ..)| after <= *last) && self.before.is_none_or(|(before, ..)| before >= *first)
     }
 
+    /// One that holds both. Requires: `next` does not begin before this one; it may end before it.
     fn merged(&self, next: &LostStretch) -> LostStretch {
-        LostStretch { after: self.after, before: next.before, through_lsn: self.through_lsn.max(next.through_lsn) }
+        let before = self.before.zip(next.before).map(|(this, next)| this.max(next));
+        LostStretch { after: self.after, before, through_lsn: self.through_lsn.max(next.through_lsn) }
     }
 }
 
@@ -359,11 +361,20 @@ mod tests {
             before: at(4 * n + 1, 1),
             through_lsn: Lsn::new(5),
         });
-        let many: Vec<LostStretch> = many.collect();
+        // Others reach over many of them, or to the end.
+        let nested = [(3, Some(3000)), (5, None)].map(|(first, last)| LostStretch {
+            after: at(first, 1),
+            before: last.and_then(|last| at(last, 1)),
+            through_lsn: Lsn::new(5),
+        });
+        let many: Vec<LostStretch> = many.chain(nested).collect();
         let lost = LostStretches::new(many.clone());
         assert!(lost.iter().len() <= STRETCHES_MAX);
         for stretch in &many {
-            let within = lost.iter().any(|merged| merged.after <= stretch.after && stretch.before <= merged.before);
+            let within = lost.iter().any(|merged| {
+                merged.after <= stretch.after
+                    && (merged.before.is_none() || stretch.before.is_some() && stretch.before <= merged.before)
+            });
             assert!(within, "{stretch:?}");
         }
     }

@@ -9,6 +9,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use keyenc::{Kind, TimelineNo, VersionKey};
@@ -39,8 +40,9 @@ pub struct MendedStore {
 }
 
 impl MendedStore {
-    /// Begins one that is to take the place of the store in `dir`. Errors: `Open`.
+    /// Begins one that is to take the place of the store in `dir`, a directory of its own and on the disk of the one above, else it could not. Errors: `Open`.
     pub fn begin(dir: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
+        check_can_be_renamed(dir).map_err(|error| refused(dir, &error))?;
         let mending = beside(dir, MENDING);
         remove(&mending).map_err(|error| refused(dir, &error))?;
         Ok(MendedStore { dir: dir.to_owned(), db: Some(Db::open(&mending, config)?) })
@@ -55,8 +57,15 @@ impl MendedStore {
     /// Puts it into the old store's place. Where that is now. Errors: `Open`: which of the two the next open takes depends on how far this came; both are whole.
     pub fn finish(mut self) -> Result<PathBuf, StoreError> {
         self.db = None; // Closed; all of it was durable with each timeline.
-        rename(&beside(&self.dir, MENDING), &beside(&self.dir, MENDED)).map_err(|error| refused(&self.dir, &error))?;
-        take_place(&self.dir).map_err(|error| refused(&self.dir, &error))
+        let (mending, mended) = (beside(&self.dir, MENDING), beside(&self.dir, MENDED));
+        let taken = rename(&mending, &mended).and_then(|()| take_place(&self.dir));
+        taken.map_err(|error| {
+            if self.dir.exists() {
+                // The old one is still there and stays.
+                let _ = rename(&mended, &mending);
+            }
+            refused(&self.dir, &error)
+        })
     }
 }
 
@@ -67,6 +76,17 @@ impl Drop for MendedStore {
             let _ = remove(&beside(&self.dir, MENDING));
         }
     }
+}
+
+fn check_can_be_renamed(dir: &Path) -> io::Result<()> {
+    let here = fs::symlink_metadata(dir)?;
+    let above = dir.parent().map_or(Ok(here.dev()), |above| fs::metadata(above).map(|above| above.dev()))?;
+    if here.is_symlink() || here.dev() != above {
+        return Err(io::Error::other(
+            "a symbolic link or a mount point cannot be replaced by a mended store; move the store into the data directory, or the data directory as a whole",
+        ));
+    }
+    Ok(())
 }
 
 /// The versions of one timeline on their way.
@@ -99,7 +119,7 @@ impl MendedTimeline<'_> {
 }
 
 /// Ends what a mend that crashed has left beside the store in `dir`. Errors: `Open`, also if there is no store in its place although there was one.
-pub(super) fn settle(dir: &Path) -> Result<(), StoreError> {
+pub(crate) fn settle(dir: &Path) -> Result<(), StoreError> {
     let settle = || {
         remove(&beside(dir, MENDING))?;
         remove(&view_dir(dir))?;

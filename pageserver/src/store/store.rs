@@ -72,10 +72,8 @@ impl Store {
     pub fn delete_timeline(self: &Arc<Self>, timeline: TimelineNo) -> Result<(), StoreError> {
         let inner = &self.inner;
         inner.check_writable()?;
-        let handle = self.timeline(timeline)?;
-        let state = handle.state();
-        state.mark_deleted()?;
-        inner.drop_jobs_of(state)?;
+        let state = self.mark_deleted(timeline)?;
+        inner.drop_jobs_of(&state)?;
         let result = file_set::delete_timeline(&inner.db, timeline);
         // Nobody puts or freezes in a deleted timeline: the open layer is the one that is counted.
         let open_bytes = state.layers.current().open.allocated_bytes();
@@ -89,6 +87,20 @@ impl Store {
             inner.poison(error.to_string());
             StoreError::Poisoned { cause: error.to_string() }
         })
+    }
+
+    /// Nothing is read of one that nobody has opened: it may be what is damaged.
+    fn mark_deleted(&self, timeline: TimelineNo) -> Result<Arc<TimelineState>, StoreError> {
+        let mut timelines = self.inner.timelines.lock();
+        if let Some(state) = timelines.get(&timeline).map(Arc::clone) {
+            drop(timelines);
+            state.mark_deleted()?;
+            return Ok(state);
+        }
+        let state = Arc::new(TimelineState::new(timeline, None, Carried::default(), LostStretches::default()));
+        state.mark_deleted()?;
+        timelines.insert(timeline, Arc::clone(&state));
+        Ok(state)
     }
 
     /// What flushes find of chains with at least `StoreConfig::long_chain_deltas_min` deltas; each find goes to one taker. The flusher

@@ -230,8 +230,17 @@ impl TimelineStore {
         let layers = self.state.layers.current();
         let found =
             search::first_version_where(&self.store.inner().db, self.state.timeline, &layers, key, through, holds)?;
-        // An older one that holds may be lost; where none of this object is, none is.
-        self.state.lost.check(key, VersionBound::at(through), None)?;
+        if !self.state.lost.is_empty() {
+            // An older one that holds may be lost, but not below one that does not hold; and what was found may be there because its removal is lost.
+            let (at, below) = match &found {
+                Some((lsn, _)) => (*lsn, lsn.as_u64().checked_sub(1).map(Lsn::new)),
+                None => (through, Some(through)),
+            };
+            let mut older = Gathered::default();
+            below.map_or(Ok(true), |below| self.gather(key, below, &mut older))?;
+            let end = older.versions.first().map(|(lsn, kind, _)| (*lsn, *kind));
+            self.state.lost.check(key, VersionBound::at(at), end)?;
+        }
         Ok(found)
     }
 

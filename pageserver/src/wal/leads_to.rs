@@ -1,17 +1,23 @@
 //! From where on the WAL that is there leads to a position without a gap.
 
 use postgres_ffi::Lsn;
-use postgres_ffi::wal::WalStreamDecoder;
+use postgres_ffi::wal::{DecodedRecord, WalStreamDecoder};
 
 use super::error::WalFileError;
 use super::layout::WalLayout;
 use super::recover::{Pieces, newest_of_each_number};
 
 impl WalLayout {
-    /// The lowest end of a record, at or above `floor_lsn`, from which whole records with right checksums lead to the record that ends at `lsn`. `None`: none does.
+    /// The lowest end of a record, at or above `floor_lsn` and behind every record that `stays_behind` is true of, from which whole records with right checksums lead to the
+    /// record that ends at `lsn`. `None`: none does.
     ///
     /// What cannot be read or does not follow costs what lies before it, no more. Errors: the directory cannot be read.
-    pub fn oldest_leading_to(&self, lsn: Lsn, floor_lsn: Lsn) -> Result<Option<Lsn>, WalFileError> {
+    pub fn oldest_leading_to(
+        &self,
+        lsn: Lsn,
+        floor_lsn: Lsn,
+        stays_behind: &dyn Fn(&DecodedRecord) -> bool,
+    ) -> Result<Option<Lsn>, WalFileError> {
         if !self.directory.exists() {
             return Ok(None);
         }
@@ -35,9 +41,19 @@ impl WalLayout {
                 reading.feed(piece);
                 let is_good = loop {
                     match reading.next_record() {
+                        Ok(Some((start_lsn, end_lsn, raw))) if floor_lsn <= end_lsn && end_lsn <= lsn => {
+                            match DecodedRecord::decode(self.version, start_lsn, end_lsn, raw) {
+                                Ok(record) if stays_behind(&record) => oldest = None,
+                                Ok(_) => {}
+                                Err(_) => break false,
+                            }
+                            if end_lsn == lsn {
+                                return Ok(oldest);
+                            }
+                            oldest = oldest.or(Some(end_lsn));
+                        }
                         Ok(Some((_, end_lsn, _))) if end_lsn < floor_lsn => {}
-                        Ok(Some((_, end_lsn, _))) if end_lsn < lsn => oldest = oldest.or(Some(end_lsn)),
-                        Ok(Some((_, end_lsn, _))) => return Ok(oldest.filter(|_| end_lsn == lsn)),
+                        Ok(Some(_)) => return Ok(None),
                         Ok(None) => break true,
                         Err(_) => break false,
                     }
@@ -82,12 +98,15 @@ mod tests {
         }
         let last_lsn = records.last().unwrap().1;
         let middle_lsn = records[records.len() / 2].1;
-        let from = |lsn, floor_lsn| layout.oldest_leading_to(lsn, floor_lsn).unwrap();
+        let from = |lsn, floor_lsn| layout.oldest_leading_to(lsn, floor_lsn, &|_| false).unwrap();
         assert_eq!(from(last_lsn, Lsn::ZERO), Some(records[0].1));
         assert_eq!(from(last_lsn, middle_lsn), Some(middle_lsn));
         assert_eq!(from(middle_lsn, Lsn::ZERO), Some(records[0].1));
         assert_eq!(from(records[0].1, Lsn::ZERO), None, "nothing leads to the first one");
         assert_eq!(from(last_lsn, last_lsn), None);
+        let behind = |lsn| layout.oldest_leading_to(last_lsn, Lsn::ZERO, &|record| record.end_lsn == lsn).unwrap();
+        assert_eq!(behind(middle_lsn), Some(middle_lsn));
+        assert_eq!(behind(last_lsn), None);
         assert_eq!(from(Lsn::new(last_lsn.as_u64() - 1), Lsn::ZERO), None, "no record ends there");
         assert_eq!(from(Lsn::new(last_lsn.as_u64() + (1 << 40)), Lsn::ZERO), None);
 

@@ -263,6 +263,10 @@ impl Judge for Range<'_> {
     }
 
     fn is_inherited(&mut self) -> Result<bool, GcError> {
+        // Without the tombstone nobody could tell it from one that is lost.
+        if self.timeline.store.lost().may_hide(&self.key, None) {
+            return Ok(true);
+        }
         let mut found = Gathered::default();
         for (ancestor, branch_lsn) in &self.lineage.ancestors {
             match ancestor.store.gather(&self.key, *branch_lsn, &mut found) {

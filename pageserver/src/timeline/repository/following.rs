@@ -29,8 +29,16 @@ const READ_BYTES: usize = 1 << 20;
 
 impl Repository {
     /// Starts to follow the primary of every timeline that has one. Errors: the WAL files of a timeline cannot be used.
+    ///
+    /// A timeline whose ingest cannot begin, since what it reads first is damaged or lost, is stopped with the reason; the others go on.
     pub fn follow_primaries(&self) -> Result<(), RepositoryError> {
-        self.timelines().iter().try_for_each(|timeline| self.follow_if_nobody_feeds(timeline))
+        self.timelines().iter().try_for_each(|timeline| match self.follow_if_nobody_feeds(timeline) {
+            Err(RepositoryError::Ingest(error)) => {
+                timeline.stop(&error);
+                Ok(())
+            }
+            outcome => outcome,
+        })
     }
 
     /// As [`Repository::follow`], of a timeline that somebody may have changed meanwhile: commands are answered from the first moment on.

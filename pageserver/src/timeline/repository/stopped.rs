@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::marks::{DELETING, IMPORTING, OLD_DIR_PREFIX, set_mark};
+use super::left_slots::LeftSlots;
+use super::marks::{DELETING, IMPORTING, OLD_DIR_PREFIX, clear_mark, set_mark};
 use super::{RepositoryError, TIMELINES_DIR, branching, pg_history};
 use crate::config::Config;
 use crate::store::StoreConfig;
@@ -45,9 +46,17 @@ impl StoppedTimeline {
         pg_history::wal_layout_in(&self.dir, &self.metadata)
     }
 
-    /// Marks it, durably: the next start takes away what is left of it. Errors: the mark cannot be written.
+    /// Marks it, durably: the next start takes away what is left of it, and drops its slot at the primary. Errors: mark or list of slots cannot be written.
     pub fn give_up(&self) -> Result<(), RepositoryError> {
+        if let (Some(primary), Some(data_dir)) = (&self.metadata.primary, self.dir.parent().and_then(Path::parent)) {
+            LeftSlots::load(data_dir)?.add(primary)?;
+        }
         set_mark(&self.dir, DELETING, self.metadata.timeline_no)
+    }
+
+    /// Takes the mark away again. Errors: it cannot be removed.
+    pub fn keep(&self) -> Result<(), RepositoryError> {
+        clear_mark(&self.dir, DELETING)
     }
 }
 
