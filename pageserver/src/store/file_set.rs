@@ -1,6 +1,6 @@
 //! Writes one frozen layer as sorted SST files: its versions, materialised pages and the watermark, ready to be ingested together.
 //!
-//! - A file is closed at a size, but never between two versions of one object.
+//! - A file is closed at a size, but never between two versions of one object: what a mend leaves out with a file (`level0_view`) rests on it.
 //! - A set that is dropped before it is ingested leaves no file behind.
 
 use std::fs;

@@ -112,7 +112,9 @@ fn ingest_goes_on_after_a_restart_and_compaction_is_paused() {
     assert_eq!((db.background_errors(), store.stats().poisoned), (0, None));
     assert_eq!([1, 3].map(|no| corrupt(&store, no, 16) + corrupt(&store, no, 80)), [0, 0]);
     let lost = corrupt(&store, 2, 8) + corrupt(&store, 2, 16);
-    assert!((1..=4).contains(&lost) && corrupt(&store, 2, 24) == 0, "what the byte is in: {lost}");
+    // A read of what a newer file has looks into the older one as well: RocksDB seeks in each level.
+    let beside = corrupt(&store, 2, 24);
+    assert!((1..=4).contains(&lost) && beside <= 2, "what the byte is in: {lost}, beside: {beside}");
 
     // It is not resumed while the file cannot be read, whoever asks, and stays so after another start.
     let refused = store.resume_compaction();
