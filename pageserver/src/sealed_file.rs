@@ -45,7 +45,7 @@ pub(crate) fn write<T: Serialize>(path: &Path, content: &T, points: [Failpoint; 
     write_with(path, content, points.map(Some))
 }
 
-/// As [`write`], for a file that is written only after damage: no course of crashes comes there.
+/// As [`write()`], for a file that is written only after damage: no course of crashes comes there.
 pub(crate) fn write_without_failpoints<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
     write_with(path, content, [None; 2])
 }
