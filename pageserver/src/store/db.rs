@@ -21,6 +21,7 @@ use rocksdb::{
     SliceTransform,
 };
 
+use super::failed_ingest;
 use super::manifest;
 use super::pause::CompactionPause;
 use super::version_bound::VersionBound;
@@ -92,13 +93,22 @@ impl Db {
         set_compaction(&mut versions_options, config);
         let pause = CompactionPause::load(dir);
         versions_options.set_disable_auto_compactions(pause.is_set());
-        let families = [
-            ColumnFamilyDescriptor::new("default", Options::default()),
-            ColumnFamilyDescriptor::new(VERSIONS, versions_options),
-        ];
+        let families = || {
+            [
+                ColumnFamilyDescriptor::new("default", Options::default()),
+                ColumnFamilyDescriptor::new(VERSIONS, versions_options.clone()),
+            ]
+        };
         manifest::check_tail(&rocks_dir).map_err(|detail| StoreError::Corrupt { detail })?;
-        let rocks = DB::open_cf_descriptors(&options, &rocks_dir, families).map_err(|error| open_error(dir, &error))?;
+        let rocks = match DB::open_cf_descriptors(&options, &rocks_dir, families()) {
+            Err(error) if failed_ingest::take_back(dir, &rocks_dir, error.as_ref()).map_err(refused)? => {
+                DB::open_cf_descriptors(&options, &rocks_dir, families())
+            }
+            opened => opened,
+        };
+        let rocks = rocks.map_err(|error| open_error(dir, &error))?;
         // Only now: the lock is ours.
+        failed_ingest::clear_mark(dir).map_err(refused)?;
         empty_dir(&pending_dir).map_err(refused)?;
         Failpoint::StoreOpened.pass();
         let file_options = file_options(config, &block_cache);
@@ -306,7 +316,8 @@ impl Db {
     pub fn ingest(&self, files: &[PathBuf]) -> Result<(), rocksdb::Error> {
         let mut options = IngestExternalFileOptions::default();
         options.set_move_files(true);
-        self.rocks.ingest_external_file_cf_opts(self.versions(), &options, files.to_vec())
+        let ingested = self.rocks.ingest_external_file_cf_opts(self.versions(), &options, files.to_vec());
+        ingested.inspect_err(|_| failed_ingest::set_mark(self.rocks_dir.parent().unwrap_or(&self.rocks_dir)))
     }
 
     /// Files that overlap in level 0.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rocksdb::LiveFile;
 
-use super::manifest;
+use super::manifest::{self, put_varint};
 
 /// Tag of a file that goes.
 const DELETED_FILE: u64 = 6;
@@ -77,13 +77,4 @@ fn removal_of(files: &[&LiveFile]) -> io::Result<Vec<u8>> {
     put_varint(&mut payload, COLUMN_FAMILY);
     put_varint(&mut payload, VERSIONS_FAMILY);
     Ok(payload)
-}
-
-/// Seven bits a byte, the lowest first.
-fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
 }

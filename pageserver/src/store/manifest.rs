@@ -16,6 +16,15 @@ use byteorder::{ByteOrder, LittleEndian};
 
 const BLOCK_BYTES: usize = 32 << 10;
 const HEADER_BYTES: usize = 7;
+/// What a piece is of its record.
+const FULL: u8 = 1;
+const FIRST: u8 = 2;
+const MIDDLE: u8 = 3;
+const LAST: u8 = 4;
+/// Tag of a file that is added: | 103 varint | level varint | file number varint | ... RocksDB 11: db/version_edit.cc, EncodeToNewFile4.
+const NEW_FILE: u8 = 103;
+/// RocksDB's default.
+const LEVELS: u8 = 7;
 
 /// Errs if the last record of the MANIFEST that CURRENT names has lost its length: what is wrong. Whatever else may be wrong is RocksDB's to say.
 pub(super) fn check_tail(rocks_dir: &Path) -> Result<(), String> {
@@ -59,12 +68,11 @@ pub(super) fn append(log: &mut Vec<u8>, payload: &[u8]) {
             continue;
         }
         let (here, later) = left.split_at(left.len().min(room - HEADER_BYTES));
-        // Full, first, middle, last.
         let kind = match (is_first, later.is_empty()) {
-            (true, true) => 1,
-            (true, false) => 2,
-            (false, false) => 3,
-            (false, true) => 4,
+            (true, true) => FULL,
+            (true, false) => FIRST,
+            (false, false) => MIDDLE,
+            (false, true) => LAST,
         };
         let body = [&[kind], here].concat();
         log.extend_from_slice(&masked(crc32c::crc32c(&body)).to_le_bytes());
@@ -75,6 +83,60 @@ pub(super) fn append(log: &mut Vec<u8>, payload: &[u8]) {
             return;
         }
     }
+}
+
+/// The log without its last record, if that adds the SST file with this number; `None`: it does not.
+pub(super) fn without_last_addition(log: &[u8], file_number: u64) -> Option<&[u8]> {
+    let (start, payload) = last_record(log)?;
+    let adds = |level: u8| {
+        let mut addition = vec![NEW_FILE, level];
+        put_varint(&mut addition, file_number);
+        payload.windows(addition.len()).any(|bytes| bytes == addition)
+    };
+    (0..LEVELS).any(adds).then(|| &log[..start])
+}
+
+/// Where the last whole record begins, and what is in it; whatever was cut off behind it does not count.
+fn last_record(log: &[u8]) -> Option<(usize, Vec<u8>)> {
+    let (mut at, mut open, mut last) = (0, None, None);
+    while at + HEADER_BYTES <= log.len() {
+        let block_end = (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
+        if at + HEADER_BYTES > block_end {
+            at = block_end;
+            continue;
+        }
+        let length = usize::from(LittleEndian::read_u16(&log[at + 4..]));
+        let end = at + HEADER_BYTES + length;
+        if end > block_end.min(log.len()) {
+            break;
+        }
+        let body = &log[at + HEADER_BYTES - 1..end]; // With the type.
+        if masked(crc32c::crc32c(body)) != LittleEndian::read_u32(&log[at..]) {
+            break;
+        }
+        let piece = &body[1..];
+        match (body[0], open.take()) {
+            (FULL, _) => last = Some((at, piece.to_vec())),
+            (FIRST, _) => open = Some((at, piece.to_vec())),
+            (kind @ (MIDDLE | LAST), Some((start, mut payload))) => {
+                payload.extend_from_slice(piece);
+                let whole = Some((start, payload));
+                if kind == LAST { last = whole } else { open = whole }
+            }
+            _ => break,
+        }
+        at = end;
+    }
+    last
+}
+
+/// Seven bits a byte, the lowest first.
+pub(super) fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
 }
 
 fn masked(crc: u32) -> u32 {
@@ -118,6 +180,27 @@ mod tests {
         assert!(tail_is_whole(&log));
         log[last + 5] ^= 1;
         assert!(!tail_is_whole(&log));
+    }
+
+    #[test]
+    fn the_last_record_goes_if_it_adds_the_file() {
+        let addition = |number| {
+            let mut payload = vec![2, 9, NEW_FILE, 6];
+            put_varint(&mut payload, number);
+            payload.extend([1, 2, 3]);
+            payload
+        };
+        let mut log = record(&vec![7; BLOCK_BYTES - 2 * HEADER_BYTES - 5]);
+        append(&mut log, &addition(300));
+        let before = log.len();
+        append(&mut log, &addition(301));
+        assert_eq!(without_last_addition(&log, 301), Some(&log[..before]));
+        assert_eq!(without_last_addition(&log, 300), None, "not the last one");
+        let cut_off = [&log[..], &record(b"another")[..9]].concat();
+        assert_eq!(without_last_addition(&cut_off, 301), Some(&log[..before]));
+        // In two blocks.
+        assert_eq!(without_last_addition(&log[..before], 300).map(<[u8]>::len), Some(BLOCK_BYTES - HEADER_BYTES - 5));
+        assert_eq!(without_last_addition(&[], 300), None);
     }
 
     #[test]

@@ -45,6 +45,7 @@ mod lost;
 mod version_bound;
 pub use gather::Gathered;
 pub use lost::{LostStretch, LostStretches, Position};
+mod failed_ingest;
 mod file_set;
 mod image_set;
 pub use image_set::ImageSet;
