@@ -31,7 +31,7 @@ pub struct MendOptions {
     pub give_up: Vec<String>,
 }
 
-/// Why a store was not mended. Nothing was changed.
+/// Why a store was not mended. Nothing was changed, but that timelines that were to be given up may be marked: they go at the next start.
 #[derive(Debug, thiserror::Error)]
 pub enum MendError {
     /// A server runs, or its pid file cannot be used.
@@ -151,19 +151,9 @@ pub fn mend(
     let (mended, versions) = copy::copy((&store_dir, &store_config), plans, survey.bytes, progress)?;
     report.versions = versions;
     // First: the new store has nothing of them, so the next start must not open them. A slot that is listed stays at the primary while a timeline names it.
-    let finished = given_up.iter().try_for_each(|timeline| timeline.give_up()).map_err(MendError::from);
-    match finished.and_then(|()| Ok(mended.finish()?)) {
-        Ok(old_store) => report.old_store = Some(old_store),
-        Err(error) => {
-            // Unless the new store is about to take the place.
-            for timeline in given_up.iter().filter(|_| store_dir.exists()) {
-                if let Err(error) = timeline.keep() {
-                    tracing::warn!(timeline = timeline.metadata.name, %error, "it is marked, and goes at the next start");
-                }
-            }
-            return Err(error);
-        }
-    }
+    // The marks stay, whatever comes: whether the new store takes the place at the next start is not known after an error.
+    given_up.iter().try_for_each(|timeline| timeline.give_up())?;
+    report.old_store = Some(mended.finish()?);
     Ok(report)
 }
 

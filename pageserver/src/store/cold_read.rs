@@ -11,12 +11,14 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use keyenc::{ENCODED_KEY_LEN, Kind, TimelineNo, VersionKey};
+use postgres_ffi::Lsn;
 use rocksdb::{Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, LiveFile, Options, ReadOptions};
 
 use super::db::{Db, ROCKS_DIR, VERSIONS, options, read_error};
 use super::level0_view::Level0View;
 use super::manifest;
 use super::version_bound::VersionBound;
+use super::watermark::watermark_key;
 use super::{Store, StoreConfig, StoreError};
 
 /// Indexes of the files that are being read; blocks of data are not kept.
@@ -161,7 +163,17 @@ fn check_level0(rocks: &DB) -> Result<(), rocksdb::Error> {
 
 /// Everything that the file may hold.
 fn range_of(file: &LiveFile, error: &rocksdb::Error) -> Result<UnreadableRange, StoreError> {
-    let decode = |key: &Option<Vec<u8>>| key.as_deref().and_then(|key| VersionKey::decode(key).ok());
+    // A range deletion begins and ends with the lowest key of a number.
+    let lowest_of = |no: [u8; 4]| VersionKey {
+        timeline: TimelineNo(u32::from_be_bytes(no)),
+        key: watermark_key(),
+        lsn: Lsn::ZERO,
+        kind: Kind::Tombstone,
+    };
+    let decode = |key: &Option<Vec<u8>>| {
+        let key = key.as_deref()?;
+        <[u8; 4]>::try_from(key).map(lowest_of).ok().or_else(|| VersionKey::decode(key).ok())
+    };
     let (Some(first), Some(last)) = (decode(&file.start_key), decode(&file.end_key)) else {
         let detail = format!("a file of removals cannot be opened: {error}. file=`{}`", file.name);
         return Err(StoreError::Corrupt { detail });
@@ -213,16 +225,19 @@ impl ColdRead<'_> {
                 if give(key, value, last.as_ref(), each).is_break() {
                     return;
                 }
-                if let Ok(key) = KeyBytes::try_from(key) {
+                if let Ok(key) = KeyBytes::try_from(key)
+                    && key >= from
+                    && last.is_none_or(|last| last < key)
+                {
                     last = Some(key);
+                    has_failed_here = false;
                 }
-                has_failed_here = false;
                 versions.next();
                 until_readahead -= 1;
                 if until_readahead == 0 {
                     // It was a failure that passed, or is behind us.
                     versions = self.iterator(&bounds, READAHEAD_BYTES);
-                    versions.seek(key_behind(last.unwrap_or(from)));
+                    versions.seek(key_behind(last.map_or(from, |last| last.max(from))));
                     until_readahead = usize::MAX;
                 }
             }

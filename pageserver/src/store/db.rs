@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use keyenc::{ENCODED_KEY_LEN, Key, OBJECT_PREFIX_LEN, TimelineNo, VersionKey};
+use parking_lot::Mutex;
 use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB, DBCompactionStyle,
@@ -21,7 +22,7 @@ use rocksdb::{
     SliceTransform,
 };
 
-use super::failed_ingest;
+use super::failed_ingest::{self, ManifestBefore};
 use super::manifest;
 use super::pause::CompactionPause;
 use super::version_bound::VersionBound;
@@ -72,6 +73,8 @@ pub(super) struct Db {
     pub flushed_file_bytes: u64,
     level0_files_max: u64,
     pause: CompactionPause,
+    /// Held during an ingestion: what one changed in the MANIFEST is known.
+    ingesting: Mutex<()>,
 }
 
 impl Db {
@@ -93,20 +96,12 @@ impl Db {
         set_compaction(&mut versions_options, config);
         let pause = CompactionPause::load(dir);
         versions_options.set_disable_auto_compactions(pause.is_set());
-        let families = || {
-            [
-                ColumnFamilyDescriptor::new("default", Options::default()),
-                ColumnFamilyDescriptor::new(VERSIONS, versions_options.clone()),
-            ]
-        };
+        let families = [
+            ColumnFamilyDescriptor::new("default", Options::default()),
+            ColumnFamilyDescriptor::new(VERSIONS, versions_options),
+        ];
         manifest::check_tail(&rocks_dir).map_err(|detail| StoreError::Corrupt { detail })?;
-        let rocks = match DB::open_cf_descriptors(&options, &rocks_dir, families()) {
-            Err(error) if failed_ingest::take_back(dir, &rocks_dir, error.as_ref()).map_err(refused)? => {
-                DB::open_cf_descriptors(&options, &rocks_dir, families())
-            }
-            opened => opened,
-        };
-        let rocks = rocks.map_err(|error| open_error(dir, &error))?;
+        let rocks = DB::open_cf_descriptors(&options, &rocks_dir, families).map_err(|error| open_error(dir, &error))?;
         // Only now: the lock is ours.
         failed_ingest::clear_mark(dir).map_err(refused)?;
         empty_dir(&pending_dir).map_err(refused)?;
@@ -126,6 +121,7 @@ impl Db {
             flushed_file_bytes: config.file_bytes * FLUSHED_FILE_FACTOR,
             level0_files_max: config.level0_files_max.into(),
             pause,
+            ingesting: Mutex::default(),
         };
         db.warn_if_paused();
         Ok(db)
@@ -316,8 +312,13 @@ impl Db {
     pub fn ingest(&self, files: &[PathBuf]) -> Result<(), rocksdb::Error> {
         let mut options = IngestExternalFileOptions::default();
         options.set_move_files(true);
+        let _one_at_a_time = self.ingesting.lock();
+        let before = ManifestBefore::now(&self.rocks_dir);
         let ingested = self.rocks.ingest_external_file_cf_opts(self.versions(), &options, files.to_vec());
-        ingested.inspect_err(|_| failed_ingest::set_mark(self.rocks_dir.parent().unwrap_or(&self.rocks_dir)))
+        ingested.inspect_err(|_| match (&before, self.rocks_dir.parent()) {
+            (Ok(before), Some(dir)) => before.mark_if_changed(dir, &self.rocks_dir),
+            (before, _) => tracing::error!(?before, "the MANIFEST could not be looked at"),
+        })
     }
 
     /// Files that overlap in level 0.

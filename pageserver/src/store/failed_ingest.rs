@@ -1,55 +1,193 @@
 //! What a failed ingestion leaves: the mark `<dir>/ingest_failed`, and a MANIFEST that may name files that are not there.
 //!
-//! When RocksDB cannot sync the MANIFEST it takes the files of the ingestion back, though the record that names them may be on disk all the same; such a store does not open. Who
-//! asked for the ingestion was told that it failed, and nothing was ingested behind it. So its record goes.
+//! When RocksDB cannot sync the MANIFEST it takes the files of the ingestion back, though the record that names them may be on disk all the same; such a store does not open, or opens and
+//! meets the missing file later. Who asked for the ingestion was told that it failed. So its record goes before RocksDB is opened again.
 //!
-//! - Only with the mark: a file that is missing for another reason is damage, and its record stays.
-//! - Only the last record, only if it adds a file that is not there.
+//! - The mark says how long the MANIFEST was before; it is set only if the MANIFEST has grown since. Ingestions come one after the other.
+//! - **Never:** a record goes that is before that, that is no ingestion's, or all of whose files are there. What follows it in the same MANIFEST was written with it or not at all, and goes
+//!   too: after a failed sync RocksDB writes nothing more to that MANIFEST (version_set.cc, ProcessManifestWrites).
+//! - The MANIFEST as it was stays as `<dir>/MANIFEST-N.taken-back`.
+//!
+//! ```text
+//! {"crc32c": "...", "format": 1, "manifest": "MANIFEST-000005", "length": 1234}
+//! ```
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::cold_read::sst_file_in;
+use serde::{Deserialize, Serialize};
+
 use super::manifest;
+use crate::sealed_file;
 
 const FILE_NAME: &str = "ingest_failed";
+const FORMAT: u32 = 1;
 
-/// Sets the mark, durably. Best effort: the disk fails just now; without it the store may not open.
-pub(super) fn set_mark(dir: &Path) {
-    let set = || {
-        File::create(dir.join(FILE_NAME))?.sync_all()?;
-        File::open(dir)?.sync_all()
-    };
-    if let Err(error) = set() {
-        tracing::error!(%error, dir = %dir.display(), "the mark of a failed ingestion cannot be set");
+/// The MANIFEST as it was before an ingestion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ManifestBefore {
+    format: u32,
+    manifest: String,
+    length: u64,
+}
+
+impl ManifestBefore {
+    /// As it is now.
+    pub fn now(rocks_dir: &Path) -> io::Result<Self> {
+        let manifest = fs::read_to_string(rocks_dir.join("CURRENT"))?.trim_end().to_owned();
+        let length = fs::metadata(rocks_dir.join(&manifest))?.len();
+        Ok(ManifestBefore { format: FORMAT, manifest, length })
+    }
+
+    /// Sets the mark in `dir`, durably, if the MANIFEST has grown. Best effort: the disk fails just now; without it the store may not open.
+    pub fn mark_if_changed(&self, dir: &Path, rocks_dir: &Path) {
+        let mark = || match Self::now(rocks_dir)? {
+            now if now.manifest == self.manifest && now.length > self.length => {
+                sealed_file::write_without_failpoints(&dir.join(FILE_NAME), self)
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = mark() {
+            tracing::error!(%error, dir = %dir.display(), "the mark of a failed ingestion cannot be set");
+        }
     }
 }
 
-/// Takes the mark away. To be called when RocksDB is open.
+/// Takes the mark away, durably. To be called when RocksDB is open.
 pub(super) fn clear_mark(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join(FILE_NAME)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => outcome,
+        outcome => outcome.and_then(|()| File::open(dir)?.sync_all()),
     }
 }
 
-/// True: the MANIFEST named a file of a failed ingestion that is not there, as RocksDB said in `open_error`, and does no more.
-pub(super) fn take_back(dir: &Path, rocks_dir: &Path, open_error: &str) -> io::Result<bool> {
-    let Some(file) = sst_file_in(open_error).filter(|file| !rocks_dir.join(file).exists()) else { return Ok(false) };
-    let Some(number) = file.strip_suffix(".sst").and_then(|number| number.parse().ok()) else { return Ok(false) };
-    if !dir.join(FILE_NAME).exists() {
-        return Ok(false);
+/// Takes a failed ingestion back, if there is a mark of one: to be called before RocksDB is opened.
+pub(super) fn take_back(dir: &Path, rocks_dir: &Path) -> io::Result<()> {
+    let bytes = match fs::read(dir.join(FILE_NAME)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        bytes => bytes?,
+    };
+    let before: ManifestBefore =
+        sealed_file::parse(&bytes).map_err(|message| io::Error::new(io::ErrorKind::InvalidData, message))?;
+    if before.format != FORMAT || ManifestBefore::now(rocks_dir)?.manifest != before.manifest {
+        return Ok(()); // RocksDB has begun a new one since, without the ingestion.
     }
-    let current = fs::read_to_string(rocks_dir.join("CURRENT"))?;
-    let path = rocks_dir.join(current.trim_end());
+    let path = rocks_dir.join(&before.manifest);
     let log = fs::read(&path)?;
-    let Some(shorter) = manifest::without_last_addition(&log, number) else { return Ok(false) };
-    tracing::warn!(file, manifest = %path.display(), "a failed ingestion is taken back: its record in the MANIFEST goes");
-    let new = PathBuf::from(format!("{}.new", path.display()));
-    fs::write(&new, shorter)?;
+    let mut cut = None;
+    for record in manifest::records(&log).iter().filter(|record| record.start as u64 >= before.length) {
+        if cut.is_none() && is_missing(rocks_dir, &record.payload)? {
+            cut = Some(record.start);
+        }
+    }
+    let Some(cut) = cut else { return Ok(()) };
+    tracing::warn!(manifest = %path.display(), cut, "a failed ingestion is taken back: its record in the MANIFEST goes");
+    write_durably(&dir.join(format!("{}.taken-back", before.manifest)), &log)?;
+    write_durably(&path, &log[..cut])
+}
+
+/// True for the record of an ingestion of which a file is not there. Err: nobody knows.
+fn is_missing(rocks_dir: &Path, payload: &[u8]) -> io::Result<bool> {
+    for number in manifest::files_ingested(payload).unwrap_or_default() {
+        match fs::symlink_metadata(rocks_dir.join(format!("{number:06}.sst"))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+    }
+    Ok(false)
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, bytes)?;
     File::open(&new)?.sync_all()?;
-    fs::rename(&new, &path)?;
-    File::open(rocks_dir)?.sync_all()?;
-    Ok(true)
+    fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: nothing goes but the record of a failed ingestion. Method: a MANIFEST made by hand, with the file and without, before the mark's length and behind it.
+
+    use super::*;
+
+    /// Adds an SST file.
+    fn addition(number: u8) -> Vec<u8> {
+        vec![103, 6, number, 77, 1, 65, 1, 66, 8, 8, 1, 200, 1, 1]
+    }
+
+    struct Rig {
+        dir: tempfile::TempDir,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let rig = Rig { dir: tempfile::tempdir().expect("a directory") };
+            fs::create_dir(rig.rocks_dir()).expect("made");
+            fs::write(rig.rocks_dir().join("CURRENT"), "MANIFEST-000005\n").expect("written");
+            rig.append(&[3, 9]);
+            rig
+        }
+
+        fn rocks_dir(&self) -> std::path::PathBuf {
+            self.dir.path().join("rocksdb")
+        }
+
+        fn log(&self) -> Vec<u8> {
+            fs::read(self.rocks_dir().join("MANIFEST-000005")).unwrap_or_default()
+        }
+
+        fn append(&self, payload: &[u8]) {
+            let mut log = self.log();
+            manifest::append(&mut log, payload);
+            fs::write(self.rocks_dir().join("MANIFEST-000005"), log).expect("written");
+        }
+
+        fn make_file(&self, number: u8) {
+            fs::write(self.rocks_dir().join(format!("{number:06}.sst")), "").expect("written");
+        }
+
+        fn take_back(&self) -> Vec<u8> {
+            take_back(self.dir.path(), &self.rocks_dir()).expect("taken back");
+            self.log()
+        }
+    }
+
+    #[test]
+    fn the_failed_one_goes_with_what_follows_and_nothing_before() {
+        let rig = Rig::new();
+        rig.append(&addition(11)); // Acknowledged, and its file is lost: damage, which stays.
+        let whole = rig.log();
+        let before = ManifestBefore::now(&rig.rocks_dir()).expect("read");
+        before.mark_if_changed(rig.dir.path(), &rig.rocks_dir());
+        assert!(!rig.dir.path().join(FILE_NAME).exists(), "nothing was written");
+        rig.append(&addition(12));
+        rig.append(&[6, 6, 3, 103, 6, 13, 77, 1, 65, 1, 66, 8, 8, 1, 200, 1, 1]); // A compaction that was written with it.
+        let failed = rig.log();
+        assert_eq!(rig.take_back(), failed, "no mark");
+        before.mark_if_changed(rig.dir.path(), &rig.rocks_dir());
+        rig.make_file(12);
+        assert_eq!(rig.take_back(), failed, "the file is there");
+        fs::remove_file(rig.rocks_dir().join("000012.sst")).expect("removed");
+        assert_eq!(rig.take_back(), whole);
+        assert_eq!(fs::read(rig.dir.path().join("MANIFEST-000005.taken-back")).expect("kept"), failed);
+        assert_eq!(rig.take_back(), whole, "once");
+        clear_mark(rig.dir.path()).expect("cleared");
+        clear_mark(rig.dir.path()).expect("there is none");
+    }
+
+    #[test]
+    fn a_new_manifest_does_not_have_it() {
+        let rig = Rig::new();
+        let before = ManifestBefore::now(&rig.rocks_dir()).expect("read");
+        rig.append(&addition(12));
+        before.mark_if_changed(rig.dir.path(), &rig.rocks_dir());
+        fs::write(rig.rocks_dir().join("MANIFEST-000007"), "").expect("written");
+        fs::write(rig.rocks_dir().join("CURRENT"), "MANIFEST-000007\n").expect("written");
+        let log = rig.log();
+        assert_eq!(rig.take_back(), log);
+    }
 }

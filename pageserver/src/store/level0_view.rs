@@ -45,6 +45,8 @@ impl Level0View {
         let current = fs::read_to_string(rocks_dir.join("CURRENT"))?;
         let name = current.trim_end();
         let mut log = fs::read(rocks_dir.join(name))?;
+        // Behind what was cut off nothing would be read.
+        log.truncate(manifest::records(&log).last().map_or(0, |record| record.end));
         manifest::append(&mut log, &removal_of(files)?);
         fs::write(dir.join(name), log)?;
         fs::File::create(dir.join("CURRENT"))?.write_all(current.as_bytes())?;

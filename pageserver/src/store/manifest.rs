@@ -23,8 +23,8 @@ const MIDDLE: u8 = 3;
 const LAST: u8 = 4;
 /// Tag of a file that is added: | 103 varint | level varint | file number varint | ... RocksDB 11: db/version_edit.cc, EncodeToNewFile4.
 const NEW_FILE: u8 = 103;
-/// RocksDB's default.
-const LEVELS: u8 = 7;
+/// Tag behind the last field of such a file.
+const END_OF_FILE_FIELDS: u64 = 1;
 
 /// Errs if the last record of the MANIFEST that CURRENT names has lost its length: what is wrong. Whatever else may be wrong is RocksDB's to say.
 pub(super) fn check_tail(rocks_dir: &Path) -> Result<(), String> {
@@ -85,28 +85,26 @@ pub(super) fn append(log: &mut Vec<u8>, payload: &[u8]) {
     }
 }
 
-/// The log without its last record, if that adds the SST file with this number; `None`: it does not.
-pub(super) fn without_last_addition(log: &[u8], file_number: u64) -> Option<&[u8]> {
-    let (start, payload) = last_record(log)?;
-    let adds = |level: u8| {
-        let mut addition = vec![NEW_FILE, level];
-        put_varint(&mut addition, file_number);
-        payload.windows(addition.len()).any(|bytes| bytes == addition)
-    };
-    (0..LEVELS).any(adds).then(|| &log[..start])
+/// A whole record.
+pub(super) struct Record {
+    /// Where it begins.
+    pub start: usize,
+    /// Behind it.
+    pub end: usize,
+    pub payload: Vec<u8>,
 }
 
-/// Where the last whole record begins, and what is in it; whatever was cut off behind it does not count.
-fn last_record(log: &[u8]) -> Option<(usize, Vec<u8>)> {
-    let (mut at, mut open, mut last) = (0, None, None);
+/// The whole records of a log, up to the first that is none.
+pub(super) fn records(log: &[u8]) -> Vec<Record> {
+    let (mut at, mut records): (usize, Vec<Record>) = (0, Vec::new());
+    let mut open: Option<Record> = None;
     while at + HEADER_BYTES <= log.len() {
         let block_end = (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
         if at + HEADER_BYTES > block_end {
             at = block_end;
             continue;
         }
-        let length = usize::from(LittleEndian::read_u16(&log[at + 4..]));
-        let end = at + HEADER_BYTES + length;
+        let end = at + HEADER_BYTES + usize::from(LittleEndian::read_u16(&log[at + 4..]));
         if end > block_end.min(log.len()) {
             break;
         }
@@ -114,20 +112,71 @@ fn last_record(log: &[u8]) -> Option<(usize, Vec<u8>)> {
         if masked(crc32c::crc32c(body)) != LittleEndian::read_u32(&log[at..]) {
             break;
         }
-        let piece = &body[1..];
-        match (body[0], open.take()) {
-            (FULL, _) => last = Some((at, piece.to_vec())),
-            (FIRST, _) => open = Some((at, piece.to_vec())),
-            (kind @ (MIDDLE | LAST), Some((start, mut payload))) => {
-                payload.extend_from_slice(piece);
-                let whole = Some((start, payload));
-                if kind == LAST { last = whole } else { open = whole }
-            }
+        let (kind, piece) = (body[0], &body[1..]);
+        let mut record = match (kind, open.take()) {
+            (FULL | FIRST, None) => Record { start: at, end, payload: Vec::new() },
+            (MIDDLE | LAST, Some(record)) => Record { end, ..record },
             _ => break,
+        };
+        record.payload.extend_from_slice(piece);
+        match kind {
+            FULL | LAST => records.push(record),
+            _ => open = Some(record),
         }
         at = end;
     }
-    last
+    records
+}
+
+/// Numbers of the SST files that a record adds, if it is one of an ingestion: it adds files and takes none away. `None`: it is another one.
+pub(super) fn files_ingested(payload: &[u8]) -> Option<Vec<u64>> {
+    let mut fields = Fields(payload);
+    let mut files = Vec::new();
+    while !fields.0.is_empty() {
+        match fields.varint()? {
+            // Log number, next file, last sequence, previous log, oldest log, column family, highest one.
+            2 | 3 | 4 | 9 | 10 | 200 | 203 => drop(fields.varint()?),
+            tag if tag == u64::from(NEW_FILE) => {
+                fields.varint()?; // Level.
+                files.push(fields.varint()?);
+                fields.varint()?; // Size.
+                fields.bytes()?; // Smallest and largest key.
+                fields.bytes()?;
+                fields.varint()?; // Smallest and largest sequence number.
+                fields.varint()?;
+                while fields.varint()? != END_OF_FILE_FIELDS {
+                    fields.bytes()?;
+                }
+            }
+            _ => return None,
+        }
+    }
+    (!files.is_empty()).then_some(files)
+}
+
+/// RocksDB 11: util/coding.h.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let (byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            value |= u64::from(byte & 0x7F) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    /// Something with its length in front.
+    fn bytes(&mut self) -> Option<()> {
+        let length = usize::try_from(self.varint()?).ok()?;
+        self.0 = self.0.get(length..)?;
+        Some(())
+    }
 }
 
 /// Seven bits a byte, the lowest first.
@@ -182,25 +231,52 @@ mod tests {
         assert!(!tail_is_whole(&log));
     }
 
+    /// As RocksDB 11 writes it.
+    fn addition(numbers: &[u64]) -> Vec<u8> {
+        let mut payload = vec![3, 9, 4, 8];
+        for number in numbers {
+            payload.extend([NEW_FILE, 6]);
+            put_varint(&mut payload, *number);
+            payload.extend([77, 2, 103, 6, 1, 5, 8, 8]); // Size; keys that look like something else; sequence numbers.
+            payload.extend([5, 2, 103, 6, 1]);
+        }
+        payload.extend([200, 1, 1]);
+        payload
+    }
+
     #[test]
-    fn the_last_record_goes_if_it_adds_the_file() {
-        let addition = |number| {
-            let mut payload = vec![2, 9, NEW_FILE, 6];
-            put_varint(&mut payload, number);
-            payload.extend([1, 2, 3]);
-            payload
-        };
+    fn records_are_told_apart() {
         let mut log = record(&vec![7; BLOCK_BYTES - 2 * HEADER_BYTES - 5]);
-        append(&mut log, &addition(300));
-        let before = log.len();
-        append(&mut log, &addition(301));
-        assert_eq!(without_last_addition(&log, 301), Some(&log[..before]));
-        assert_eq!(without_last_addition(&log, 300), None, "not the last one");
-        let cut_off = [&log[..], &record(b"another")[..9]].concat();
-        assert_eq!(without_last_addition(&cut_off, 301), Some(&log[..before]));
-        // In two blocks.
-        assert_eq!(without_last_addition(&log[..before], 300).map(<[u8]>::len), Some(BLOCK_BYTES - HEADER_BYTES - 5));
-        assert_eq!(without_last_addition(&[], 300), None);
+        append(&mut log, &addition(&[300])); // In two blocks.
+        append(&mut log, &addition(&[301, 5]));
+        let found = records(&log);
+        assert_eq!(
+            found.iter().map(|it| files_ingested(&it.payload)).collect::<Vec<_>>(),
+            [None, Some(vec![300]), Some(vec![301, 5])]
+        );
+        assert_eq!(
+            (found[1].start, found[1].end, found[2].end),
+            (BLOCK_BYTES - HEADER_BYTES - 5, found[2].start, log.len())
+        );
+        for cut in found[2].start..log.len() {
+            assert_eq!(records(&log[..cut]).len(), 2, "{cut}");
+        }
+        let mut flipped = log.clone();
+        flipped[found[1].start + 9] ^= 1;
+        assert_eq!(records(&flipped).len(), 1);
+        assert!(records(&[]).is_empty());
+    }
+
+    #[test]
+    fn only_an_ingestion_is_taken_for_one() {
+        let with = |more: &[u8]| [&addition(&[300])[..], more].concat();
+        assert_eq!(files_ingested(&addition(&[300])), Some(vec![300]));
+        assert_eq!(files_ingested(&with(&[6, 6, 12])), None, "it takes a file away");
+        assert_eq!(files_ingested(&with(&[1, 2, 65, 65])), None, "a comparator: the first record");
+        assert_eq!(files_ingested(&with(&[201, 1, 1, 65])), None, "a new column family");
+        assert_eq!(files_ingested(&[3, 9]), None, "no file");
+        let whole = addition(&[300]);
+        assert!((1..whole.len() - 3).all(|end| files_ingested(&whole[..end]).is_none_or(|files| files == [300])));
     }
 
     #[test]

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use keyenc::{Kind, TimelineNo, VersionKey};
 
-use super::db::Db;
+use super::db::{Db, ROCKS_DIR};
+use super::failed_ingest;
 use super::file_set::{FileSet, write_error};
 use super::watermark::watermark_key;
 use super::{LostStretches, StoreConfig, StoreError, Watermark};
@@ -59,13 +60,7 @@ impl MendedStore {
         self.db = None; // Closed; all of it was durable with each timeline.
         let (mending, mended) = (beside(&self.dir, MENDING), beside(&self.dir, MENDED));
         let taken = rename(&mending, &mended).and_then(|()| take_place(&self.dir));
-        taken.map_err(|error| {
-            if self.dir.exists() {
-                // The old one is still there and stays.
-                let _ = rename(&mended, &mending);
-            }
-            refused(&self.dir, &error)
-        })
+        taken.map_err(|error| refused(&self.dir, &error))
     }
 }
 
@@ -123,6 +118,7 @@ pub(crate) fn settle(dir: &Path) -> Result<(), StoreError> {
     let settle = || {
         remove(&beside(dir, MENDING))?;
         remove(&view_dir(dir))?;
+        failed_ingest::take_back(dir, &dir.join(ROCKS_DIR))?;
         if beside(dir, MENDED).exists() {
             let aside = take_place(dir)?;
             tracing::warn!(aside = %aside.display(), "a mended store was put into its place");

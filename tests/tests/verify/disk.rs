@@ -164,22 +164,21 @@ fn a_failed_link_of_a_layer_stops_the_store() -> Result<()> {
 /// RocksDB takes back the files of the failed ingestion, and the MANIFEST that could not be synced names them all the same: that record has to go for the store to open.
 #[test]
 fn a_failed_write_of_the_manifest_stops_the_store() -> Result<()> {
-    let mut taken_back = 0;
-    for nth in [2, 3] {
+    // Not every record of the MANIFEST is one of an ingestion.
+    for nth in 2..16 {
         let Some(mut server) = start("disk-manifest", SMALL)? else { return Ok(()) };
         server.rig.pageserver.expect_in_log("MANIFEST");
         server.disk.inject(Fault::new(Operation::Fsync, "MANIFEST", EIO).nth(nth));
         let reason = server.write_until_stopped()?;
         assert!(reason.contains("MANIFEST") && reason.contains("Input/output error"), "{reason}");
-        let mark = server.rig.pageserver.data_dir().join("store/ingest_failed");
-        assert!(mark.exists());
         server.heal_and_compare()?;
-        assert!(!mark.exists());
-        let log = std::fs::read_to_string(server.pageserver.log_path())?;
-        taken_back += log.matches("a failed ingestion is taken back").count();
+        assert!(!server.rig.pageserver.data_dir().join("store/ingest_failed").exists());
+        if std::fs::read_to_string(server.pageserver.log_path())?.contains("a failed ingestion is taken back") {
+            println!("taken back at the {nth}th");
+            return Ok(());
+        }
     }
-    assert!(taken_back > 0, "the record was never there");
-    Ok(())
+    anyhow::bail!("the record of a failed ingestion was never there")
 }
 
 #[test]

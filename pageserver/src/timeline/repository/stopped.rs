@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::left_slots::LeftSlots;
-use super::marks::{DELETING, IMPORTING, OLD_DIR_PREFIX, clear_mark, set_mark};
+use super::marks::{DELETING, IMPORTING, OLD_DIR_PREFIX, set_mark};
 use super::{RepositoryError, TIMELINES_DIR, branching, pg_history};
 use crate::config::Config;
 use crate::store::StoreConfig;
@@ -52,11 +52,6 @@ impl StoppedTimeline {
             LeftSlots::load(data_dir)?.add(primary)?;
         }
         set_mark(&self.dir, DELETING, self.metadata.timeline_no)
-    }
-
-    /// Takes the mark away again. Errors: it cannot be removed.
-    pub fn keep(&self) -> Result<(), RepositoryError> {
-        clear_mark(&self.dir, DELETING)
     }
 }
 
