@@ -2,10 +2,10 @@
 //!
 //! Data goes to stdout, logs to stderr. Exit status: 0 done, 1 failed, 2 wrong use.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -120,7 +120,7 @@ impl Init {
     }
 }
 
-fn main() -> ExitCode {
+fn main() {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Init(args) => init(&args),
@@ -133,13 +133,16 @@ fn main() -> ExitCode {
             Ok(())
         }
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+    let status = match outcome {
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("pageserver: {error:#}");
-            ExitCode::FAILURE
+            1
         }
-    }
+    };
+    let _ = std::io::stdout().flush();
+    // Everything is durable. A thread that still is in RocksDB must not meet static data of it that is being destroyed: it would abort.
+    signal_hook::low_level::exit(status)
 }
 
 fn start_logging(json: bool) {
