@@ -63,15 +63,19 @@ fn write_with<T: Serialize>(path: &Path, content: &T, points: [Option<Failpoint>
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
-/// What a [`KeptFile`] holds. Its default is what there is without a file.
-pub(crate) trait Kept: Clone + Default + PartialEq + Serialize + DeserializeOwned {
+/// A content that says which format it has.
+pub(crate) trait Sealed: Serialize + DeserializeOwned {
     /// Raised when an older server could misread it.
     const FORMAT: u32;
-    /// Passed right before and right after a new file takes the old one's name, and when that is durable.
-    const POINTS: [Failpoint; 3];
 
     /// The format that the file says it has.
     fn format(&self) -> u32;
+}
+
+/// What a [`KeptFile`] holds. Its default is what there is without a file.
+pub(crate) trait Kept: Sealed + Clone + Default + PartialEq {
+    /// Passed right before and right after a new file takes the old one's name, and when that is durable.
+    const POINTS: [Failpoint; 3];
 }
 
 /// A file that one server keeps, and what is in it. A change counts once it is durable.
@@ -83,7 +87,7 @@ pub(crate) struct KeptFile<T> {
 impl<T: Kept> KeptFile<T> {
     /// The file at `path`, which need not be there. Errors: [`io::ErrorKind::InvalidData`] if it is damaged, or of a format that is not known.
     pub(crate) fn load(path: PathBuf) -> io::Result<Self> {
-        let content = Mutex::new(read_kept(&path)?.unwrap_or_default());
+        let content = Mutex::new(read(&path)?.unwrap_or_default());
         Ok(KeptFile { path, content })
     }
 
@@ -116,13 +120,13 @@ impl<T: Kept> KeptFile<T> {
     /// Reads the file again. Err: it is damaged, or says something else than is known.
     pub(crate) fn check(&self) -> Result<(), String> {
         let known = self.content.lock();
-        let found: T = read_kept(&self.path).map_err(|error| error.to_string())?.unwrap_or_default();
+        let found: T = read(&self.path).map_err(|error| error.to_string())?.unwrap_or_default();
         if found == *known { Ok(()) } else { Err("it says something else than the server knows".to_owned()) }
     }
 }
 
-/// `None`: there is no file.
-fn read_kept<T: Kept>(path: &Path) -> io::Result<Option<T>> {
+/// What is in the file at `path`. `None`: there is no file. Errors: [`io::ErrorKind::InvalidData`] if it is damaged, or of a format that is not known.
+pub(crate) fn read<T: Sealed>(path: &Path) -> io::Result<Option<T>> {
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         bytes => bytes?,

@@ -1,6 +1,5 @@
 //! Writes the new store: all that can be read of the timelines that stay.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use keyenc::{ENCODED_KEY_LEN, Key, Object, VersionKey};
@@ -9,7 +8,7 @@ use postgres_ffi::Lsn;
 use super::plan::{Plan, are_only_blocks, stretches_of};
 use super::survey::{Progress, no_version};
 use super::{MendError, MendProgress};
-use crate::store::{ColdItem, MendedStore, MendedTimeline, StoreConfig, UnreadableRange, Watermark};
+use crate::store::{ColdItem, ColdRead, MendedStore, MendedTimeline, StoreConfig, UnreadableRange, Watermark};
 
 /// Copies what `plans` say, of about `bytes_total` bytes of keys and values, beside the store in `dir`; the new store, whole and durable, and how many versions it has. Errors: see [`MendError`]; nothing is left then.
 pub(super) fn copy(
@@ -18,16 +17,11 @@ pub(super) fn copy(
     bytes_total: u64,
     progress: &mut dyn FnMut(MendProgress),
 ) -> Result<(MendedStore, u64), MendError> {
-    let source = super::read(dir, config)?;
+    let source = ColdRead::of_stopped(dir, config)?;
     let mended = MendedStore::begin(dir, config)?;
     let progress = Progress::new("writing the new store", bytes_total, progress);
     let mut copy = Copy { mended: &mended, plans, current: None, unreadable: Vec::new(), versions: 0, progress };
-    let mut outcome = Ok(());
-    source.versions(None, &mut |item| {
-        outcome = copy.item(item);
-        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
-    outcome?;
+    source.versions(None, &mut |item| copy.item(item))?;
     copy.end_timeline()?;
     if let Some(plan) = copy.plans.first() {
         return Err(gets_worse(plan));
@@ -81,9 +75,8 @@ impl Copy<'_, '_> {
         }
         // Nobody's versions, or those of a timeline that is given up, stay where they are.
         let Some(current) = &mut self.current else { return Ok(()) };
-        let is_ingested_again =
-            current.plan.begin_lsn < current.plan.last_record_lsn && current.plan.begin_lsn < version.lsn;
-        if is_ingested_again || version.key == Key::from(Object::Watermark) {
+        let comes_again = current.plan.is_ingested_again() && current.plan.begin_lsn < version.lsn;
+        if comes_again || version.key == Key::from(Object::Watermark) {
             return Ok(());
         }
         if version.key == Key::from(Object::ControlFile) {
@@ -101,10 +94,9 @@ impl Copy<'_, '_> {
         let lost_now = stretches_of(no, &self.unreadable, plan.begin_lsn);
         let lost = plan.lost.with(&lost_now);
         let is_branch = plan.timeline.metadata.ancestor.is_some();
-        let is_ingested_again = plan.begin_lsn < plan.last_record_lsn;
         let hides_control_file = lost.may_hide(&Key::from(Object::ControlFile), control_file_lsn);
         let has_none = control_file_lsn.is_none() && !is_branch;
-        if has_none || hides_control_file || is_ingested_again && !are_only_blocks(&lost_now) {
+        if has_none || hides_control_file || plan.is_ingested_again() && !are_only_blocks(&lost_now) {
             return Err(gets_worse(&plan));
         }
         versions.finish(watermark, &lost)?;

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
 use crate::pid_file::{PID_FILE_NAME, PidFile, PidFileError};
-use crate::store::{ColdRead, LostStretch, StoreConfig, StoreError, settle, view_dir};
+use crate::store::{ColdRead, LostStretch, StoreError, settle};
 use crate::timeline::{RepositoryError, StoppedTimeline, store_of};
 
 /// What is asked for.
@@ -139,7 +139,7 @@ pub fn mend(
     let timelines = StoppedTimeline::all(data_dir)?;
     let given_up = plan::given_up(&timelines, &options.give_up)?;
     let survey = {
-        let source = read(&store_dir, &store_config)?;
+        let source = ColdRead::of_stopped(&store_dir, &store_config)?;
         survey::survey(&source, progress)?
     };
     let is_whole = survey.unreadable.is_empty() && given_up.is_empty();
@@ -157,17 +157,6 @@ pub fn mend(
     Ok(report)
 }
 
-/// Opens the store, which nobody has open. What an earlier mend has left of a view goes first.
-fn read(store_dir: &Path, config: &StoreConfig) -> Result<ColdRead<'static>, StoreError> {
-    let view_dir = view_dir(store_dir);
-    match std::fs::remove_dir_all(&view_dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(StoreError::Write { cause: error.to_string() })
-        }
-        _ => ColdRead::of_stopped(store_dir, &view_dir, config),
-    }
-}
-
 fn report(survey: &survey::Survey, plans: &[plan::Plan<'_>], given_up: &[&StoppedTimeline]) -> MendReport {
     let mut files: Vec<PathBuf> = survey.unreadable.iter().filter_map(|range| range.file.clone()).collect();
     files.sort_unstable();
@@ -175,7 +164,7 @@ fn report(survey: &survey::Survey, plans: &[plan::Plan<'_>], given_up: &[&Stoppe
     let damaged = plans.iter().filter(|plan| !plan.lost.is_empty()).map(|plan| MendedTimelineReport {
         name: plan.timeline.metadata.name.clone(),
         is_given_up: false,
-        ingested_again_from: (plan.begin_lsn < plan.last_record_lsn).then_some(plan.begin_lsn),
+        ingested_again_from: plan.is_ingested_again().then_some(plan.begin_lsn),
         last_record_lsn: Some(plan.last_record_lsn),
         lost: plan.lost.iter().map(LostStretch::to_string).collect(),
     });

@@ -19,6 +19,13 @@ pub(super) struct Plan<'a> {
     pub lost: LostStretches,
 }
 
+impl Plan<'_> {
+    /// WAL behind the beginning is ingested again at the next start.
+    pub fn is_ingested_again(&self) -> bool {
+        self.begin_lsn < self.last_record_lsn
+    }
+}
+
 /// Those of the names. Errors: [`MendError::NotThere`], [`MendError::HasBranch`].
 pub(super) fn given_up<'a>(
     timelines: &'a [StoppedTimeline],

@@ -1,7 +1,6 @@
 //! What can be read of a store, and what cannot.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 
 use keyenc::{ENCODED_KEY_LEN, Key, Object, TimelineNo};
 use postgres_ffi::Lsn;
@@ -35,31 +34,25 @@ pub(super) fn survey(source: &ColdRead<'_>, progress: &mut dyn FnMut(MendProgres
     };
     let [watermark_key, control_file_key] = [Object::Watermark, Object::ControlFile].map(Key::from);
     let mut progress = Progress::new("reading what can be read", source.bytes_estimated().unwrap_or(0), progress);
-    let mut outcome = Ok(());
     source.versions(None, &mut |item| {
-        outcome = match item {
+        match item {
             ColdItem::Version { version, value } => {
+                let bytes = (ENCODED_KEY_LEN + value.len()) as u64;
                 survey.versions += 1;
-                survey.bytes += (ENCODED_KEY_LEN + value.len()) as u64;
-                progress.add((ENCODED_KEY_LEN + value.len()) as u64);
+                survey.bytes += bytes;
+                progress.add(bytes);
                 if version.key == control_file_key {
                     survey.control_files.insert(version.timeline, version.lsn);
                 }
-                match version.key == watermark_key {
-                    true => Watermark::decode_with_lost(value)
-                        .map(|watermark| drop(survey.watermarks.insert(version.timeline, watermark))),
-                    false => Ok(()),
+                if version.key == watermark_key {
+                    survey.watermarks.insert(version.timeline, Watermark::decode_with_lost(value)?);
                 }
             }
-            ColdItem::Unreadable(range) => {
-                survey.unreadable.push(range);
-                Ok(())
-            }
-            item => Err(no_version(&item)),
-        };
-        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
-    outcome?;
+            ColdItem::Unreadable(range) => survey.unreadable.push(range),
+            item => return Err(no_version(&item)),
+        }
+        Ok(())
+    })?;
     Ok(survey)
 }
 

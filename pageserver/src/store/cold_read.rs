@@ -7,7 +7,6 @@
 //! - What lies below a range deletion is not read: nobody else reads it either.
 
 use std::cmp::Ordering;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use keyenc::{ENCODED_KEY_LEN, Kind, TimelineNo, VersionKey};
@@ -17,6 +16,7 @@ use rocksdb::{Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, Li
 use super::db::{Db, ROCKS_DIR, VERSIONS, options, read_error};
 use super::level0_view::Level0View;
 use super::manifest;
+use super::mended::view_dir;
 use super::version_bound::VersionBound;
 use super::watermark::watermark_key;
 use super::{Store, StoreConfig, StoreError};
@@ -109,8 +109,8 @@ impl Store {
 
 impl ColdRead<'static> {
     /// Opens the files of the store in `dir`, which no server has open. Files of level 0 that cannot be opened are left out and told as stretches; for these a directory
-    /// `view_dir` is made, and removed in the end. Nothing else is written. Errors: as [`Store::cold_read`], `Write`.
-    pub fn of_stopped(dir: &Path, view_dir: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
+    /// is made beside `dir`, and removed in the end. Nothing else is written. Errors: as [`Store::cold_read`], `Write`.
+    pub fn of_stopped(dir: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
         let rocks_dir = dir.join(ROCKS_DIR);
         manifest::check_tail(&rocks_dir).map_err(|detail| StoreError::Corrupt { detail })?;
         let opened = |dir: &Path| open(dir, config).map_err(|error| read_error(&error));
@@ -124,7 +124,7 @@ impl ColdRead<'static> {
             files.iter().filter(|file| file.column_family_name == VERSIONS && file.level == 0).collect();
         let view_without = |files: &[&LiveFile]| -> Result<(DB, Level0View), StoreError> {
             let cannot = |cause: String| StoreError::Write { cause };
-            let view = Level0View::new(&rocks_dir, view_dir, files).map_err(|error| cannot(error.to_string()))?;
+            let view = Level0View::new(&rocks_dir, &view_dir(dir), files).map_err(|error| cannot(error.to_string()))?;
             let rocks = opened(view.dir())?;
             let left = rocks.live_files().map_err(|error| read_error(&error))?;
             match left.iter().any(|left| files.iter().any(|file| file.name == left.name)) {
@@ -146,8 +146,7 @@ impl ColdRead<'static> {
         if check_level0(&in_view).is_err() {
             return Ok(whole(rocks)); // It is not level 0.
         }
-        let rocks = in_view;
-        Ok(ColdRead { rocks, _files: None, _view: Some(view), left_out })
+        Ok(ColdRead { rocks: in_view, _files: None, _view: Some(view), left_out })
     }
 }
 
@@ -206,13 +205,15 @@ fn open_with(rocks_dir: &Path, config: &StoreConfig, past_page_cache: bool) -> R
 }
 
 impl ColdRead<'_> {
-    /// Calls `each` for everything of `timeline`, or of all numbers, in key order, until it breaks; first with what is left out altogether.
-    pub fn versions(&self, timeline: Option<TimelineNo>, each: &mut dyn FnMut(ColdItem<'_>) -> ControlFlow<()>) {
+    /// Calls `each` for everything of `timeline`, or of all numbers, in key order, until it fails; first with what is left out altogether. Errors: what `each` gives.
+    pub fn versions<E>(
+        &self,
+        timeline: Option<TimelineNo>,
+        each: &mut dyn FnMut(ColdItem<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let bounds = Bounds::of(timeline);
         for range in &self.left_out {
-            if each(ColdItem::Unreadable(range.clone())).is_break() {
-                return;
-            }
+            each(ColdItem::Unreadable(range.clone()))?;
         }
         let mut versions = self.iterator(&bounds, READAHEAD_BYTES);
         let mut from = bounds.first;
@@ -222,9 +223,7 @@ impl ColdRead<'_> {
         let mut until_readahead = usize::MAX;
         loop {
             while let Some((key, value)) = versions.item() {
-                if give(key, value, last.as_ref(), each).is_break() {
-                    return;
-                }
+                give(key, value, last.as_ref(), each)?;
                 if let Ok(key) = KeyBytes::try_from(key)
                     && key >= from
                     && last.is_none_or(|last| last < key)
@@ -242,7 +241,7 @@ impl ColdRead<'_> {
                 }
             }
             // The end and a failure look alike until asked.
-            let Err(error) = versions.status() else { return };
+            let Err(error) = versions.status() else { return Ok(()) };
             let here = last.map_or(from, |last| last.max(from));
             // Once more, without what is read ahead: a failure that passes, or lies further on, costs nothing that is here.
             if !has_failed_here {
@@ -262,10 +261,8 @@ impl ColdRead<'_> {
                 file: sst_file_in(error.as_ref()).map(|file| PathBuf::from("store/rocksdb").join(file)),
                 cause: error.to_string(),
             };
-            if each(ColdItem::Unreadable(range)).is_break() {
-                return;
-            }
-            let Some(behind) = behind else { return };
+            each(ColdItem::Unreadable(range))?;
+            let Some(behind) = behind else { return Ok(()) };
             from = behind;
             has_failed_here = false;
             until_readahead = usize::MAX;
@@ -379,12 +376,12 @@ impl Bounds {
     }
 }
 
-fn give(
+fn give<E>(
     key: &[u8],
     value: &[u8],
     last: Option<&KeyBytes>,
-    each: &mut dyn FnMut(ColdItem<'_>) -> ControlFlow<()>,
-) -> ControlFlow<()> {
+    each: &mut dyn FnMut(ColdItem<'_>) -> Result<(), E>,
+) -> Result<(), E> {
     let version = match VersionKey::decode(key) {
         Ok(version) => version,
         Err(error) => return each(ColdItem::BadKey { key, cause: error.to_string() }),

@@ -19,10 +19,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::manifest;
-use crate::sealed_file;
+use crate::sealed_file::{self, Sealed};
 
 const FILE_NAME: &str = "ingest_failed";
-const FORMAT: u32 = 1;
 
 /// The MANIFEST as it was before an ingestion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,12 +32,20 @@ pub(super) struct ManifestBefore {
     length: u64,
 }
 
+impl Sealed for ManifestBefore {
+    const FORMAT: u32 = 1;
+
+    fn format(&self) -> u32 {
+        self.format
+    }
+}
+
 impl ManifestBefore {
     /// As it is now.
     pub fn now(rocks_dir: &Path) -> io::Result<Self> {
-        let manifest = fs::read_to_string(rocks_dir.join("CURRENT"))?.trim_end().to_owned();
+        let manifest = manifest::current(rocks_dir)?;
         let length = fs::metadata(rocks_dir.join(&manifest))?.len();
-        Ok(ManifestBefore { format: FORMAT, manifest, length })
+        Ok(ManifestBefore { format: Self::FORMAT, manifest, length })
     }
 
     /// Sets the mark in `dir`, durably, if the MANIFEST has grown. Best effort: the disk fails just now; without it the store may not open.
@@ -65,27 +72,21 @@ pub(super) fn clear_mark(dir: &Path) -> io::Result<()> {
 
 /// Takes a failed ingestion back, if there is a mark of one: to be called before RocksDB is opened.
 pub(super) fn take_back(dir: &Path, rocks_dir: &Path) -> io::Result<()> {
-    let bytes = match fs::read(dir.join(FILE_NAME)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        bytes => bytes?,
-    };
-    let before: ManifestBefore =
-        sealed_file::parse(&bytes).map_err(|message| io::Error::new(io::ErrorKind::InvalidData, message))?;
-    if before.format != FORMAT || ManifestBefore::now(rocks_dir)?.manifest != before.manifest {
+    let Some(before) = sealed_file::read::<ManifestBefore>(&dir.join(FILE_NAME))? else { return Ok(()) };
+    if manifest::current(rocks_dir)? != before.manifest {
         return Ok(()); // RocksDB has begun a new one since, without the ingestion.
     }
     let path = rocks_dir.join(&before.manifest);
     let log = fs::read(&path)?;
-    let mut cut = None;
     for record in manifest::records(&log).iter().filter(|record| record.start as u64 >= before.length) {
-        if cut.is_none() && is_missing(rocks_dir, &record.payload)? {
-            cut = Some(record.start);
+        if is_missing(rocks_dir, &record.payload)? {
+            let cut = record.start;
+            tracing::warn!(manifest = %path.display(), cut, "a failed ingestion is taken back: its record in the MANIFEST goes");
+            write_durably(&dir.join(format!("{}.taken-back", before.manifest)), &log)?;
+            return write_durably(&path, &log[..cut]);
         }
     }
-    let Some(cut) = cut else { return Ok(()) };
-    tracing::warn!(manifest = %path.display(), cut, "a failed ingestion is taken back: its record in the MANIFEST goes");
-    write_durably(&dir.join(format!("{}.taken-back", before.manifest)), &log)?;
-    write_durably(&path, &log[..cut])
+    Ok(())
 }
 
 /// True for the record of an ingestion of which a file is not there. Err: nobody knows.

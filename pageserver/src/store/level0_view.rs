@@ -9,12 +9,13 @@
 //! RocksDB 11: db/version_edit.cc (Tag, EncodeTo), db/log_writer.cc.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rocksdb::LiveFile;
 
 use super::manifest::{self, put_varint};
+use super::mended::remove;
 
 /// Tag of a file that goes.
 const DELETED_FILE: u64 = 6;
@@ -29,8 +30,9 @@ pub(super) struct Level0View {
 }
 
 impl Level0View {
-    /// Makes one in `dir`, which must not be there, of the RocksDB in `rocks_dir`, which nobody has open, without `files`.
+    /// Makes one in `dir`, in the place of what an earlier one has left there, of the RocksDB in `rocks_dir`, which nobody has open, without `files`.
     pub fn new(rocks_dir: &Path, dir: &Path, files: &[&LiveFile]) -> io::Result<Self> {
+        remove(dir)?;
         fs::create_dir(dir)?;
         let view = Level0View { dir: dir.to_owned() };
         for entry in fs::read_dir(rocks_dir)? {
@@ -42,14 +44,13 @@ impl Level0View {
                 fs::hard_link(entry.path(), dir.join(&name))?;
             }
         }
-        let current = fs::read_to_string(rocks_dir.join("CURRENT"))?;
-        let name = current.trim_end();
-        let mut log = fs::read(rocks_dir.join(name))?;
+        let name = manifest::current(rocks_dir)?;
+        let mut log = fs::read(rocks_dir.join(&name))?;
         // Behind what was cut off nothing would be read.
         log.truncate(manifest::records(&log).last().map_or(0, |record| record.end));
         manifest::append(&mut log, &removal_of(files)?);
-        fs::write(dir.join(name), log)?;
-        fs::File::create(dir.join("CURRENT"))?.write_all(current.as_bytes())?;
+        fs::write(dir.join(&name), log)?;
+        fs::write(dir.join("CURRENT"), name + "\n")?;
         Ok(view)
     }
 

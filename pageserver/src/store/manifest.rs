@@ -9,8 +9,8 @@
 //! ```
 //! RocksDB 11: db/log_format.h, db/log_reader.cc, util/crc32c.h (Mask).
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use byteorder::{ByteOrder, LittleEndian};
 
@@ -26,11 +26,15 @@ const NEW_FILE: u8 = 103;
 /// Tag behind the last field of such a file.
 const END_OF_FILE_FIELDS: u64 = 1;
 
+/// The name of the MANIFEST that CURRENT names.
+pub(super) fn current(rocks_dir: &Path) -> io::Result<String> {
+    Ok(fs::read_to_string(rocks_dir.join("CURRENT"))?.trim_end().to_owned())
+}
+
 /// Errs if the last record of the MANIFEST that CURRENT names has lost its length: what is wrong. Whatever else may be wrong is RocksDB's to say.
 pub(super) fn check_tail(rocks_dir: &Path) -> Result<(), String> {
-    let Ok(current) = fs::read_to_string(rocks_dir.join("CURRENT")) else { return Ok(()) };
-    let name = current.trim_end();
-    let Ok(manifest) = fs::read(rocks_dir.join(name)) else { return Ok(()) };
+    let Ok(name) = current(rocks_dir) else { return Ok(()) };
+    let Ok(manifest) = fs::read(rocks_dir.join(&name)) else { return Ok(()) };
     match tail_is_whole(&manifest) {
         true => Ok(()),
         false => Err(format!("the length of the last record of {name} is damaged")),
@@ -39,22 +43,50 @@ pub(super) fn check_tail(rocks_dir: &Path) -> Result<(), String> {
 
 /// False: what looks like a record that was cut off is a whole one.
 fn tail_is_whole(log: &[u8]) -> bool {
-    let mut at = 0;
-    while at + HEADER_BYTES <= log.len() {
-        let block_end = (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
-        if at + HEADER_BYTES > block_end {
-            at = block_end;
-            continue;
-        }
-        let length = usize::from(LittleEndian::read_u16(&log[at + 4..]));
-        let end = at + HEADER_BYTES + length;
-        if end > block_end.min(log.len()) {
-            let left = &log[at + HEADER_BYTES - 1..block_end.min(log.len())]; // With the type.
-            return masked(crc32c::crc32c(left)) != LittleEndian::read_u32(&log[at..]);
-        }
-        at = end;
+    let mut pieces = Pieces { log, at: 0 };
+    !pieces.any(|piece| piece.is_cut_off && piece.has_its_checksum(log))
+}
+
+/// A piece of a record, as its length says.
+struct Piece<'a> {
+    start: usize,
+    /// With the type.
+    body: &'a [u8],
+    /// It reaches over the end of its block or of the log: the body is what there is. Nothing follows.
+    is_cut_off: bool,
+}
+
+impl Piece<'_> {
+    fn has_its_checksum(&self, log: &[u8]) -> bool {
+        masked(crc32c::crc32c(self.body)) == LittleEndian::read_u32(&log[self.start..])
     }
-    true
+
+    fn end(&self) -> usize {
+        self.start + HEADER_BYTES - 1 + self.body.len()
+    }
+}
+
+/// The pieces of a log, one after the other.
+struct Pieces<'a> {
+    log: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = Piece<'a>;
+
+    fn next(&mut self) -> Option<Piece<'a>> {
+        let left = BLOCK_BYTES - self.at % BLOCK_BYTES;
+        let start = if left < HEADER_BYTES { self.at + left } else { self.at };
+        if start + HEADER_BYTES > self.log.len() {
+            return None;
+        }
+        let end = start + HEADER_BYTES + usize::from(LittleEndian::read_u16(&self.log[start + 4..]));
+        let end_max = ((start / BLOCK_BYTES + 1) * BLOCK_BYTES).min(self.log.len());
+        let is_cut_off = end > end_max;
+        self.at = if is_cut_off { self.log.len() } else { end };
+        Some(Piece { start, body: &self.log[start + HEADER_BYTES - 1..end.min(end_max)], is_cut_off })
+    }
 }
 
 /// Adds a record to a log, in as many pieces as its blocks ask for.
@@ -96,34 +128,21 @@ pub(super) struct Record {
 
 /// The whole records of a log, up to the first that is none.
 pub(super) fn records(log: &[u8]) -> Vec<Record> {
-    let (mut at, mut records): (usize, Vec<Record>) = (0, Vec::new());
+    let mut records = Vec::new();
     let mut open: Option<Record> = None;
-    while at + HEADER_BYTES <= log.len() {
-        let block_end = (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
-        if at + HEADER_BYTES > block_end {
-            at = block_end;
-            continue;
-        }
-        let end = at + HEADER_BYTES + usize::from(LittleEndian::read_u16(&log[at + 4..]));
-        if end > block_end.min(log.len()) {
-            break;
-        }
-        let body = &log[at + HEADER_BYTES - 1..end]; // With the type.
-        if masked(crc32c::crc32c(body)) != LittleEndian::read_u32(&log[at..]) {
-            break;
-        }
-        let (kind, piece) = (body[0], &body[1..]);
+    let whole = |piece: &Piece<'_>| !piece.is_cut_off && piece.has_its_checksum(log);
+    for piece in (Pieces { log, at: 0 }).take_while(whole) {
+        let (kind, content) = (piece.body[0], &piece.body[1..]);
         let mut record = match (kind, open.take()) {
-            (FULL | FIRST, None) => Record { start: at, end, payload: Vec::new() },
-            (MIDDLE | LAST, Some(record)) => Record { end, ..record },
+            (FULL | FIRST, None) => Record { start: piece.start, end: piece.end(), payload: Vec::new() },
+            (MIDDLE | LAST, Some(record)) => Record { end: piece.end(), ..record },
             _ => break,
         };
-        record.payload.extend_from_slice(piece);
+        record.payload.extend_from_slice(content);
         match kind {
             FULL | LAST => records.push(record),
             _ => open = Some(record),
         }
-        at = end;
     }
     records
 }

@@ -28,7 +28,7 @@ const DAMAGED: &str = "damaged-";
 const ASIDES_LOOKED_AT: usize = 64;
 
 /// Where a view of the store in `dir` may be made; removed at the next open.
-pub(crate) fn view_dir(dir: &Path) -> PathBuf {
+pub(super) fn view_dir(dir: &Path) -> PathBuf {
     beside(dir, VIEW)
 }
 
@@ -164,7 +164,8 @@ fn beside(dir: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn remove(dir: &Path) -> io::Result<()> {
+/// With all that is in it; it need not be there.
+pub(super) fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         outcome => outcome,

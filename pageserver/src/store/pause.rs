@@ -20,11 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use super::cold_read::sst_file_in;
 use super::db::Db;
-use crate::sealed_file;
+use crate::sealed_file::{self, Sealed};
 
 const FILE_NAME: &str = "compaction_paused";
-/// Raised when an older server could misread the mark.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = Pause::FORMAT;
 
 /// Why compaction is paused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +33,14 @@ pub(super) struct Pause {
     /// The file that could not be read; `None`: the mark does not tell.
     pub file: Option<String>,
     pub cause: String,
+}
+
+impl Sealed for Pause {
+    const FORMAT: u32 = 1;
+
+    fn format(&self) -> u32 {
+        self.format
+    }
 }
 
 /// The mark, and what it says.
@@ -46,13 +53,9 @@ impl CompactionPause {
     /// As the mark in `dir` says.
     pub fn load(dir: &Path) -> Self {
         let path = dir.join(FILE_NAME);
-        let pause = match read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                Some(Pause { format: FORMAT, file: None, cause: format!("the mark cannot be read: {error}") })
-            }
-            Ok(pause) => Some(pause),
-        };
+        let unreadable =
+            |error| Some(Pause { format: FORMAT, file: None, cause: format!("the mark cannot be read: {error}") });
+        let pause = sealed_file::read(&path).unwrap_or_else(unreadable);
         CompactionPause { path, pause: Mutex::new(pause) }
     }
 
@@ -82,17 +85,6 @@ impl CompactionPause {
         }
         *pause = None;
         Ok(())
-    }
-}
-
-fn read(path: &Path) -> io::Result<Pause> {
-    let invalid = |message| io::Error::new(io::ErrorKind::InvalidData, message);
-    let pause: Pause = sealed_file::parse(&fs::read(path)?).map_err(invalid)?;
-    match pause.format {
-        FORMAT => Ok(pause),
-        format => {
-            Err(invalid(format!("a format that this release does not know. format=`{format}`, known=`{FORMAT}`")))
-        }
     }
 }
 

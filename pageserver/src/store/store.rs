@@ -63,6 +63,12 @@ impl Store {
         !self.inner.db.timeline_files(timeline).is_empty()
     }
 
+    /// The highest number of which there are versions, or a removal of all, on disk; 0: of none.
+    pub fn highest_number(&self) -> u32 {
+        let number = |key: &[u8]| key.first_chunk().map(|prefix| u32::from_be_bytes(*prefix));
+        self.inner.db.files().iter().filter_map(|file| number(&file.end_key)).max().unwrap_or(0)
+    }
+
     /// Deletes all versions of a timeline, durably. The files that hold nothing else are gone at once, unread: damaged ones too; of others compaction gives the
     /// space back later. After a crash meanwhile call it again, even if there is no watermark any more. Handles to it fail with `TimelineDeleted`
     /// from then on; the number may be used again, as for an import that starts over.

@@ -252,13 +252,12 @@ impl Repository {
         for entry in std::fs::read_dir(&self.timelines_dir).map_err(io)? {
             let entry = entry.map_err(io)?;
             let dir = entry.path();
-            let is_left_over = |prefix: &&str| entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes());
-            if [branching::NEW_DIR_PREFIX, marks::OLD_DIR_PREFIX].iter().any(is_left_over) {
+            if marks::is_left_over(&entry.file_name()) {
                 std::fs::remove_dir_all(&dir).map_err(io)?;
                 Failpoint::OpenLeftOverRemoved.pass();
                 continue;
             }
-            if let Some(mark) = [marks::IMPORTING, marks::DELETING].into_iter().find(|mark| dir.join(mark).exists()) {
+            if let Some(mark) = marks::to_be_taken_away(&dir) {
                 warn!(dir = %dir.display(), mark, "taking away a timeline that a crash has left");
                 self.take_away(&dir, mark)?;
                 Failpoint::OpenTakenAway.pass();
@@ -273,7 +272,8 @@ impl Repository {
         }
         let highest = found.iter().map(|metadata| metadata.timeline_no).max().unwrap_or(0);
         let mut timeline_no_max = self.timeline_no_max.lock();
-        *timeline_no_max = highest.max(*timeline_no_max);
+        // Also above what a deletion that was cut off has left of a timeline of which nothing else is there.
+        *timeline_no_max = highest.max(self.store.highest_number()).max(*timeline_no_max);
         Ok(found)
     }
 

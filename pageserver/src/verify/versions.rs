@@ -1,7 +1,6 @@
 //! Every version in the store, in key order: does it decode, does it belong to somebody, has each chain a base, do sizes agree with blocks?
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 
 use keyenc::{Key, Kind, Object, TimelineNo, VersionKey};
 use postgres_ffi::{ForkNumber, Lsn, PgVersion};
@@ -43,12 +42,7 @@ pub(super) fn check_and_list(
         owner.lost.iter().try_for_each(|stretch| job.found(&lost(owner, stretch)))?;
     }
     let mut walk = Walk { job, owners, no: None, object: None, sizes: Sizes::default(), behind_a_gap: false, orphans };
-    let mut outcome = Ok(());
-    cold.versions(only.map(Timeline::timeline_no), &mut |item| {
-        outcome = walk.item(item);
-        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
-    outcome?;
+    cold.versions(only.map(Timeline::timeline_no), &mut |item| walk.item(item))?;
     walk.end_object()?;
     walk.end_number()?;
     match repository.store().compaction_paused() {

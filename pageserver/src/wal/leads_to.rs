@@ -75,27 +75,14 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::FileExt;
 
-    use bytes::Bytes;
-    use postgres_ffi::PgVersion;
-
     use super::*;
-    use crate::wal::WalLog;
-    use crate::wal::tests::{SEGMENT_BYTES, layout, random_log};
+    use crate::wal::tests::{layout, written_log};
 
     #[test]
     fn damage_and_gaps_cost_what_lies_before_them() {
         let directory = tempfile::tempdir().unwrap();
         let layout = layout(&directory);
-        let (start_lsn, wal) = random_log(12, 400);
-        let mut log = WalLog::create(layout.clone(), 1, start_lsn).unwrap();
-        log.append(start_lsn, &[Bytes::copy_from_slice(&wal)]).unwrap();
-        log.flush().unwrap();
-        let mut decoder = WalStreamDecoder::new(PgVersion::V15, start_lsn, SEGMENT_BYTES);
-        decoder.feed(Bytes::copy_from_slice(&wal));
-        let mut records = Vec::new();
-        while let Ok(Some((start_lsn, end_lsn, _))) = decoder.next_record() {
-            records.push((start_lsn, end_lsn));
-        }
+        let (_, _, _, records) = written_log(&layout, 12, 400);
         let last_lsn = records.last().unwrap().1;
         let middle_lsn = records[records.len() / 2].1;
         let from = |lsn, floor_lsn| layout.oldest_leading_to(lsn, floor_lsn, &|_| false).unwrap();

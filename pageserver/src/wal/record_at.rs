@@ -101,27 +101,14 @@ mod tests {
     //! Goal: every position of a log is told as the decoder sees it from the beginning. Method: random logs, positions around every record's
     //! ends and at every page, with and without the first files.
 
-    use bytes::Bytes;
-    use postgres_ffi::PgVersion;
-
     use super::*;
-    use crate::wal::WalLog;
-    use crate::wal::tests::{SEGMENT_BYTES, layout, random_log};
+    use crate::wal::tests::{SEGMENT_BYTES, layout, written_log};
 
     #[test]
     fn every_position_is_told_as_the_decoder_sees_it() {
         let directory = tempfile::tempdir().unwrap();
         let layout = layout(&directory);
-        let (start_lsn, wal) = random_log(11, 300);
-        let mut log = WalLog::create(layout.clone(), 1, start_lsn).unwrap();
-        log.append(start_lsn, &[Bytes::copy_from_slice(&wal)]).unwrap();
-        log.flush().unwrap();
-        let mut decoder = WalStreamDecoder::new(PgVersion::V15, start_lsn, SEGMENT_BYTES);
-        decoder.feed(Bytes::copy_from_slice(&wal));
-        let mut records = Vec::new();
-        while let Ok(Some((start_lsn, end_lsn, _))) = decoder.next_record() {
-            records.push((start_lsn, end_lsn));
-        }
+        let (mut log, start_lsn, wal, records) = written_log(&layout, 11, 300);
         let mut kinds = [0; 3];
         let mut check = |lsn: Lsn| {
             let index = records.partition_point(|(_, end_lsn)| *end_lsn < lsn);

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
+use postgres_ffi::wal::WalStreamDecoder;
 use postgres_ffi::wal::checks::build::RecordBuilder;
 use postgres_ffi::wal::checks::layout::WalWriter;
 use postgres_ffi::{Lsn, PgVersion};
@@ -39,6 +40,23 @@ pub(crate) fn random_log(seed: u64, record_count: usize) -> (Lsn, Vec<u8>) {
         writer.append(&record(&mut rng));
     }
     (start_lsn, writer.into_bytes())
+}
+
+/// Such a log on disk, its bytes, and where each record begins and ends.
+pub(crate) fn written_log(
+    layout: &WalLayout,
+    seed: u64,
+    record_count: usize,
+) -> (WalLog, Lsn, Vec<u8>, Vec<(Lsn, Lsn)>) {
+    let (start_lsn, wal) = random_log(seed, record_count);
+    let mut log = WalLog::create(layout.clone(), 1, start_lsn).expect("created");
+    log.append(start_lsn, &[Bytes::copy_from_slice(&wal)]).expect("appended");
+    log.flush().expect("flushed");
+    let mut decoder = WalStreamDecoder::new(PgVersion::V15, start_lsn, SEGMENT_BYTES);
+    decoder.feed(Bytes::copy_from_slice(&wal));
+    let next = || decoder.next_record().ok().flatten().map(|(start_lsn, end_lsn, _)| (start_lsn, end_lsn));
+    let records = std::iter::from_fn(next).collect();
+    (log, start_lsn, wal, records)
 }
 
 pub(crate) fn layout(directory: &TempDir) -> WalLayout {

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use keyenc::TimelineNo;
 use postgres_ffi::Lsn;
 use tracing::{info, warn};
 
@@ -233,13 +232,10 @@ impl Repository {
         })
     }
 
-    /// A number that no timeline had since the server was started, and of which the store has nothing.
+    /// A number that no timeline had since the server was started, and of which the store had nothing then.
     pub(super) fn next_timeline_no(&self) -> u32 {
         let mut timeline_no_max = self.timeline_no_max.lock();
         *timeline_no_max += 1;
-        while self.store.has_files(TimelineNo(*timeline_no_max)) {
-            *timeline_no_max += 1;
-        }
         *timeline_no_max
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
-use crate::sealed_file::{Kept, KeptFile};
+use crate::sealed_file::{Kept, KeptFile, Sealed};
 use crate::timeline::TimelineId;
 
 /// Name of the file within the data directory.
@@ -53,13 +53,16 @@ impl Default for LeasesFile {
     }
 }
 
-impl Kept for LeasesFile {
+impl Sealed for LeasesFile {
     const FORMAT: u32 = 1;
-    const POINTS: [Failpoint; 3] = [Failpoint::LeaseBeforeRename, Failpoint::LeaseRenamed, Failpoint::LeaseSaved];
 
     fn format(&self) -> u32 {
         self.format
     }
+}
+
+impl Kept for LeasesFile {
+    const POINTS: [Failpoint; 3] = [Failpoint::LeaseBeforeRename, Failpoint::LeaseRenamed, Failpoint::LeaseSaved];
 }
 
 /// A lease cannot be given or ended.

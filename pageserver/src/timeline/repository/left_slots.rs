@@ -26,7 +26,7 @@ use super::slots::{Dropped, try_drop};
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
 use crate::replication::one_line;
-use crate::sealed_file::{Kept, KeptFile};
+use crate::sealed_file::{Kept, KeptFile, Sealed};
 use crate::timeline::background::Background;
 use crate::timeline::metadata::Primary;
 
@@ -50,13 +50,16 @@ impl Default for SlotsFile {
     }
 }
 
-impl Kept for SlotsFile {
+impl Sealed for SlotsFile {
     const FORMAT: u32 = 1;
-    const POINTS: [Failpoint; 3] = [Failpoint::SlotsBeforeRename, Failpoint::SlotsRenamed, Failpoint::SlotsSaved];
 
     fn format(&self) -> u32 {
         self.format
     }
+}
+
+impl Kept for SlotsFile {
+    const POINTS: [Failpoint; 3] = [Failpoint::SlotsBeforeRename, Failpoint::SlotsRenamed, Failpoint::SlotsSaved];
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 //! - A mark is durable before the first step and holds the number whose versions are to be taken away.
 //! - A directory is renamed before it is removed: none is ever found half removed under its own name.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::path::Path;
 use keyenc::TimelineNo;
 use tracing::warn;
 
+use super::branching::NEW_DIR_PREFIX;
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
 
@@ -21,6 +23,16 @@ pub(super) const DELETING: &str = "deleting";
 pub(super) const RESETTING: &str = "resetting";
 /// Directories that are being removed begin with this; no timeline id does.
 pub(super) const OLD_DIR_PREFIX: &str = "old-";
+
+/// True for the name of a directory that is being made or removed: no timeline of its own.
+pub(super) fn is_left_over(name: &OsStr) -> bool {
+    [NEW_DIR_PREFIX, OLD_DIR_PREFIX].iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
+}
+
+/// The mark in `dir` that says that all of the timeline goes.
+pub(super) fn to_be_taken_away(dir: &Path) -> Option<&'static str> {
+    [IMPORTING, DELETING].into_iter().find(|mark| dir.join(mark).exists())
+}
 
 /// Sets the mark `name` in `dir`, durably.
 pub(super) fn set_mark(dir: &Path, name: &str, no: u32) -> Result<(), RepositoryError> {

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::left_slots::LeftSlots;
-use super::marks::{DELETING, IMPORTING, OLD_DIR_PREFIX, set_mark};
-use super::{RepositoryError, TIMELINES_DIR, branching, pg_history};
+use super::marks::{DELETING, is_left_over, set_mark, to_be_taken_away};
+use super::{RepositoryError, TIMELINES_DIR, pg_history};
 use crate::config::Config;
 use crate::store::StoreConfig;
 use crate::timeline::metadata::TimelineMetadata;
@@ -28,14 +28,9 @@ impl StoppedTimeline {
         for entry in std::fs::read_dir(&timelines_dir).map_err(io)? {
             let entry = entry.map_err(io)?;
             let dir = entry.path();
-            let is_left_over = |prefix: &&str| entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes());
-            let is_marked = |mark: &&str| dir.join(mark).exists();
-            if [branching::NEW_DIR_PREFIX, OLD_DIR_PREFIX].iter().any(is_left_over)
-                || [IMPORTING, DELETING].iter().any(is_marked)
-            {
-                continue;
+            if !is_left_over(&entry.file_name()) && to_be_taken_away(&dir).is_none() {
+                found.push(StoppedTimeline { metadata: TimelineMetadata::load(&dir)?, dir });
             }
-            found.push(StoppedTimeline { metadata: TimelineMetadata::load(&dir)?, dir });
         }
         found.sort_by_key(|timeline| timeline.metadata.timeline_no);
         Ok(found)

@@ -7,7 +7,7 @@ use keyenc::TimelineNo;
 use postgres_ffi::Lsn;
 
 use super::marks::{self, read_mark};
-use super::{Repository, RepositoryError, branching, tenants};
+use super::{Repository, RepositoryError, tenants};
 use crate::config::Config;
 use crate::replication::one_line;
 use crate::store::Store;
@@ -104,12 +104,10 @@ impl Repository {
             Err(error) => return vec![self.checked(None, &self.timelines_dir, Err(said(error)))],
         };
         let is_known = |dir: &PathBuf| {
-            let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let is_in_transit =
-                [branching::NEW_DIR_PREFIX, marks::OLD_DIR_PREFIX].iter().any(|prefix| name.starts_with(prefix));
-            let is_marked = [marks::IMPORTING, marks::DELETING].iter().any(|mark| dir.join(mark).exists());
-            let id = name.parse::<TimelineId>();
-            is_in_transit || is_marked || id.is_ok_and(|id| self.timelines.read().contains_key(&id)) || !dir.exists()
+            let name = dir.file_name().unwrap_or_default();
+            let is_in_transit = marks::is_left_over(name) || marks::to_be_taken_away(dir).is_some();
+            let id = name.to_str().unwrap_or_default().parse::<TimelineId>();
+            is_in_transit || id.is_ok_and(|id| self.timelines.read().contains_key(&id)) || !dir.exists()
         };
         let unknown = dirs.into_iter().filter(|dir| !is_known(dir));
         unknown.map(|dir| self.checked(None, &dir, Err("the server knows no timeline of it".to_owned()))).collect()
