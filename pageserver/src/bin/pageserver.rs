@@ -252,7 +252,7 @@ fn print_mended(report: &MendReport) {
             println!("{}: given up", timeline.name);
             continue;
         }
-        println!("{}: {} stretches are lost", timeline.name, timeline.lost.len());
+        println!("{}: stretches that are lost: {}", timeline.name, timeline.lost.len());
         timeline.lost.iter().for_each(|lost| println!("    {lost}"));
         if let (Some(from), Some(to)) = (timeline.ingested_again_from, timeline.last_record_lsn) {
             println!("    WAL from {from} to {to} is ingested again at the next start: what it holds is not lost");
