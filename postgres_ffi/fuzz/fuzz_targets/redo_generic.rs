@@ -1,8 +1,4 @@
 //! Any bytes as a page and a record of generic. What must hold: `postgres_ffi::redo::case::fuzz`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use postgres_ffi::redo::case::fuzz;
-use postgres_ffi::wal::rmgr;
-
-fuzz_target!(|data: &[u8]| fuzz(rmgr::GENERIC, data));
+postgres_ffi_fuzz::redo_target!(postgres_ffi::wal::rmgr::GENERIC);
