@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)] // In a test, what goes wrong while it is set up is a failure of the test.
 
+mod changed_cases;
 mod cluster;
 mod redo_consistency;
 mod redo_engine;

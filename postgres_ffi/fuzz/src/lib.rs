@@ -1,21 +1,14 @@
 //! What the fuzz targets of redo share: how an input is changed.
 //!
-//! libFuzzer changes bytes anywhere. Of a case of redo ([`RedoCase`]) nearly all bytes are tuples that nobody looks at, and a byte put in or taken out makes nonsense of
-//! all that follows: hardly any such input comes as far as redo. So the change is made where redo looks, by libFuzzer's own mutations, and the lengths are set right:
-//!
-//! - [`record`]: the bodies in a record, which may grow and shrink;
-//! - [`page`]: header, line pointers, tuples' heads and the special space of a page;
-//! - [`mutate`]: chooses among them, and [`cross_over`] puts one case's record to another case's page.
-//!
-//! One input of eight is changed anywhere, so that nothing is out of reach.
+//! libFuzzer changes bytes anywhere; hardly any such input comes as far as redo. Here it is told where: see [`RedoCase::change`]. Besides, a case gets another version, or
+//! the page of another case, and one input of eight is changed anywhere after all, so that nothing is out of reach.
 #![forbid(unsafe_code)]
-
-mod page;
-mod record;
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzzer_mutate;
-use postgres_ffi::redo::case::RedoCase;
+use postgres_ffi::page::set_page_lsn;
+use postgres_ffi::redo::case::{Changes, RedoCase};
+use postgres_ffi::wal::record::RECORD_HEADER_LEN;
 use postgres_ffi::{Lsn, PgVersion};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -34,52 +27,81 @@ macro_rules! redo_target {
     };
 }
 
+/// Chooses by a seed, changes bytes as libFuzzer does.
+struct Mutations(SmallRng);
+
+impl Mutations {
+    fn of_seed(seed: u32) -> Self {
+        Mutations(SmallRng::seed_from_u64(seed.into()))
+    }
+}
+
+impl Changes for Mutations {
+    fn below(&mut self, end: usize) -> usize {
+        self.0.random_range(0..end)
+    }
+
+    fn change(&mut self, bytes: &mut Vec<u8>, len_max: usize) {
+        if len_max == 0 {
+            return bytes.clear();
+        }
+        let len = bytes.len().min(len_max);
+        bytes.resize(len_max, 0);
+        let new_len = fuzzer_mutate(bytes, len, len_max);
+        bytes.truncate(new_len);
+    }
+}
+
 /// Changes the case in the first `size` bytes of `data`; its new length, at most `max_size`.
 pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize {
-    let mut numbers = SmallRng::seed_from_u64(u64::from(seed));
+    let mut mutations = Mutations::of_seed(seed);
     let case = RedoCase::take(&mut Bytes::copy_from_slice(&data[..size]));
-    let Ok(mut case) = case else { return fuzzer_mutate(data, size, max_size) };
-    if numbers.random_ratio(1, 8) {
+    let Some(mut case) = case.ok().filter(|_| mutations.below(8) != 0) else {
         return fuzzer_mutate(data, size, max_size);
+    };
+    match mutations.below(16) {
+        0 => case.facts.version = PgVersion::ALL[mutations.below(PgVersion::ALL.len())],
+        1 => case.facts.hint_bits_logged ^= true,
+        2 => change_headers(&mut case, &mut mutations),
+        _ => case.change(&mut mutations),
     }
-    for _ in 0..numbers.random_range(1..=3) {
-        match numbers.random_range(0..16) {
-            0 => case.facts.version = PgVersion::ALL[numbers.random_range(0..PgVersion::ALL.len())],
-            1 => case.facts.hint_bits_logged ^= true,
-            2 => record::mutate_operation(&mut case.record, &mut numbers),
-            3 => record::mutate_headers(&mut case.record, &mut numbers),
-            4..10 => record::mutate_body(&mut case, &mut numbers),
-            _ => page::mutate(case.page.get_or_insert_with(|| Box::new(postgres_ffi::page::ZERO_PAGE)), &mut numbers),
-        }
-    }
-    make_old(&mut case, &mut numbers);
+    make_old(&mut case, &mut mutations);
     put(&case, data, max_size).unwrap_or(size.min(max_size))
 }
 
-/// Puts the record of the case in `data1` to the page of the case in `data2`, both as the version of either; the length of what is in `out`, 0 if they are no cases.
+/// What stands in front of the bodies: flags of blocks, heads of images, block numbers, lengths.
+fn change_headers(case: &mut RedoCase, mutations: &mut Mutations) {
+    let mut raw = case.record.to_vec();
+    let mut headers = raw.split_off(RECORD_HEADER_LEN.min(raw.len()));
+    let bodies = headers.split_off(mutations.below(80).min(headers.len()));
+    let len = headers.len();
+    mutations.change(&mut headers, len);
+    raw.extend(headers.into_iter().chain(bodies));
+    case.record = raw.into();
+}
+
+/// Puts the record of the case in `data1` to the page of the case in `data2`, as the version of either; the length of what is in `out`, 0 if they are no cases.
 pub fn cross_over(data1: &[u8], data2: &[u8], out: &mut [u8], seed: u32) -> usize {
-    let mut numbers = SmallRng::seed_from_u64(u64::from(seed));
+    let mut mutations = Mutations::of_seed(seed);
     let [one, other] = [data1, data2].map(|data| RedoCase::take(&mut Bytes::copy_from_slice(data)));
     let (Ok(mut case), Ok(other)) = (one, other) else { return 0 };
     case.page = other.page;
-    if numbers.random() {
+    if mutations.below(2) == 0 {
         case.facts = other.facts;
     }
-    make_old(&mut case, &mut numbers);
+    make_old(&mut case, &mut mutations);
     let len = out.len();
     put(&case, out, len).unwrap_or(0)
 }
 
 /// Nearly always the page is from before the record: else there is nothing to do.
-fn make_old(case: &mut RedoCase, numbers: &mut SmallRng) {
+fn make_old(case: &mut RedoCase, mutations: &mut Mutations) {
     if let Some(page) = &mut case.page
-        && numbers.random_ratio(15, 16)
+        && mutations.below(16) != 0
     {
-        postgres_ffi::page::set_page_lsn(page, Lsn::ZERO);
+        set_page_lsn(page, Lsn::ZERO);
     }
-    if case.end_lsn == Lsn::ZERO {
-        case.end_lsn = Lsn::new(1);
-    }
+    case.end_lsn = case.end_lsn.max(Lsn::new(1));
 }
 
 /// Writes the case's bytes; `None` if they are more than `max_size`.
@@ -88,22 +110,4 @@ fn put(case: &RedoCase, out: &mut [u8], max_size: usize) -> Option<usize> {
     case.encode(&mut bytes);
     out.get_mut(..max_size)?.get_mut(..bytes.len())?.copy_from_slice(&bytes);
     Some(bytes.len())
-}
-
-/// Changes `bytes` by libFuzzer's mutations, to a length of at most `len_max`.
-fn mutate_bytes(bytes: &mut Vec<u8>, len_max: usize) {
-    let len = bytes.len().min(len_max);
-    bytes.resize(len_max, 0);
-    let new_len = fuzzer_mutate(bytes, len, len_max);
-    bytes.truncate(new_len);
-}
-
-/// Changes `bytes` in place; where libFuzzer makes them shorter, the end stays.
-fn mutate_in_place(bytes: &mut [u8]) {
-    if bytes.is_empty() {
-        return;
-    }
-    let mut changed = bytes.to_vec();
-    mutate_bytes(&mut changed, bytes.len());
-    bytes[..changed.len()].copy_from_slice(&changed);
 }

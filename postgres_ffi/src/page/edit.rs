@@ -34,9 +34,12 @@ pub struct PageError {
     pub value: i64,
 }
 
+/// Of tuples on a page, in bytes. PG: pg_config.h, MAXIMUM_ALIGNOF.
+const ALIGNMENT: usize = 8;
+
 /// `len` rounded up to the alignment of tuples on a page. PG: c.h, MAXALIGN.
 pub const fn aligned(len: usize) -> usize {
-    len.next_multiple_of(8)
+    len.next_multiple_of(ALIGNMENT)
 }
 
 /// An empty page with a special area of `special_len` bytes. PG: PageInit.
@@ -95,10 +98,14 @@ pub fn add_space(page: &mut Page, len: usize, offset_no: u16, placement: Placeme
     Ok(upper..upper + len)
 }
 
-/// Deletes item `offset_no`; those behind it move down by one. PG: PageIndexTupleDelete.
+/// Deletes item `offset_no`; those behind it move down by one. Refused where a line pointer has no tuple: PostgreSQL asserts that all have one.
+/// PG: PageIndexTupleDelete.
 pub fn delete_item(page: &mut Page, offset_no: u16) -> Result<(), PageError> {
     let header = special_aligned(sane_header(page)?)?;
     let deleted = stored_item(page, &header, offset_no)?;
+    if let Some(empty) = super::layout::items(page).find(|item| item.len == 0) {
+        return refused("line pointer has no tuple", empty.offset_no);
+    }
     page.copy_within(item_id_at(offset_no + 1)..header.lower, item_id_at(offset_no));
     put_u16(page, PD_LOWER, (header.lower - ITEM_ID_LEN) as u16);
     close_gap(page, &header, &deleted);
@@ -141,7 +148,7 @@ pub fn delete_items(
     if let Some(offset_no) = to_delete.next() {
         return refused("offset numbers do not ascend, or one is not there", offset_no);
     }
-    kept.check_fits(&header)?;
+    kept.check(&header)?;
     for (index, id) in kept_ids[..kept.len].iter().enumerate() {
         LittleEndian::write_u32(&mut page[item_id_at(index as u16 + 1)..], *id);
     }
@@ -192,7 +199,7 @@ pub fn repair_fragmentation(page: &mut Page, version: PgVersion) -> Result<(), P
             kept.push(found.offset_no, &found)?;
         }
     }
-    kept.check_fits(&header)?;
+    kept.check(&header)?;
     if !unused_are_clear {
         clear_unused_items(page);
     }
@@ -235,7 +242,7 @@ struct Tuples<const N: usize> {
     total_len: usize,
     /// Where the tuple pushed last is.
     last_offset: usize,
-    /// Each tuple starts before the one pushed before it.
+    /// Each tuple ends before the one pushed before it starts.
     descend: bool,
 }
 
@@ -249,10 +256,10 @@ impl<const N: usize> Tuples<N> {
     #[inline]
     fn push(&mut self, offset_no: u16, found: &Item) -> Result<(), PageError> {
         let len = aligned(found.len);
-        if found.offset + len > BLCKSZ {
+        if found.offset + len > BLCKSZ || !found.offset.is_multiple_of(ALIGNMENT) {
             return refused("line pointer points outside of the tuples", found.offset);
         }
-        self.descend &= found.offset < self.last_offset;
+        self.descend &= found.offset + len <= self.last_offset;
         self.last_offset = found.offset;
         let Some(place) = self.list.get_mut(self.len) else {
             return refused("more tuples than a page takes", self.len);
@@ -263,11 +270,23 @@ impl<const N: usize> Tuples<N> {
         Ok(())
     }
 
-    fn check_fits(&self, header: &Header) -> Result<(), PageError> {
-        if self.total_len <= header.special - header.lower {
+    /// They fit, and no two have bytes in common: PostgreSQL would make something of such a page that depends on what else is in its memory.
+    fn check(&self, header: &Header) -> Result<(), PageError> {
+        if self.total_len > header.special - header.lower {
+            return refused("tuples are longer than the page", self.total_len);
+        }
+        if self.descend {
             return Ok(());
         }
-        refused("tuples are longer than the page", self.total_len)
+        let mut taken = [false; BLCKSZ / ALIGNMENT];
+        for (_, offset, len) in &self.list[..self.len] {
+            let units = &mut taken[usize::from(*offset) / ALIGNMENT..][..usize::from(*len) / ALIGNMENT];
+            if units.contains(&true) {
+                return refused("tuples overlap", *offset);
+            }
+            units.fill(true);
+        }
+        Ok(())
     }
 
     /// Moves the tuples to the end of the page in the order of their line pointers; bytes below them stay as they are.
@@ -368,19 +387,26 @@ fn stored_item(page: &Page, header: &Header, offset_no: u16) -> Result<Item, Pag
         return refused("there is no item with this offset number", offset_no);
     };
     let end = found.offset + aligned(found.len);
-    if found.len == 0 || found.offset < header.upper || end > header.special || found.offset % 8 != 0 {
+    if found.len == 0 || found.offset < header.upper || end > header.special || !found.offset.is_multiple_of(ALIGNMENT)
+    {
         return refused("line pointer points outside of the tuples", found.offset);
     }
     Ok(found)
 }
 
+/// The header of a page with whole line pointers.
 fn sane_header(page: &Page) -> Result<Header, PageError> {
     let header = Header::read(page);
-    if header.is_sane() { Ok(header) } else { refused("page header makes no sense, pd_lower", header.lower) }
+    let is_sane = header.is_sane() && (header.lower - PAGE_HEADER_LEN).is_multiple_of(ITEM_ID_LEN);
+    if is_sane { Ok(header) } else { refused("page header makes no sense, pd_lower", header.lower) }
 }
 
 fn special_aligned(header: Header) -> Result<Header, PageError> {
-    if header.special.is_multiple_of(8) { Ok(header) } else { refused("special area is not aligned", header.special) }
+    if header.special.is_multiple_of(ALIGNMENT) {
+        Ok(header)
+    } else {
+        refused("special area is not aligned", header.special)
+    }
 }
 
 fn refused<T>(what: &'static str, value: impl TryInto<i64>) -> Result<T, PageError> {

@@ -71,6 +71,14 @@ impl<'a> Fields<'a> {
         Ok(self.take(1)?[0])
     }
 
+    /// A C bool. Any other byte than 0 or 1 is refused: what compilers make of one differs.
+    pub fn flag(&mut self) -> Result<bool, RecordError> {
+        match self.u8()? {
+            byte @ 0..=1 => Ok(byte == 1),
+            byte => Err(self.impossible("bool", byte.into())),
+        }
+    }
+
     pub fn u16(&mut self) -> Result<u16, RecordError> {
         Ok(LittleEndian::read_u16(self.take(2)?))
     }

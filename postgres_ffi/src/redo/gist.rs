@@ -109,10 +109,10 @@ fn page_split(change: &Change<'_>, page: &mut Page) -> Result<(), RedoError> {
     let right_link_before = fields.u32()?;
     fields.align(8);
     let nsn_before = fields.u64()?;
-    let is_leaf = fields.u8()? != 0;
+    let is_leaf = fields.flag()?;
     fields.align(2);
     let last_block_id = fields.u16()?;
-    let is_to_follow_right = fields.u8()? != 0;
+    let is_to_follow_right = fields.flag()?;
 
     let block_id = change.block_id();
     if u16::from(block_id) > last_block_id {

@@ -10,7 +10,7 @@ use crate::page::edit;
 use crate::page::{Page, page_is_new};
 use crate::records::fields::Fields;
 use crate::records::heap::{VISIBLE_HEAP_BLOCK_ID, VM_VALID_BITS, VmClear};
-use crate::{BlockNumber, ForkNumber};
+use crate::{BlockNumber, ForkNumber, PgVersion};
 
 /// VISIBLE. The page may be one that was never written. A map that says all of it already is not stamped.
 /// PG: heap_xlog_visible, visibilitymap_set. Up to 15 the flags are the bits and nothing else.
@@ -18,7 +18,8 @@ pub(super) fn set(change: &Change<'_>, page: &mut Page) -> Result<Stamp, RedoErr
     let mut fields = Fields::new("xl_heap_visible", change.main_data());
     let (_horizon_xid, flags) = (fields.u32()?, fields.u8()?);
     let bits = flags & VM_VALID_BITS;
-    if bits == 0 {
+    let has_others = change.version() < PgVersion::V16 && flags != bits;
+    if bits == 0 || has_others {
         return Err(fields.impossible("flags", flags.into()).into());
     }
     let (byte, shift) = place(change, change.block_no_of(VISIBLE_HEAP_BLOCK_ID)?)?;

@@ -1,6 +1,6 @@
 //! Redo without a server: pages, records and PostgreSQL's own results, recorded from real clusters of every version.
 //!
-//! Method: each recorded application must give PostgreSQL's page. Then the same applications with bytes changed, in the record, in the page, in both: they may
+//! Method: each recorded application must give PostgreSQL's page. Then the same applications with something changed, in the record, in the page, in both: they may
 //! give a page or an error, but never a panic, and what was applied is not applied twice. The recordings are made by `prove-redo --cases`.
 
 use std::collections::BTreeSet;
@@ -10,12 +10,12 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use postgres_ffi::PgVersion;
 use postgres_ffi::redo::MANAGERS;
-use postgres_ffi::redo::case::{RedoCase, fuzz};
+use postgres_ffi::redo::case::{Changes, RedoCase, fuzz};
 use postgres_ffi::wal::describe::operation_name;
 use postgres_ffi::wal::{RecordHeader, rmgr};
 
-/// Changed copies of each case.
-const MUTATIONS: u64 = 60;
+/// Of each case.
+const CHANGED_COPIES: u64 = 60;
 
 fn cases(version: PgVersion) -> Result<Vec<RedoCase>> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/redo/{version}.cases.zst"));
@@ -63,52 +63,63 @@ impl Numbers {
         number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         number ^ (number >> 31)
     }
+}
 
+impl Changes for Numbers {
     fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
-}
 
-/// Changes one to four bytes: to an extreme, by a bit, or to anything. Headers and ends of areas are where lengths and offsets stand.
-fn mutate(bytes: &mut [u8], numbers: &mut Numbers) {
-    for _ in 0..=numbers.below(4) {
-        let at = match numbers.below(3) {
-            0 => numbers.below(bytes.len().min(64)),
-            1 => bytes.len() - 1 - numbers.below(bytes.len().min(32)),
-            _ => numbers.below(bytes.len()),
-        };
-        bytes[at] = match numbers.below(4) {
-            0 => 0,
-            1 => 0xFF,
-            2 => bytes[at] ^ 1 << numbers.below(8),
-            _ => numbers.next() as u8,
-        };
+    /// One to four bytes: to an extreme, by a bit, by one, or to anything. Of one change in four some bytes go or come as well.
+    fn change(&mut self, bytes: &mut Vec<u8>, len_max: usize) {
+        if self.below(4) == 0 {
+            let at = self.below(bytes.len() + 1);
+            let count = 1 + self.below(8);
+            if self.below(2) == 0 {
+                bytes.drain(at..bytes.len().min(at + count));
+            } else {
+                bytes.splice(at..at, std::iter::repeat_n(self.next() as u8, count));
+            }
+            bytes.truncate(len_max);
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        for _ in 0..=self.below(4) {
+            let at = self.below(bytes.len());
+            bytes[at] = match self.below(6) {
+                0 => 0,
+                1 => 0xFF,
+                2 => bytes[at].wrapping_add(1),
+                3 => bytes[at].wrapping_sub(1),
+                4 => bytes[at] ^ 1 << self.below(8),
+                _ => self.next() as u8,
+            };
+        }
     }
 }
 
 #[test]
-fn changed_bytes_give_a_page_or_an_error() -> Result<()> {
+fn changed_cases_give_a_page_or_an_error() -> Result<()> {
     let mut numbers = Numbers(1);
     for version in PgVersion::ALL {
         for case in cases(version)? {
             let rmid = header(&case)?.rmid;
-            for mutation in 0..MUTATIONS {
+            for number in 0..CHANGED_COPIES {
                 let mut changed = case.clone();
-                let mut record = case.record.to_vec();
-                if mutation % 3 != 0 {
-                    // The header is set right by `fuzz`; whose record it is stays.
-                    mutate(&mut record[24..], &mut numbers);
-                }
-                if mutation % 3 != 1
-                    && let Some(page) = &mut changed.page
-                {
-                    mutate(&mut page[..], &mut numbers);
+                changed.change(&mut numbers);
+                if let Some(page) = &mut changed.page {
                     page[..8].fill(0); // So that the record still applies.
                 }
-                if mutation % 20 == 19 {
-                    record.truncate(24 + numbers.below(record.len() - 23));
+                if number % 10 == 0 {
+                    // Its headers, or a record that is cut; the length is set right by `fuzz`.
+                    let mut record = changed.record.to_vec();
+                    let mut tail = record.split_off(24);
+                    let tail_len = tail.len();
+                    numbers.change(&mut tail, tail_len);
+                    record.extend(tail);
+                    changed.record = record.into();
                 }
-                changed.record = record.into();
                 let mut bytes = Vec::new();
                 changed.encode(&mut bytes);
                 fuzz(rmid, &bytes);

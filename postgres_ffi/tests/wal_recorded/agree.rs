@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use postgres_ffi::page::BLCKSZ;
+use postgres_ffi::wal::checks::build::RecordBuilder;
 use postgres_ffi::wal::checks::check_decoded;
 use postgres_ffi::wal::{BlockImage, Compression, DecodedBlock, DecodedRecord, rmgr};
 use postgres_ffi::{ForkNumber, Lsn, PgVersion};
@@ -144,5 +145,16 @@ fn the_log_of_14_reads_to_its_end() -> Result<()> {
     }
     let rmids: HashSet<_> = records.iter().map(|record| record.rmid).collect();
     assert!(rmids.len() >= 19, "{rmids:?}");
+    Ok(())
+}
+
+#[test]
+fn records_taken_apart_and_built_again_are_the_same() -> Result<()> {
+    for version in PgVersion::ALL {
+        for record in Fixture::load(version)?.records()? {
+            let built = RecordBuilder::of(&record).build(version, record.prev_lsn);
+            assert!(built == record.raw, "{version}, {}", record.start_lsn);
+        }
+    }
     Ok(())
 }

@@ -75,7 +75,7 @@ pub(super) fn redo(change: &Change<'_>, page: &mut Page) -> Result<Stamp, RedoEr
         (UNLINK_PAGE | UNLINK_PAGE_META, 2) => unlink::right_sibling(change, page),
         (UNLINK_PAGE | UNLINK_PAGE_META, 3) => unlink::leaf_below(change, page),
         (NEWROOT, 0) => split::new_root(change, page),
-        (NEWROOT, 1) => finish_split(page),
+        (NEWROOT, 1) => split::child_of_new_root(change, page),
         // REUSE_PAGE only tells standbys; it names no block.
         _ => Err(change.unknown_operation()),
     }?;

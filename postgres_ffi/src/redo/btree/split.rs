@@ -141,11 +141,24 @@ pub(super) fn child(change: &Change<'_>, page: &mut Page) -> Result<(), RedoErro
 
 /// A root above the two halves of the old one, or the first and empty root. PG: btree_xlog_newroot.
 pub(super) fn new_root(change: &Change<'_>, page: &mut Page) -> Result<(), RedoError> {
-    let mut fields = Fields::new("xl_btree_newroot", change.main_data());
-    let (_root, level) = (fields.u32()?, fields.u32()?);
+    let level = level_of_new_root(change)?;
     let leaf_flag = if level == 0 { BTP_LEAF } else { 0 };
     init_page(page, Special { level, flags: BTP_ROOT | leaf_flag, ..Special::default() });
     if level == 0 { Ok(()) } else { restore_tuples(page, change.block_data()) }
+}
+
+/// The half of the old root that is finished with its split. An empty root has no child.
+pub(super) fn child_of_new_root(change: &Change<'_>, page: &mut Page) -> Result<(), RedoError> {
+    if level_of_new_root(change)? == 0 {
+        return Err(change.unknown_operation());
+    }
+    finish_split(page)
+}
+
+fn level_of_new_root(change: &Change<'_>) -> Result<u32, RedoError> {
+    let mut fields = Fields::new("xl_btree_newroot", change.main_data());
+    let (_root, level) = (fields.u32()?, fields.u32()?);
+    Ok(level)
 }
 
 /// Puts tuples back that were logged as they lay on a page, the last one first: one copy, then line pointers that count down. PG: _bt_restore_page.

@@ -112,7 +112,7 @@ fn insert(change: &Change<'_>, page: &mut Page) -> Result<(), RedoError> {
 /// ginxlogInsertEntry: offset number, whether the tuple there goes first, padding, the new tuple. PG: ginRedoInsertEntry.
 fn insert_entry(page: &mut Page, data: &[u8], right_child: Option<&[u8]>) -> Result<(), RedoError> {
     let mut fields = Fields::new("ginxlogInsertEntry", data);
-    let (offset_no, is_delete) = (fields.u16()?, fields.u8()? != 0);
+    let (offset_no, is_delete) = (fields.u16()?, fields.flag()?);
     fields.align(4);
     if is_delete && right_child.is_some() {
         return Err(fields.impossible("isDelete", 1).into());

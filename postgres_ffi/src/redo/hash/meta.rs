@@ -138,7 +138,7 @@ pub(super) fn add_first_bitmap(page: &mut Page) -> Result<(), RedoError> {
 pub(super) fn add_overflow_page(change: &Change<'_>, page: &mut Page) -> Result<(), RedoError> {
     let mut fields = Fields::new("xl_hash_add_ovfl_page", change.main_data());
     let _bitmap_len = fields.u16()?;
-    let is_used_again = fields.u8()? != 0;
+    let is_used_again = fields.flag()?;
     set_first_free(change, page)?;
     if is_used_again {
         return Ok(());

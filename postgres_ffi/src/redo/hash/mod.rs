@@ -201,7 +201,7 @@ impl SqueezePage {
         let mut fields = Fields::new("xl_hash_squeeze_page", change.main_data());
         let (prev, next, tuple_count) = (fields.u32()?, fields.u32()?, fields.u16()?);
         let _is_write_page_primary = fields.u8()?;
-        Ok(SqueezePage { prev, next, tuple_count, is_write_page_prev: fields.u8()? != 0 })
+        Ok(SqueezePage { prev, next, tuple_count, is_write_page_prev: fields.flag()? })
     }
 }
 
@@ -235,7 +235,7 @@ fn squeeze_write_page(change: &Change<'_>, page: &mut Page, body: &SqueezePage) 
 
 /// xl_hash_delete: clear_dead_marking u8, is_primary_bucket_page u8. Data of the block: offset numbers.
 fn delete(change: &Change<'_>, page: &mut Page) -> Result<(), RedoError> {
-    let is_dead_flag_cleared = Fields::new("xl_hash_delete", change.main_data()).u8()? != 0;
+    let is_dead_flag_cleared = Fields::new("xl_hash_delete", change.main_data()).flag()?;
     delete_offsets(page, change.block_data())?;
     if is_dead_flag_cleared {
         clear_flags(page, LH_PAGE_HAS_DEAD_TUPLES)?;

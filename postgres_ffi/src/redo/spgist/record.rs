@@ -42,7 +42,7 @@ impl<'a> AddLeaf<'a> {
     pub fn parse(main_data: &'a [u8]) -> Result<Self, RecordError> {
         let mut fields = Fields::new("spgxlogAddLeaf", main_data);
         Ok(AddLeaf {
-            new_page: flag(&mut fields)?,
+            new_page: fields.flag()?,
             nulls_flag: nulls_flag(&mut fields)?,
             offset_no: fields.u16()?,
             head_offset_no: fields.u16()?,
@@ -69,7 +69,7 @@ impl<'a> MoveLeafs<'a> {
     pub fn parse(main_data: &'a [u8]) -> Result<Self, RecordError> {
         let mut fields = Fields::new("spgxlogMoveLeafs", main_data);
         let move_count = usize::from(fields.u16()?);
-        let (new_page, replaces_dead) = (flag(&mut fields)?, flag(&mut fields)?);
+        let (new_page, replaces_dead) = (fields.flag()?, fields.flag()?);
         let nulls_flag = nulls_flag(&mut fields)?;
         fields.align(2);
         let parent = parent_node(&mut fields)?;
@@ -107,7 +107,7 @@ impl<'a> AddNode<'a> {
         Ok(AddNode {
             offset_no: fields.u16()?,
             new_offset_no: fields.u16()?,
-            new_page: flag(&mut fields)?,
+            new_page: fields.flag()?,
             parent_block_id: fields.u8()?,
             parent: parent_node(&mut fields)?,
             state: redirect_state(&mut fields)?,
@@ -132,8 +132,8 @@ impl<'a> SplitTuple<'a> {
         Ok(SplitTuple {
             prefix_offset_no: fields.u16()?,
             postfix_offset_no: fields.u16()?,
-            new_page: flag(&mut fields)?,
-            is_same_page: flag(&mut fields)?,
+            new_page: fields.flag()?,
+            is_same_page: fields.flag()?,
             prefix: inner_tuple(&mut fields)?,
             postfix: inner_tuple(&mut fields)?,
         })
@@ -164,14 +164,14 @@ pub(super) struct PickSplit<'a> {
 impl<'a> PickSplit<'a> {
     pub fn parse(main_data: &'a [u8]) -> Result<Self, RecordError> {
         let mut fields = Fields::new("spgxlogPickSplit", main_data);
-        let is_root_split = flag(&mut fields)?;
+        let is_root_split = fields.flag()?;
         fields.align(2);
         let (delete_count, insert_count) = (usize::from(fields.u16()?), usize::from(fields.u16()?));
-        let (new_source, new_destination) = (flag(&mut fields)?, flag(&mut fields)?);
+        let (new_source, new_destination) = (fields.flag()?, fields.flag()?);
         let inner_offset_no = fields.u16()?;
-        let new_inner = flag(&mut fields)?;
+        let new_inner = fields.flag()?;
         let nulls_flag = nulls_flag(&mut fields)?;
-        let inner_is_parent = flag(&mut fields)?;
+        let inner_is_parent = fields.flag()?;
         fields.align(2);
         Ok(PickSplit {
             is_root_split,
@@ -277,15 +277,11 @@ fn parent_node(fields: &mut Fields<'_>) -> Result<ParentNode, RecordError> {
 /// spgxlogState with the padding before and in it.
 fn redirect_state(fields: &mut Fields<'_>) -> Result<RedirectState, RecordError> {
     fields.align(4);
-    let state = RedirectState { xid: fields.u32()?, is_build: flag(fields)? };
+    let state = RedirectState { xid: fields.u32()?, is_build: fields.flag()? };
     fields.align(4);
     Ok(state)
 }
 
 fn nulls_flag(fields: &mut Fields<'_>) -> Result<u16, RecordError> {
-    Ok(if flag(fields)? { NULLS } else { 0 })
-}
-
-fn flag(fields: &mut Fields<'_>) -> Result<bool, RecordError> {
-    Ok(fields.u8()? != 0)
+    Ok(if fields.flag()? { NULLS } else { 0 })
 }

@@ -1,6 +1,6 @@
 //! Makes records byte by byte. PG: src/backend/access/transam/xloginsert.c, XLogRecordAssemble.
 
-use crate::wal::Compression;
+use crate::wal::{BlockImage, Compression, DecodedBlock, DecodedRecord};
 use crate::{BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, TransactionId};
 
 /// What a record shall say.
@@ -57,6 +57,35 @@ pub struct ImageBuilder {
 }
 
 impl RecordBuilder {
+    /// What `record` says, but for where the record before it starts.
+    pub fn of(record: &DecodedRecord) -> Self {
+        let image_of = |image: &BlockImage| ImageBuilder {
+            bytes: record.image_bytes(image).to_vec(),
+            hole_offset: image.hole_offset,
+            hole_len: image.hole_len,
+            compression: image.compression,
+            apply: image.apply,
+        };
+        let block_of = |block: &DecodedBlock| BlockBuilder {
+            block_id: block.block_id,
+            rel: block.rel,
+            fork: block.fork,
+            block_no: block.block_no,
+            will_init: block.will_init,
+            image: block.image.as_ref().map(image_of),
+            data: record.block_data(block).to_vec(),
+        };
+        RecordBuilder {
+            xid: record.xid,
+            rmid: record.rmid,
+            info: record.info,
+            origin_id: record.origin_id,
+            top_xid: record.top_xid,
+            blocks: record.blocks.iter().map(block_of).collect(),
+            main_data: record.main_data().to_vec(),
+        }
+    }
+
     /// The whole record with the right length and CRC.
     pub fn build(&self, version: PgVersion, prev_lsn: Lsn) -> Vec<u8> {
         let mut record = vec![0; 24];

@@ -7,7 +7,11 @@
 //! | page (8192) if flagged: before the record; else it is zeroes | image (8192) if flagged: as PostgreSQL has it after the record
 //! ```
 
+mod change;
+
 use bytes::{Buf, Bytes};
+
+pub use change::Changes;
 
 use super::{ClusterFacts, PageAddress, RedoError, redo};
 use crate::mask::{Equality, classify, differs_in_gist_flag_alone, equal_after_masking};
