@@ -11,7 +11,7 @@ ROUNDS ?= 200
 MINUTES ?= 30
 
 .NOTPARALLEL:
-.PHONY: help setup build extension test test-only check fmt lint doc tidy deny demo prove-pages prove-clones prove-redo prove-crash long-run bench
+.PHONY: help setup build extension test test-only check fmt lint doc tidy deny demo prove-pages prove-clones prove-redo prove-redo-changed prove-crash long-run bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -83,6 +83,11 @@ prove-redo: ## check native redo against every page image that busy primaries lo
 	$(MAKE) --no-print-directory build
 	$(CARGO_TARGET_DIR)/release/prove-redo --regression $(PAGESERVER_PG_HOME)/regression $(if $(SEED),--seed $(SEED)) \
 	  $(if $(TABLE),--write $(TABLE)) $(foreach version,$(PG),--pg $(version))
+
+prove-redo-changed: ## check native redo against PostgreSQL on changed records and pages: CHANGES=600 of each recorded case, SEED=1
+	$(MAKE) --no-print-directory build
+	PAGESERVER_TEST_CHANGES=$(or $(CHANGES),600) PAGESERVER_TEST_SEED=$(or $(SEED),1) \
+	  $(CARGO) test --release --locked --package pageserver --test redo changed_cases -- --nocapture
 
 bench: build ## every benchmark
 	$(CARGO) bench --workspace --locked --profile release

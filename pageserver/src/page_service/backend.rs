@@ -121,8 +121,13 @@ pub struct ImportProgress {
 /// All timelines of this server.
 pub trait RepositoryBackend: Send + Sync + 'static {
     /// The timeline that `timeline` names: its name, or its 32 hexadecimal digits. With `tenant`, only within that cluster (name or digits).
-    /// Errors: `NotFound`, `Unavailable`, `ShuttingDown`.
+    /// Errors: `NotFound`, `Unavailable`, `ShuttingDown`; `Corrupt`: it could not be opened.
     fn timeline(&self, tenant: Option<&str>, timeline: &str) -> Result<Arc<dyn TimelineBackend>, BackendError>;
+
+    /// How the timeline stands that `timeline` names, also if it could not be opened. Errors: `NotFound`.
+    fn timeline_info(&self, timeline: &str) -> Result<TimelineInfo, BackendError> {
+        Ok(self.timeline(None, timeline)?.info())
+    }
 
     /// Every timeline, in order of name.
     fn timelines(&self) -> Result<Vec<TimelineInfo>, BackendError>;

@@ -45,9 +45,10 @@ impl From<ReadError> for BackendError {
             ReadError::BelowFirstReadable { .. } => BackendErrorKind::InvalidRequest,
             ReadError::NotYet { .. } | ReadError::WaitTimeout { .. } => BackendErrorKind::NotYet,
             ReadError::RelationMissing { .. } | ReadError::Missing { .. } => BackendErrorKind::NotFound,
-            ReadError::Damaged { .. } | ReadError::DamagedKey(_) | ReadError::BaseMissing { .. } => {
-                BackendErrorKind::Corrupt
-            }
+            ReadError::Damaged { .. }
+            | ReadError::DamagedKey(_)
+            | ReadError::BaseMissing { .. }
+            | ReadError::Unopened { .. } => BackendErrorKind::Corrupt,
             ReadError::Redo { source, .. } => match source.kind() {
                 RedoErrorKind::Corrupt => BackendErrorKind::Corrupt,
                 RedoErrorKind::Unavailable => BackendErrorKind::Unavailable,
@@ -193,7 +194,12 @@ impl RepositoryBackend for Repository {
             Some(tenant) => self.timeline_of_tenant(tenant, timeline)?,
             None => self.timeline_named(timeline)?,
         };
+        found.check_here()?;
         Ok(found)
+    }
+
+    fn timeline_info(&self, timeline: &str) -> Result<TimelineInfo, BackendError> {
+        Ok(self.timeline_named(timeline)?.info())
     }
 
     fn timelines(&self) -> Result<Vec<TimelineInfo>, BackendError> {
@@ -217,6 +223,7 @@ impl RepositoryBackend for Repository {
             Some(tenant) => self.timeline_of_tenant(tenant, &request.timeline)?,
             None => self.timeline_named(&request.timeline)?,
         };
+        timeline.check_here()?;
         let request_lsn = request.request_lsn.unwrap_or_else(|| Timeline::last_record_lsn(&timeline));
         let options = BackupOptions { gzip: request.gzip, no_data: request.no_data };
         let begun = Instant::now();
@@ -359,6 +366,7 @@ fn last_error(state: &TimelineState, receiver: Option<ReceiverStatus>) -> Option
             let failed = receiver.filter(|status| matches!(status.state, ReceiverState::Failed { .. }));
             failed.and_then(|status| status.last_error).or_else(|| Some(reason.clone()))
         }
+        (TimelineState::Damaged { reason }, _) => Some(reason.clone()),
         (_, receiver) => receiver.and_then(|status| status.last_error),
     }
 }

@@ -58,6 +58,14 @@ impl Store {
         Ok(Arc::new(TimelineStore::new(Arc::clone(self), state)))
     }
 
+    /// A handle to a timeline that [`Store::timeline`] cannot open, because of `cause`: it takes no versions and gives none, and can be deleted.
+    pub fn timeline_unread(self: &Arc<Self>, timeline: TimelineNo, cause: &str) -> Arc<TimelineStore> {
+        let mut timelines = self.inner.timelines.lock();
+        let new = || Arc::new(TimelineState::unread(timeline, cause));
+        let state = Arc::clone(timelines.entry(timeline).or_insert_with(new));
+        Arc::new(TimelineStore::new(Arc::clone(self), state))
+    }
+
     /// True if there may be versions of the timeline on disk, whether or not it has a watermark.
     pub fn has_files(&self, timeline: TimelineNo) -> bool {
         !self.inner.db.timeline_files(timeline).is_empty()
@@ -72,7 +80,7 @@ impl Store {
     /// Deletes all versions of a timeline, durably. The files that hold nothing else are gone at once, unread: damaged ones too; of others compaction gives the
     /// space back later. After a crash meanwhile call it again, even if there is no watermark any more. Handles to it fail with `TimelineDeleted`
     /// from then on; the number may be used again, as for an import that starts over.
-    /// Errors: `Poisoned`, `TimelineDeleted` when another call is at it.
+    /// Errors: `Corrupt`: RocksDB looks into a damaged file first, and it all stays; `Poisoned`; `TimelineDeleted` when another call is at it.
     ///
     /// Requires: no other timeline reads through this one.
     pub fn delete_timeline(self: &Arc<Self>, timeline: TimelineNo) -> Result<(), StoreError> {
@@ -90,6 +98,9 @@ impl Store {
         inner.memory.cache_back.fetch_sub(queued_bytes, Ordering::Relaxed);
         inner.timelines.lock().remove(&timeline);
         result.map_err(|error| {
+            if error.kind() == rocksdb::ErrorKind::Corruption {
+                return StoreError::Corrupt { detail: error.to_string() }; // Nothing was written.
+            }
             inner.poison(error.to_string());
             StoreError::Poisoned { cause: error.to_string() }
         })

@@ -12,7 +12,7 @@ use super::cache_back::CacheBack;
 use super::carried::Carried;
 use super::inner::JobNo;
 use super::layer_map::LayerMap;
-use super::{LostStretches, StoreError, Watermark};
+use super::{LostStretch, LostStretches, StoreError, Watermark};
 
 /// One timeline in the store.
 pub(super) struct TimelineState {
@@ -66,6 +66,13 @@ impl TimelineState {
             deleted: AtomicBool::new(false),
             damage: OnceLock::new(),
         }
+    }
+
+    /// One of which not even the watermark can be read: all of it is lost, as far as anybody knows.
+    pub fn unread(timeline: TimelineNo, cause: &str) -> Self {
+        let all = LostStretch { after: None, before: None, through_lsn: Lsn::MAX };
+        let state = TimelineState::new(timeline, None, Carried::default(), LostStretches::new(vec![all]));
+        TimelineState { damage: OnceLock::from(cause.to_owned()), ..state }
     }
 
     /// Refuses every later write to this timeline. Err: it was marked before.

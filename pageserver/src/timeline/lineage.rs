@@ -118,9 +118,21 @@ impl Timeline {
         self.gone.load(Ordering::SeqCst)
     }
 
-    /// Errors: [`ReadError::Gone`].
-    pub(super) fn check_here(&self) -> Result<(), ReadError> {
-        if self.is_gone() { Err(ReadError::Gone { timeline: self.metadata().name.clone() }) } else { Ok(()) }
+    /// True when it could not be opened.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damage.is_some()
+    }
+
+    /// Errors: [`ReadError::Gone`], [`ReadError::Unopened`].
+    pub(crate) fn check_here(&self) -> Result<(), ReadError> {
+        let timeline = || self.metadata().name.clone();
+        if self.is_gone() {
+            return Err(ReadError::Gone { timeline: timeline() });
+        }
+        match &self.damage {
+            Some(reason) => Err(ReadError::Unopened { timeline: timeline(), reason: Arc::clone(reason) }),
+            None => Ok(()),
+        }
     }
 
     /// The versions that the object at `request_lsn` is made of, from this timeline and its ancestors, newest first.

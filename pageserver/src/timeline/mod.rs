@@ -73,6 +73,11 @@ pub enum TimelineState {
         /// What happened.
         reason: String,
     },
+    /// It could not be opened: nothing of it can be read, nothing comes in. It keeps its name, its slot, and what it needs of its ancestors.
+    Damaged {
+        /// What could not be read.
+        reason: String,
+    },
 }
 
 impl TimelineState {
@@ -83,6 +88,7 @@ impl TimelineState {
             TimelineState::CatchingUp => "catching up",
             TimelineState::Active => "active",
             TimelineState::Stopped { .. } => "stopped",
+            TimelineState::Damaged { .. } => "damaged",
         }
     }
 }
@@ -104,6 +110,8 @@ pub struct Timeline {
     inherits_all: AtomicBool,
     /// It was deleted, or reset: what it reads from now on may lack versions.
     gone: AtomicBool,
+    /// Why it could not be opened. `None`, nearly always: it could.
+    damage: Option<Arc<str>>,
     redo: Arc<WalRedo>,
     cache: Arc<VersionCache>,
     last_record: SeqWait<Lsn>,
@@ -155,6 +163,7 @@ impl Timeline {
             horizon: Horizon::new(gc_lsn, Vec::new()),
             inherits_all: AtomicBool::new(false),
             gone: AtomicBool::new(false),
+            damage: None,
             redo,
             cache,
             last_record: SeqWait::new(start_lsn),
@@ -178,6 +187,12 @@ impl Timeline {
         self
     }
 
+    /// One that could not be opened.
+    fn damaged(mut self, reason: &str) -> Self {
+        self.damage = Some(reason.into());
+        self
+    }
+
     fn leased_in(mut self, leases: &Arc<Leases>) -> Self {
         self.leases = Some(Arc::clone(leases));
         self
@@ -196,6 +211,9 @@ impl Timeline {
     /// What it is doing. A receiver that cannot go on (our disk is full, a WAL file is damaged) has stopped it, too; so has a store that takes no more writes
     /// or cannot be read, whether or not anything comes in.
     pub fn state(&self) -> TimelineState {
+        if let Some(reason) = &self.damage {
+            return TimelineState::Damaged { reason: reason.to_string() };
+        }
         let state = self.state.read().clone();
         if matches!(state, TimelineState::Active | TimelineState::CatchingUp)
             && let Some(reason) = self.store.trouble()
@@ -259,13 +277,14 @@ impl Timeline {
     }
 
     /// Waits until `request_lsn` has been ingested; the last record's LSN by then.
-    /// Errors: [`ReadError::WaitTimeout`] after the configured time, [`ReadError::ShuttingDown`].
+    /// Errors: [`ReadError::WaitTimeout`] after the configured time, [`ReadError::ShuttingDown`]; the timeline could not be opened.
     pub fn wait_lsn(&self, request_lsn: Lsn) -> Result<Lsn, ReadError> {
         self.wait_lsn_for(request_lsn, self.wait_lsn_timeout)
     }
 
     /// As [`Timeline::wait_lsn`], with a time of the caller's.
     pub fn wait_lsn_for(&self, request_lsn: Lsn, timeout: Duration) -> Result<Lsn, ReadError> {
+        self.check_here()?;
         let deadline = Instant::now().checked_add(timeout);
         let left = || deadline.map_or(timeout, |deadline| deadline.saturating_duration_since(Instant::now()));
         let inherited = self.wait_for_ancestors(request_lsn, left);

@@ -104,6 +104,16 @@ pub enum ReadError {
         /// Its name.
         timeline: String,
     },
+    /// What the timeline is opened with could not be read when the server started.
+    #[error(
+        "Read error: the timeline could not be opened at the start of the server; stop it and let `pageserver mend` tell what is left. timeline=`{timeline}`: {reason}"
+    )]
+    Unopened {
+        /// Its name.
+        timeline: String,
+        /// What could not be read.
+        reason: Arc<str>,
+    },
     /// The server is shutting down.
     #[error("shutdown")]
     ShuttingDown,

@@ -34,7 +34,7 @@ use keyenc::{Key, Object};
 use parking_lot::{Mutex, RwLock};
 use postgres_ffi::control_file::{ControlFile, ControlFileError};
 use postgres_ffi::{Lsn, PgVersion};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::backlog::Backlog;
 use super::gc::GcError;
@@ -45,8 +45,8 @@ use super::{ReadError, TenantId, TimeError, Timeline, TimelineId, TimelineIngest
 use crate::config::Config;
 use crate::failpoint::Failpoint;
 use crate::import::ImportError;
-use crate::redo::{EngineReport, RedoStats, WalRedo};
-use crate::replication::ReplicationError;
+use crate::redo::{EngineReport, NoEngine, RedoConfig, RedoStats, WalRedo};
+use crate::replication::{ReplicationError, one_line};
 use crate::store::{Gathered, Store, StoreConfig, StoreError, StoreStats, TimelineStore};
 use crate::wal::WalFileError;
 use crate::wal_receiver::{ReceiverError, WalReceiver};
@@ -277,7 +277,7 @@ impl Repository {
         Ok(found)
     }
 
-    /// Opens ancestors before their branches.
+    /// Opens ancestors before their branches. One that is damaged is there all the same, with its branches: it keeps what it needs, and keeps nobody else from opening.
     fn open_timelines(&self, mut metadata: Vec<TimelineMetadata>) -> Result<(), RepositoryError> {
         while !metadata.is_empty() {
             let count_before = metadata.len();
@@ -285,7 +285,7 @@ impl Repository {
             for one in metadata {
                 match &one.ancestor {
                     Some(ancestor) if !self.timelines.read().contains_key(&ancestor.timeline_id) => later.push(one),
-                    _ => drop(self.open_timeline(one)?),
+                    _ => self.open_at_start(one)?,
                 }
             }
             if later.len() == count_before {
@@ -298,6 +298,35 @@ impl Repository {
         Ok(())
     }
 
+    fn open_at_start(&self, metadata: TimelineMetadata) -> Result<(), RepositoryError> {
+        match self.make_timeline(metadata.clone()) {
+            Ok(timeline) => self.show_timeline(&timeline),
+            Err(error) if is_damage(&error) => {
+                let reason = one_line(&error);
+                error!(timeline = %metadata.name, timeline_id = %metadata.timeline_id, reason, "a timeline cannot be opened; the others go on without it");
+                let damaged = Arc::new(self.damaged_timeline(metadata, &reason)?);
+                self.timelines.write().insert(damaged.metadata().timeline_id, damaged);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn damaged_timeline(&self, metadata: TimelineMetadata, reason: &str) -> Result<Timeline, RepositoryError> {
+        let ancestors = self.ancestors_of(&metadata)?;
+        let no = metadata.timeline_no();
+        let store = self.store.timeline(no).unwrap_or_else(|_| self.store.timeline_unread(no, reason));
+        let redo = WalRedo::start(&RedoConfig { threads: 1, ..RedoConfig::default() }, Arc::new(NoEngine));
+        let timeline = Timeline::new(metadata, store, ancestors, redo, Arc::clone(&self.cache), &self.config);
+        Ok(timeline.leased_in(&self.leases).damaged(reason))
+    }
+
+    /// Nearest first, each with the LSN up to which its versions are the branch's too.
+    fn ancestors_of(&self, metadata: &TimelineMetadata) -> Result<Vec<(Arc<Timeline>, Lsn)>, RepositoryError> {
+        let Some(ancestor) = &metadata.ancestor else { return Ok(Vec::new()) };
+        Ok(Lineage::ancestors_of_branch(&self.timeline(ancestor.timeline_id)?, ancestor.lsn))
+    }
+
     fn open_timeline(&self, metadata: TimelineMetadata) -> Result<Arc<Timeline>, RepositoryError> {
         let timeline = self.make_timeline(metadata)?;
         self.show_timeline(&timeline);
@@ -306,10 +335,8 @@ impl Repository {
 
     /// A timeline that nobody else knows of yet.
     fn make_timeline(&self, metadata: TimelineMetadata) -> Result<Arc<Timeline>, RepositoryError> {
-        let ancestors = match &metadata.ancestor {
-            Some(ancestor) => Lineage::ancestors_of_branch(&self.timeline(ancestor.timeline_id)?, ancestor.lsn),
-            None => Vec::new(),
-        };
+        let ancestors = self.ancestors_of(&metadata)?;
+        ancestors.iter().try_for_each(|(ancestor, _)| ancestor.check_here())?;
         let store = self.store.timeline(metadata.timeline_no())?;
         let control_file = self.control_file(&metadata, &store, &ancestors)?;
         let redo = self.redo_of(&metadata, &control_file);
@@ -440,12 +467,27 @@ impl Repository {
         receivers.iter_mut().for_each(WalReceiver::request_stop);
         receivers.into_iter().for_each(WalReceiver::stop);
         for timeline in self.timelines() {
+            if timeline.is_damaged() {
+                continue;
+            }
             if timeline.store.watermark().is_some() {
                 timeline.store.flush(true)?;
             }
             info!(timeline = %timeline.metadata().name, durable_lsn = ?timeline.durable_lsn(), "flushed");
         }
         Ok(())
+    }
+}
+
+/// True for what is wrong with one timeline alone: something that it is opened with cannot be read, its ancestor's included.
+fn is_damage(error: &RepositoryError) -> bool {
+    match error {
+        RepositoryError::Store(error) => {
+            matches!(error, StoreError::Corrupt { .. } | StoreError::Read { .. } | StoreError::Lost { .. })
+        }
+        RepositoryError::ControlFileMissing { .. } | RepositoryError::ControlFile(_) => true,
+        RepositoryError::Read(ReadError::Unopened { .. }) => true,
+        _ => false,
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Finding {
 pub(super) mod advice {
     /// A file of the store is damaged.
     pub const RESTORE_STORE: &str = "stop the server and run `pageserver mend`: it keeps all that can be read, and ingests again what our WAL still has; or take a copy of the data directory";
+    /// A timeline that could not be opened.
+    pub const UNOPENED: &str = "stop the server and run `pageserver mend`: it tells what is left of it; or pagectl timeline delete (branches first), and import its primary anew";
     /// What a mend had to leave out.
     pub const LOST: &str = "each object in it can be read again from its next image on: after a CHECKPOINT on the primary, the first change of a page brings one";
     /// A damaged file has stopped compaction.

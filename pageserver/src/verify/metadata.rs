@@ -29,6 +29,10 @@ pub(super) fn check(job: &mut Job<'_>, timelines: &[Arc<Timeline>]) -> Result<()
 /// A timeline's metadata and its store.
 fn check_agreement(job: &mut Job<'_>, timeline: &Arc<Timeline>) -> Result<(), VerifyError> {
     let metadata = timeline.metadata();
+    if let TimelineState::Damaged { reason } = timeline.state() {
+        let (name, what) = (metadata.name.clone(), format!("could not be opened: {reason}"));
+        return job.found(&finding(Some(name), "the timeline".to_owned(), None, what, advice::UNOPENED));
+    }
     let mut wrong = |object: &str, what: String| {
         let what_to_do = advice::DISAGREE;
         job.found(&finding(Some(metadata.name.clone()), object.to_owned(), None, what, what_to_do))

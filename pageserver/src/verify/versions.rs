@@ -95,7 +95,7 @@ fn owners_of(job: &Job<'_>) -> Result<HashMap<TimelineNo, Owner>, VerifyError> {
             is_branch: branch_lsn.is_some(),
             floor_lsn: branch_lsn.or(start_lsn).unwrap_or(Lsn::ZERO),
             is_in_transit: false,
-            lost: timeline.lost().clone(),
+            lost: if timeline.is_damaged() { LostStretches::default() } else { timeline.lost().clone() },
         };
         (metadata.timeline_no(), owner)
     });

@@ -14,5 +14,6 @@ mod flips;
 mod mend;
 mod paused;
 mod repair;
+mod unopened;
 
 mod disk;

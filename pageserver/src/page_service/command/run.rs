@@ -28,7 +28,7 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
     match command {
         Command::Help => help(rows),
         Command::TimelineList => repository.timelines()?.iter().try_for_each(|info| rows.row(&timeline_row(info))),
-        Command::TimelineShow { timeline } => timeline_show(&repository.timeline(None, timeline)?.info(), rows),
+        Command::TimelineShow { timeline } => timeline_show(&repository.timeline_info(timeline)?, rows),
         Command::LastRecordLsn { timeline } => selected(repository, timeline)?
             .iter()
             .try_for_each(|info| rows.row(&[info.name.as_str().into(), lsn(Some(info.last_record_lsn))])),
@@ -37,7 +37,13 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         }
         Command::Sizes { timeline, at } => {
             for info in selected(repository, timeline)? {
-                sizes(&info.name, &*repository.timeline(None, &info.id)?, *at, rows)?;
+                match repository.timeline(None, &info.id) {
+                    // The others have sizes all the same.
+                    Err(error) if timeline.is_none() && error.kind == BackendErrorKind::Corrupt => {
+                        rows.notice(&error.message)?;
+                    }
+                    found => sizes(&info.name, &*found?, *at, rows)?,
+                }
             }
             Ok(())
         }
@@ -103,7 +109,7 @@ fn help(rows: &mut Rows<'_>) -> Result<(), Failure> {
 /// One timeline by name, or all.
 fn selected(repository: &dyn RepositoryBackend, timeline: &Option<String>) -> Result<Vec<TimelineInfo>, BackendError> {
     match timeline {
-        Some(timeline) => Ok(vec![repository.timeline(None, timeline)?.info()]),
+        Some(timeline) => Ok(vec![repository.timeline_info(timeline)?]),
         None => repository.timelines(),
     }
 }

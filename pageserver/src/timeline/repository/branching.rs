@@ -83,6 +83,7 @@ impl Repository {
         asked: &Arc<Timeline>,
         point: BranchPoint,
     ) -> Result<Found, RepositoryError> {
+        asked.check_here()?;
         let timeline = || asked.metadata().name.clone();
         if let state @ (TimelineState::Importing | TimelineState::CatchingUp) = asked.state() {
             return Err(BranchError::NotReadableYet { timeline: timeline(), state: state.name() }.into());

@@ -326,6 +326,7 @@ impl Repository {
 
     /// Horizon and pins as they should be now. `None`: nothing of the timeline's own lies below.
     fn plan(&self, timeline: &Timeline) -> Result<Option<Plan>, RepositoryError> {
+        timeline.check_here()?;
         let state_is_whole = matches!(timeline.state(), TimelineState::Active | TimelineState::Stopped { .. });
         let Some(watermark) = timeline.store.watermark().filter(|_| state_is_whole && timeline.inherits_all()) else {
             return Ok(None);
@@ -409,6 +410,9 @@ impl Repository {
 
     /// True when a pass would give back something worth it.
     fn is_due(&self, timeline: &Timeline) -> Result<bool, RepositoryError> {
+        if timeline.is_damaged() {
+            return Ok(false);
+        }
         let Some(plan) = self.plan(timeline)? else { return Ok(false) };
         let Some(GcDone { swept_lsn: Some(swept_lsn), swept_pins, .. }) = timeline.metadata().gc.clone() else {
             return Ok(true);

@@ -99,7 +99,7 @@ impl Repository {
                 .and_then(|()| std::fs::create_dir(&wal_dir))
                 .map_err(|source| RepositoryError::Io { doing: "empty the WAL of a branch", path: wal_dir, source })?;
             Failpoint::ResetWalEmptied.pass();
-            self.take_away_versions(old_no, false)?;
+            self.take_away_or_leave(old_no, false)?;
             Failpoint::ResetVersionsGone.pass();
         }
         clear_mark(dir, RESETTING)

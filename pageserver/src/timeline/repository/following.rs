@@ -28,16 +28,17 @@ use crate::wal_receiver::{KeptWal, ReceiverConfig, SinkError, WalReceiver, WalSi
 const READ_BYTES: usize = 1 << 20;
 
 impl Repository {
-    /// Starts to follow the primary of every timeline that has one. Errors: the WAL files of a timeline cannot be used.
+    /// Starts to follow the primary of every timeline that has one. Errors: a thread cannot be started.
     ///
-    /// A timeline whose ingest cannot begin, since what it reads first is damaged or lost, is stopped with the reason; the others go on.
+    /// A timeline whose ingest cannot begin, since what it reads first or its WAL on disk is damaged or lost, is stopped with the reason; the others go on.
     pub fn follow_primaries(&self) -> Result<(), RepositoryError> {
         self.timelines().iter().try_for_each(|timeline| match self.follow_if_nobody_feeds(timeline) {
-            Err(RepositoryError::Ingest(error)) => {
+            Err(error @ RepositoryError::Thread(_)) => Err(error),
+            Err(error) => {
                 timeline.stop(&error);
                 Ok(())
             }
-            outcome => outcome,
+            Ok(()) => Ok(()),
         })
     }
 
@@ -55,7 +56,7 @@ impl Repository {
     pub(super) fn follow(&self, timeline: &Arc<Timeline>) -> Result<(), RepositoryError> {
         let metadata = timeline.metadata();
         let Some(primary) = &metadata.primary else { return Ok(()) };
-        if self.is_closing.load(Ordering::SeqCst) {
+        if timeline.is_damaged() || self.is_closing.load(Ordering::SeqCst) {
             return Ok(());
         }
         if !timeline.inherits_all() {
@@ -85,6 +86,7 @@ impl Repository {
         let _: ConnInfo = conninfo.parse().map_err(ReplicationError::from)?;
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
+        timeline.check_here()?;
         let slot = format!("pageserver_{}", timeline.metadata().timeline_id);
         let primary = Primary { conninfo: conninfo.to_owned(), slot: slot.clone() };
         let before = timeline.metadata().primary.clone();
@@ -114,6 +116,7 @@ impl Repository {
         let Some(primary) = timeline.metadata().primary.clone() else {
             return Ok(Changed { timeline, notices: vec!["it followed nobody".to_owned()] });
         };
+        timeline.check_here()?; // Its slot has what a mended store needs.
         if !timeline.inherits_all() {
             let (timeline, state) = (timeline.metadata().name.clone(), timeline.state().name());
             return Err(BranchError::NotReadableYet { timeline, state }.into());

@@ -14,6 +14,7 @@ use tracing::warn;
 use super::branching::NEW_DIR_PREFIX;
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
+use crate::store::StoreError;
 
 /// An import is under way.
 pub(super) const IMPORTING: &str = "importing";
@@ -75,10 +76,22 @@ impl Repository {
     /// Ends what the mark `name` in `dir` has begun: the versions go, then the directory.
     pub(super) fn take_away(&self, dir: &Path, name: &str) -> Result<(), RepositoryError> {
         if let Some(no) = read_mark(dir, name)? {
-            self.take_away_versions(no, name == IMPORTING)?;
+            self.take_away_or_leave(no, name == IMPORTING)?;
         }
         Failpoint::DeleteVersionsGone.pass();
         self.remove_timeline_dir(dir)
+    }
+
+    /// As [`Repository::take_away_versions`]. Versions that cannot be deleted, because a file of the store is damaged, are nobody's from now on: that is no reason to keep
+    /// the timeline, nor for the server not to start.
+    pub(super) fn take_away_or_leave(&self, no: TimelineNo, unpublished: bool) -> Result<(), RepositoryError> {
+        match self.take_away_versions(no, unpublished) {
+            Err(RepositoryError::Store(error @ StoreError::Corrupt { .. })) => {
+                warn!(timeline_no = no.0, %error, "versions of a deleted timeline stay in a damaged file of the store; `pageserver mend` leaves them out");
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     /// `unpublished`: there may be versions in memory without a watermark, as of an import. A branch gets its watermark before its first version. On disk there may

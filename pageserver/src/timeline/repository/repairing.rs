@@ -41,6 +41,7 @@ impl Repository {
     /// begins again. Errors: the primary does not have them, what it sends is no WAL that goes on, the disk.
     pub(crate) fn fetch_segments(&self, timeline: &Arc<Timeline>, segment_nos: &[u64]) -> Result<(), RepositoryError> {
         let _changes = self.changes.lock();
+        timeline.check_here()?;
         let Some(primary) = timeline.metadata().primary.clone() else { return Ok(()) };
         let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
         let layout = self.wal_layout(timeline);

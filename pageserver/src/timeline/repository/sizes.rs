@@ -83,8 +83,12 @@ impl Repository {
         let last_record_lsn = timeline.last_record_lsn();
         let logical = match timeline.logical_size(request_lsn.unwrap_or(last_record_lsn)) {
             Ok(size) => Some(size),
-            // Its import is under way, or its ancestor's WAL has not come again.
-            Err(ReadError::BelowFirstReadable { .. } | ReadError::NotYet { .. }) if request_lsn.is_none() => None,
+            // Its import is under way, its ancestor's WAL has not come again, or it could not be opened.
+            Err(ReadError::BelowFirstReadable { .. } | ReadError::NotYet { .. } | ReadError::Unopened { .. })
+                if request_lsn.is_none() =>
+            {
+                None
+            }
             Err(error) => return Err(error.into()),
         };
         let first_lsn = timeline.first_readable_lsn().unwrap_or(last_record_lsn);

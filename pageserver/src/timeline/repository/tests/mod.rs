@@ -2,6 +2,7 @@
 
 mod collecting;
 mod crashes;
+mod damaged;
 mod leases;
 mod model;
 mod readers;

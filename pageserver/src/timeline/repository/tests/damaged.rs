@@ -1,0 +1,156 @@
+//! Goal: what cannot be opened keeps nobody else from opening, answers nothing, and loses nothing that it still needs.
+//! Method: one file of the store after the other is damaged where a watermark stands, and mended by putting its bytes back.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use super::super::*;
+use super::rig::*;
+use crate::timeline::gc::{OwnRetention, RetentionTime, WalSize};
+use crate::timeline::{BranchPoint, ReadError, TimelineState};
+
+fn at(n: u64) -> Lsn {
+    Lsn::new(START_LSN.as_u64() + n * 8)
+}
+
+/// `main` with two branches, one of which has versions of its own, and `other`, all in files.
+fn cluster(dir: &tempfile::TempDir) {
+    // Compaction is off for as long as there is such a file: files stay as flushes have made them.
+    fs::create_dir(dir.path().join("store")).unwrap();
+    fs::write(dir.path().join("store/compaction_paused"), "").unwrap();
+    let repository = open(dir);
+    let main = import(&repository, "main");
+    let other = import(&repository, "other");
+    for n in 1..=20 {
+        for timeline in [&main, &other] {
+            write(&repository, timeline, at(n), &[Write::Size(0, Some(1)), Write::Block(0, 0, n)]);
+        }
+    }
+    let branch = repository.create_branch("branch", "main", BranchPoint::Lsn(at(5))).unwrap().timeline;
+    repository.create_branch("empty", "branch", BranchPoint::Last).unwrap();
+    write(&repository, &branch, at(6), &[Write::Block(0, 0, 600)]);
+    repository.shutdown().unwrap();
+}
+
+fn tag(repository: &Repository, name: &str, n: u64) -> Result<u64, ReadError> {
+    let found = repository.timeline_named(name).unwrap().get_page_at_lsn(block(0, 0), at(n))?;
+    Ok(u64::from_be_bytes(found[..8].try_into().unwrap()))
+}
+
+/// SST files whose first block, which begins with the watermark of a timeline, is made unreadable; and their bytes as they were.
+fn damaged_files(dir: &Path) -> impl Iterator<Item = (PathBuf, Vec<u8>)> {
+    let files = fs::read_dir(dir.join("store/rocksdb")).unwrap().map(|entry| entry.unwrap().path());
+    let ssts: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "sst")).collect();
+    assert!(ssts.len() >= 3, "{ssts:?}");
+    ssts.into_iter().map(|path| {
+        let whole = fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        damaged[16..32].fill(0xA5);
+        fs::write(&path, damaged).unwrap();
+        (path, whole)
+    })
+}
+
+fn is_damaged(repository: &Repository, name: &str) -> bool {
+    matches!(repository.timeline_named(name).unwrap().state(), TimelineState::Damaged { .. })
+}
+
+#[test]
+fn a_damaged_timeline_keeps_no_other_from_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    cluster(&dir);
+    let mut damaged = std::collections::BTreeSet::new();
+    for (path, whole) in damaged_files(dir.path()) {
+        let repository = open(&dir);
+        for (name, n, expected, depends_on) in [
+            ("main", 20, 20, &["main"][..]),
+            ("other", 20, 20, &["other"]),
+            ("branch", 6, 600, &["main", "branch"]),
+            ("empty", 5, 5, &["main", "branch"]),
+        ] {
+            let found = tag(&repository, name, n);
+            if depends_on.iter().any(|name| is_damaged(&repository, name)) {
+                assert!(is_damaged(&repository, name), "{name}");
+                assert!(matches!(found, Err(ReadError::Unopened { .. })), "{name}: {found:?}");
+                let timeline = repository.timeline_named(name).unwrap();
+                assert!(matches!(timeline.wait_lsn(at(1000)), Err(ReadError::Unopened { .. })), "nobody waits");
+                let refused = repository.create_branch("new", name, BranchPoint::Last).err().unwrap();
+                assert!(matches!(refused, RepositoryError::Read(ReadError::Unopened { .. })), "{refused}");
+                assert!(repository.lease(name, at(n), LEASE_DEFAULT).is_err());
+                assert!(repository.follow_primary(name, "host=127.0.0.1").is_err());
+                assert!(matches!(repository.begin_import(name), Err(RepositoryError::NameTaken { .. })));
+                assert!(repository.timeline_sizes(name, None).unwrap().logical.is_none());
+                damaged.insert(name);
+            } else {
+                assert_eq!(found.unwrap(), expected, "{name}");
+                let timeline = repository.timeline_named(name).unwrap();
+                write(&repository, &timeline, at(100), &[Write::Block(0, 0, 7)]);
+                assert_eq!(tag(&repository, name, 100).unwrap(), 7);
+            }
+        }
+        repository.follow_primaries().unwrap();
+        // Nothing of it is nobody's.
+        for timeline in repository.timelines() {
+            repository.delete_orphans(timeline.timeline_no()).unwrap();
+        }
+        drop(repository); // Nothing of what was just written was flushed.
+        fs::write(path, whole).unwrap();
+    }
+    assert_eq!(damaged.into_iter().collect::<Vec<_>>(), ["branch", "empty", "main", "other"]);
+    let repository = open(&dir);
+    assert_eq!((tag(&repository, "main", 20).unwrap(), tag(&repository, "empty", 5).unwrap()), (20, 5));
+}
+
+#[test]
+fn a_damaged_branch_keeps_what_it_reads_of_its_ancestor() {
+    let dir = tempfile::tempdir().unwrap();
+    cluster(&dir);
+    let mut removed = 0;
+    for (path, whole) in damaged_files(dir.path()) {
+        let repository = open(&dir);
+        if is_damaged(&repository, "branch") && !is_damaged(&repository, "main") {
+            let main = repository.timeline_named("main").unwrap();
+            let keep = OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(8)) };
+            repository.set_retention("main", Some(keep)).unwrap();
+            let report = repository.collect_garbage("main", false, &mut |_, _| ControlFlow::Continue(())).unwrap();
+            assert_eq!(report.horizon_lsn, Some(at(19)));
+            removed += report.counts.total().versions;
+            let readable: Vec<u64> = (1..=20).filter(|n| tag(&repository, "main", *n).is_ok()).collect();
+            assert_eq!(readable, [5, 19, 20]);
+            let refused = repository.delete_timeline("main").err().unwrap();
+            assert!(matches!(refused, RepositoryError::Branch(BranchError::HasBranches { .. })), "{refused}");
+            main.store.flush(true).unwrap();
+        }
+        repository.shutdown().unwrap();
+        drop(repository);
+        if path.exists() {
+            fs::write(path, whole).unwrap();
+        }
+    }
+    assert!(removed > 30, "{removed}");
+    let repository = open(&dir);
+    assert_eq!((tag(&repository, "branch", 6).unwrap(), tag(&repository, "branch", 5).unwrap()), (600, 5));
+}
+
+#[test]
+fn a_damaged_timeline_can_be_deleted_and_its_branches_first() {
+    let dir = tempfile::tempdir().unwrap();
+    cluster(&dir);
+    for (path, whole) in damaged_files(dir.path()) {
+        let repository = open(&dir);
+        let is_main_alone = is_damaged(&repository, "main") && !is_damaged(&repository, "other");
+        drop(repository);
+        if is_main_alone {
+            break;
+        }
+        fs::write(path, whole).unwrap();
+    }
+    for name in ["empty", "branch", "main"] {
+        open(&dir).delete_timeline(name).unwrap();
+    }
+    let repository = open(&dir);
+    assert_eq!(repository.timelines().iter().map(|it| it.metadata().name.clone()).collect::<Vec<_>>(), ["other"]);
+    assert_eq!(tag(&repository, "other", 20).unwrap(), 20);
+}
