@@ -87,10 +87,10 @@ pub struct TimelineInfo {
     pub pg_version: Option<PgVersion>,
     /// Name of the timeline it branched from, and where.
     pub ancestor: Option<(String, Lsn)>,
-    /// Nothing below is readable (end of the base backup, GC horizon).
-    pub first_readable_lsn: Lsn,
-    /// End of the last record that is readable.
-    pub last_record_lsn: Lsn,
+    /// Nothing below is readable (end of the base backup, GC horizon). `None`: it could not be opened.
+    pub first_readable_lsn: Option<Lsn>,
+    /// End of the last record that is readable. `None`: it could not be opened.
+    pub last_record_lsn: Option<Lsn>,
     /// Everything up to here is in the store and survives a crash without the WAL.
     pub durable_lsn: Option<Lsn>,
     /// End of the WAL that is fsynced on our disk.

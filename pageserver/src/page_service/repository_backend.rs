@@ -376,6 +376,7 @@ impl TimelineBackend for Timeline {
         let metadata = self.metadata();
         let receiver = self.receiver_status();
         let state = self.state();
+        let known = |lsn| (!self.is_damaged()).then_some(lsn);
         TimelineInfo {
             tenant: metadata.tenant_id.to_string(),
             id: metadata.timeline_id.to_string(),
@@ -383,9 +384,9 @@ impl TimelineBackend for Timeline {
             state: state.name().to_string(),
             pg_version: Some(metadata.cluster.pg_version),
             ancestor: self.nearest_ancestor().map(|(ancestor, lsn)| (ancestor.metadata().name.clone(), lsn)),
-            first_readable_lsn: Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX),
-            last_record_lsn: Timeline::last_record_lsn(self),
-            durable_lsn: self.durable_lsn(),
+            first_readable_lsn: known(Timeline::first_readable_lsn(self).unwrap_or(Lsn::MAX)),
+            last_record_lsn: known(Timeline::last_record_lsn(self)),
+            durable_lsn: self.durable_lsn().and_then(known),
             received_lsn: receiver.as_ref().and_then(|status| status.flushed_lsn),
             oldest_wal: receiver
                 .as_ref()

@@ -7,7 +7,7 @@ use postgres_ffi::Lsn;
 use super::backend::{BackendError, ImportProgress};
 use super::message::{Column, Value};
 use super::timeline_change::OnProgress;
-use crate::timeline::{LogicalSize, Pin, Repository, TimelineSizes};
+use crate::timeline::{LogicalSize, Pin, ReadError, Repository, RepositoryError, TimelineSizes};
 
 /// `SIZE [name] [AT lsn] [PINS]`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,10 @@ pub(super) fn apply(
     let mut rows = Vec::with_capacity(all.len());
     for sizes in all {
         let pinned_bytes = match command.pins {
-            true => Some(repository.pinned_bytes(&sizes.timeline, &mut on_progress)?),
+            true => match repository.pinned_bytes(&sizes.timeline, &mut on_progress) {
+                Err(RepositoryError::Read(ReadError::Unopened { .. })) if command.timeline.is_none() => None,
+                pinned_bytes => Some(pinned_bytes?),
+            },
             false => None,
         };
         rows.push(row(&sizes, pinned_bytes));

@@ -9,7 +9,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -75,6 +75,8 @@ pub(super) struct Db {
     pause: CompactionPause,
     /// Held during an ingestion: what one changed in the MANIFEST is known.
     ingesting: Mutex<()>,
+    /// An ingestion failed, and the MANIFEST may have it all the same.
+    manifest_in_doubt: AtomicBool,
 }
 
 impl Db {
@@ -122,6 +124,7 @@ impl Db {
             level0_files_max: config.level0_files_max.into(),
             pause,
             ingesting: Mutex::default(),
+            manifest_in_doubt: AtomicBool::new(false),
         };
         db.warn_if_paused();
         Ok(db)
@@ -315,10 +318,21 @@ impl Db {
         let _one_at_a_time = self.ingesting.lock();
         let before = ManifestBefore::now(&self.rocks_dir);
         let ingested = self.rocks.ingest_external_file_cf_opts(self.versions(), &options, files.to_vec());
-        ingested.inspect_err(|_| match (&before, self.rocks_dir.parent()) {
-            (Ok(before), Some(dir)) => before.mark_if_changed(dir, &self.rocks_dir),
-            (before, _) => tracing::error!(?before, "the MANIFEST could not be looked at"),
+        ingested.inspect_err(|_| {
+            let in_doubt = match (&before, self.rocks_dir.parent()) {
+                (Ok(before), Some(dir)) => before.mark_if_changed(dir, &self.rocks_dir),
+                (before, _) => {
+                    tracing::error!(?before, "the MANIFEST could not be looked at");
+                    true
+                }
+            };
+            self.manifest_in_doubt.fetch_or(in_doubt, Ordering::SeqCst);
         })
+    }
+
+    /// True if an ingestion failed that the MANIFEST may have all the same: nothing more may be written before the store is opened again.
+    pub fn manifest_is_in_doubt(&self) -> bool {
+        self.manifest_in_doubt.load(Ordering::SeqCst)
     }
 
     /// Files that overlap in level 0.

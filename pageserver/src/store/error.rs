@@ -36,6 +36,16 @@ pub enum StoreError {
         /// File, offset and check that failed, as far as known.
         detail: String,
     },
+    /// What is stored has a format that this release does not know. Nothing is damaged: start the release that wrote it.
+    #[error(
+        "the store has {what} of a format that this release does not know; start the release that wrote it. format=`{format}`"
+    )]
+    UnknownFormat {
+        /// What has it.
+        what: &'static str,
+        /// The format.
+        format: u8,
+    },
     /// Versions that the answer may have depended on were lost; see `pageserver mend`. Other objects, and this one behind its next image, can be read.
     #[error(
         "records of this object are lost: they stood in a part of the store that could not be read and was taken out; it can be read again from the next image of it on that lies above the LSN up to which they are lost. key=`{key}`, lost_through_lsn=`{through_lsn}`"

@@ -3,7 +3,8 @@
 //! When RocksDB cannot sync the MANIFEST it takes the files of the ingestion back, though the record that names them may be on disk all the same; such a store does not open, or opens and
 //! meets the missing file later. Who asked for the ingestion was told that it failed. So its record goes before RocksDB is opened again.
 //!
-//! - The mark says how long the MANIFEST was before; it is set only if the MANIFEST has grown since. Ingestions come one after the other.
+//! - The mark says how long the MANIFEST was before; it is set only if an ingestion may stand behind that. Ingestions come one after the other, and after one that is marked there is none
+//!   before the store is opened again. (RocksDB reserves file numbers in the MANIFEST before it looks whether it can take the files: that is no ingestion yet.)
 //! - **Never:** a record goes that is before that, that is no ingestion's, or all of whose files are there. What follows it in the same MANIFEST was written with it or not at all, and goes
 //!   too: after a failed sync RocksDB writes nothing more to that MANIFEST (version_set.cc, ProcessManifestWrites).
 //! - The MANIFEST as it was stays as `<dir>/MANIFEST-N.taken-back`.
@@ -48,17 +49,34 @@ impl ManifestBefore {
         Ok(ManifestBefore { format: Self::FORMAT, manifest, length })
     }
 
-    /// Sets the mark in `dir`, durably, if the MANIFEST has grown. Best effort: the disk fails just now; without it the store may not open.
-    pub fn mark_if_changed(&self, dir: &Path, rocks_dir: &Path) {
-        let mark = || match Self::now(rocks_dir)? {
-            now if now.manifest == self.manifest && now.length > self.length => {
-                sealed_file::write_without_failpoints(&dir.join(FILE_NAME), self)
+    /// Sets the mark in `dir`, durably, if the MANIFEST may have the ingestion. Best effort: the disk fails just now; without it the store may not open.
+    /// False: the MANIFEST has nothing of it, and nothing need be taken back.
+    #[must_use]
+    pub fn mark_if_changed(&self, dir: &Path, rocks_dir: &Path) -> bool {
+        let mark = || {
+            let is_there = self.may_have_ingestion(rocks_dir)?;
+            if is_there {
+                sealed_file::write_without_failpoints(&dir.join(FILE_NAME), self)?;
             }
-            _ => Ok(()),
+            Ok(is_there)
         };
-        if let Err(error) = mark() {
+        mark().unwrap_or_else(|error: io::Error| {
             tracing::error!(%error, dir = %dir.display(), "the mark of a failed ingestion cannot be set");
+            true
+        })
+    }
+
+    /// True if behind the length there is a record of an ingestion, or one that is not whole.
+    fn may_have_ingestion(&self, rocks_dir: &Path) -> io::Result<bool> {
+        let now = Self::now(rocks_dir)?;
+        if now.manifest != self.manifest || now.length <= self.length {
+            return Ok(false);
         }
+        let log = fs::read(rocks_dir.join(&self.manifest))?;
+        let records = manifest::records(&log);
+        let is_whole = records.last().is_some_and(|last| last.end == log.len());
+        let mut behind = records.iter().filter(|record| record.start as u64 >= self.length);
+        Ok(!is_whole || behind.any(|record| manifest::files_ingested(&record.payload).is_some()))
     }
 }
 
@@ -163,21 +181,39 @@ mod tests {
         rig.append(&addition(11)); // Acknowledged, and its file is lost: damage, which stays.
         let whole = rig.log();
         let before = ManifestBefore::now(&rig.rocks_dir()).expect("read");
-        before.mark_if_changed(rig.dir.path(), &rig.rocks_dir());
-        assert!(!rig.dir.path().join(FILE_NAME).exists(), "nothing was written");
+        let mark = || before.mark_if_changed(rig.dir.path(), &rig.rocks_dir());
+        let is_marked = || rig.dir.path().join(FILE_NAME).exists();
+        assert!(!mark() && !is_marked(), "nothing was written");
+        rig.append(&[3, 20]);
+        assert!(!mark() && !is_marked(), "file numbers were reserved");
+        let whole_with_numbers = rig.log();
         rig.append(&addition(12));
         rig.append(&[6, 6, 3, 103, 6, 13, 77, 1, 65, 1, 66, 8, 8, 1, 200, 1, 1]); // A compaction that was written with it.
         let failed = rig.log();
         assert_eq!(rig.take_back(), failed, "no mark");
-        before.mark_if_changed(rig.dir.path(), &rig.rocks_dir());
+        assert!(mark() && is_marked());
         rig.make_file(12);
         assert_eq!(rig.take_back(), failed, "the file is there");
         fs::remove_file(rig.rocks_dir().join("000012.sst")).expect("removed");
-        assert_eq!(rig.take_back(), whole);
+        assert_eq!(rig.take_back(), whole_with_numbers);
+        assert!(whole_with_numbers.starts_with(&whole));
         assert_eq!(fs::read(rig.dir.path().join("MANIFEST-000005.taken-back")).expect("kept"), failed);
-        assert_eq!(rig.take_back(), whole, "once");
+        assert_eq!(rig.take_back(), whole_with_numbers, "once");
         clear_mark(rig.dir.path()).expect("cleared");
         clear_mark(rig.dir.path()).expect("there is none");
+    }
+
+    #[test]
+    fn a_record_that_was_cut_off_may_be_one() {
+        let rig = Rig::new();
+        let before = ManifestBefore::now(&rig.rocks_dir()).expect("read");
+        let length = rig.log().len();
+        rig.append(&addition(12));
+        let whole = rig.log();
+        for end in length + 1..whole.len() {
+            fs::write(rig.rocks_dir().join("MANIFEST-000005"), &whole[..end]).expect("written");
+            assert!(before.mark_if_changed(rig.dir.path(), &rig.rocks_dir()), "{end}");
+        }
     }
 
     #[test]
@@ -185,7 +221,7 @@ mod tests {
         let rig = Rig::new();
         let before = ManifestBefore::now(&rig.rocks_dir()).expect("read");
         rig.append(&addition(12));
-        before.mark_if_changed(rig.dir.path(), &rig.rocks_dir());
+        assert!(before.mark_if_changed(rig.dir.path(), &rig.rocks_dir()));
         fs::write(rig.rocks_dir().join("MANIFEST-000007"), "").expect("written");
         fs::write(rig.rocks_dir().join("CURRENT"), "MANIFEST-000007\n").expect("written");
         let log = rig.log();

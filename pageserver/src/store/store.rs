@@ -98,8 +98,10 @@ impl Store {
         inner.memory.cache_back.fetch_sub(queued_bytes, Ordering::Relaxed);
         inner.timelines.lock().remove(&timeline);
         result.map_err(|error| {
-            if error.kind() == rocksdb::ErrorKind::Corruption {
-                return StoreError::Corrupt { detail: error.to_string() }; // Nothing was written.
+            // Refused before anything was written; not what RocksDB says of everything once a compaction has failed.
+            let is_refused = error.kind() == rocksdb::ErrorKind::Corruption && inner.db.background_errors() == 0;
+            if is_refused && !inner.db.manifest_is_in_doubt() {
+                return StoreError::Corrupt { detail: error.to_string() };
             }
             inner.poison(error.to_string());
             StoreError::Poisoned { cause: error.to_string() }

@@ -73,7 +73,7 @@ impl Watermark {
         bytes.freeze()
     }
 
-    /// Errors: `Corrupt` for a length or format that this release does not know.
+    /// Errors: `Corrupt` for an impossible length; `UnknownFormat`.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         Self::decode_whole(bytes).map(|decoded| decoded.watermark)
     }
@@ -90,8 +90,7 @@ impl Watermark {
         let (format, rest) =
             bytes.split_first().ok_or_else(|| StoreError::Corrupt { detail: "watermark is empty".to_owned() })?;
         if ![FORMAT_1, FORMAT_2, FORMAT_3].contains(format) {
-            let detail = format!("watermark has a format that this release does not know. format=`{format}`");
-            return Err(StoreError::Corrupt { detail });
+            return Err(StoreError::UnknownFormat { what: "a watermark", format: *format });
         }
         let (lsn, rest) = rest.split_first_chunk::<8>().ok_or_else(bad_length)?;
         let watermark = Watermark { last_record_lsn: Lsn::new(u64::from_be_bytes(*lsn)) };
@@ -184,9 +183,8 @@ mod tests {
     #[test]
     fn refuses_other_bytes() {
         let good = WATERMARK.encode(None, &LostStretches::default());
-        let mut bad: Vec<Vec<u8>> = [&[][..], &good[..8], &good[..1], &[&good[..], &[0]].concat(), &[0; 9], &[4; 11]]
-            .map(<[u8]>::to_vec)
-            .to_vec();
+        let mut bad: Vec<Vec<u8>> =
+            [&[][..], &good[..8], &good[..1], &[&good[..], &[0]].concat()].map(<[u8]>::to_vec).to_vec();
         let with_chains = encoded();
         let whole = [11, 31, 51];
         bad.extend((0..51).filter(|length| !whole.contains(length)).map(|length| with_chains[..length].to_vec()));
@@ -195,6 +193,13 @@ mod tests {
         bad.push(no_key);
         for bad in bad {
             assert!(matches!(Watermark::decode(&bad), Err(StoreError::Corrupt { .. })), "{bad:?}");
+        }
+        for format in [0, 4] {
+            let unknown = Watermark::decode(&[format; 11]);
+            assert!(
+                matches!(unknown, Err(StoreError::UnknownFormat { format: found, .. }) if found == format),
+                "{unknown:?}"
+            );
         }
     }
 }

@@ -485,7 +485,14 @@ fn is_damage(error: &RepositoryError) -> bool {
         RepositoryError::Store(error) => {
             matches!(error, StoreError::Corrupt { .. } | StoreError::Read { .. } | StoreError::Lost { .. })
         }
-        RepositoryError::ControlFileMissing { .. } | RepositoryError::ControlFile(_) => true,
+        RepositoryError::ControlFileMissing { .. } => true,
+        // One of another version is whole, and not ours to serve.
+        RepositoryError::ControlFile(error) => matches!(
+            error,
+            ControlFileError::TooShort { .. }
+                | ControlFileError::WrongCrc { .. }
+                | ControlFileError::InvalidField { .. }
+        ),
         RepositoryError::Read(ReadError::Unopened { .. }) => true,
         _ => false,
     }

@@ -95,7 +95,8 @@ fn owners_of(job: &Job<'_>) -> Result<HashMap<TimelineNo, Owner>, VerifyError> {
             is_branch: branch_lsn.is_some(),
             floor_lsn: branch_lsn.or(start_lsn).unwrap_or(Lsn::ZERO),
             is_in_transit: false,
-            lost: if timeline.is_damaged() { LostStretches::default() } else { timeline.lost().clone() },
+            // Without a watermark nobody knows what is lost.
+            lost: timeline.own_durable_lsn().map_or_else(LostStretches::default, |_| timeline.lost().clone()),
         };
         (metadata.timeline_no(), owner)
     });

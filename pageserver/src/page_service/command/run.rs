@@ -29,9 +29,14 @@ pub(in crate::page_service) fn run(command: &Command, shared: &Shared, rows: &mu
         Command::Help => help(rows),
         Command::TimelineList => repository.timelines()?.iter().try_for_each(|info| rows.row(&timeline_row(info))),
         Command::TimelineShow { timeline } => timeline_show(&repository.timeline_info(timeline)?, rows),
-        Command::LastRecordLsn { timeline } => selected(repository, timeline)?
-            .iter()
-            .try_for_each(|info| rows.row(&[info.name.as_str().into(), lsn(Some(info.last_record_lsn))])),
+        Command::LastRecordLsn { timeline: Some(timeline) } => {
+            let info = repository.timeline(None, timeline)?.info();
+            rows.row(&[info.name.as_str().into(), lsn(info.last_record_lsn)])
+        }
+        Command::LastRecordLsn { timeline: None } => {
+            let row = |info: &TimelineInfo| rows.row(&[info.name.as_str().into(), lsn(info.last_record_lsn)]);
+            repository.timelines()?.iter().try_for_each(row)
+        }
         Command::Lag { timeline } => {
             selected(repository, timeline)?.iter().try_for_each(|info| rows.row(&lag_row(info)))
         }
@@ -122,8 +127,8 @@ fn timeline_row(info: &TimelineInfo) -> [Value; 9] {
         info.pg_version.map_or(Value::Null, |version| Value::Int(version.major().into())),
         Value::display(ancestor),
         lsn(ancestor_lsn),
-        lsn(Some(info.first_readable_lsn)),
-        lsn(Some(info.last_record_lsn)),
+        lsn(info.first_readable_lsn),
+        lsn(info.last_record_lsn),
         info.tenant.as_str().into(),
         info.id.as_str().into(),
     ]
@@ -131,7 +136,7 @@ fn timeline_row(info: &TimelineInfo) -> [Value; 9] {
 
 /// Bytes of WAL between the source's end and what can be read; `None` while the source has told nothing.
 fn lag_bytes(info: &TimelineInfo) -> Option<u64> {
-    info.source_end_lsn.map(|end| end.saturating_sub(info.last_record_lsn))
+    Some(info.source_end_lsn?.saturating_sub(info.last_record_lsn?))
 }
 
 fn lag_row(info: &TimelineInfo) -> [Value; 7] {
@@ -140,7 +145,7 @@ fn lag_row(info: &TimelineInfo) -> [Value; 7] {
         info.state.as_str().into(),
         lsn(info.source_end_lsn),
         lsn(info.received_lsn),
-        lsn(Some(info.last_record_lsn)),
+        lsn(info.last_record_lsn),
         lsn(info.durable_lsn),
         lag_bytes(info).map_or(Value::Null, Value::count),
     ]
@@ -157,8 +162,8 @@ fn timeline_show(info: &TimelineInfo, rows: &mut Rows<'_>) -> Result<(), Failure
         ("pg_version", Value::display(info.pg_version)),
         ("ancestor", Value::display(ancestor)),
         ("ancestor_lsn", lsn(ancestor_lsn)),
-        ("first_readable_lsn", lsn(Some(info.first_readable_lsn))),
-        ("last_record_lsn", lsn(Some(info.last_record_lsn))),
+        ("first_readable_lsn", lsn(info.first_readable_lsn)),
+        ("last_record_lsn", lsn(info.last_record_lsn)),
         ("durable_lsn", lsn(info.durable_lsn)),
         ("received_lsn", lsn(info.received_lsn)),
         ("oldest_wal_lsn", lsn(oldest_wal_lsn)),

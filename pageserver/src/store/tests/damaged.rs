@@ -182,6 +182,41 @@ fn a_damaged_file_of_level_0_stays_and_so_does_the_pause() {
 }
 
 #[test]
+fn a_deletion_that_a_damaged_file_refuses_changes_nothing_of_the_store() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = three_timelines(dir.path());
+    let before: Vec<String> = store.inner().db.files().into_iter().map(|file| file.name).collect();
+    let timeline = store.timeline(TimelineNo(2)).expect("a timeline");
+    timeline.put(&batch(&[(block(0), 24, Kind::Image, &page(2, 0, 24))]), Lsn::new(24)).expect("put");
+    timeline.flush(true).expect("flush");
+    let mut new = store.inner().db.files();
+    new.retain(|file| !before.contains(&file.name));
+    assert_eq!(new.len(), 1, "the newest of level 0, which is looked into first");
+    let first = new.swap_remove(0).name;
+    drop(timeline);
+    drop(store);
+    // Where RocksDB looks whether something lies below the removal of all.
+    flip(&dir.path().join("rocksdb").join(first), 20);
+    std::fs::write(dir.path().join(MARK), "").expect("compaction is paused: it would meet the file");
+    let store = open(dir.path());
+    let refused = store.delete_timeline(TimelineNo(2));
+    assert!(matches!(refused, Err(StoreError::Corrupt { .. })), "{refused:?}");
+    assert_eq!(store.stats().poisoned, None);
+    // What is acknowledged from now on is there after the next start, whatever became of files meanwhile.
+    for no in [1, 3] {
+        put_all(&store, no, 32).expect("flush");
+    }
+    assert_eq!([16, 32].map(|lsn| corrupt(&store, 3, lsn)), [0, 0]);
+    store.delete_timeline(TimelineNo(3)).expect("deleted");
+    put_all(&store, 1, 40).expect("flush");
+    drop(store);
+    assert!(!dir.path().join("ingest_failed").exists());
+    let store = open(dir.path());
+    assert_eq!([16, 32, 40].map(|lsn| corrupt(&store, 1, lsn)), [0; 3]);
+    assert!(store.has_files(TimelineNo(2)));
+}
+
+#[test]
 fn a_file_that_can_be_read_again_pauses_no_longer() {
     let dir = tempfile::tempdir().expect("a directory");
     let (store, file) = paused(dir.path());

@@ -31,11 +31,14 @@ impl Repository {
         set_mark(&dir, DELETING, metadata.timeline_no)?;
         Failpoint::DeleteMarked.pass();
         timeline.stop_receiver();
-        let notices = metadata.primary.iter().map(|primary| self.left_slots.take(primary).drop_slot()).collect();
+        let mut notices: Vec<String> =
+            metadata.primary.iter().map(|primary| self.left_slots.take(primary).drop_slot()).collect();
         Failpoint::DeleteSlotDropped.pass();
         timeline.mark_gone();
         self.timelines.write().remove(&metadata.timeline_id);
-        self.take_away(&dir, DELETING)?;
+        if !self.take_away(&dir, DELETING)? {
+            notices.push("its versions stay in a damaged file of the store, which nobody reads; `pageserver mend` leaves them out".to_owned());
+        }
         self.forget_tenant_without_timelines(&metadata)?;
         Failpoint::DeleteDone.pass();
         info!(timeline = %metadata.name, timeline_id = %metadata.timeline_id, "timeline deleted");

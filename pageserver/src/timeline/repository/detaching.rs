@@ -84,6 +84,7 @@ impl Repository {
     pub(super) fn begin_detach(&self, name: &str) -> Result<(Arc<Timeline>, Lsn, BusyGuard), RepositoryError> {
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
+        timeline.check_here()?;
         let metadata = timeline.metadata();
         self.check_not_busy(&metadata)?;
         let not_a_branch = || BranchError::NotABranch { timeline: metadata.name.clone() };

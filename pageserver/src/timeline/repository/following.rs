@@ -28,9 +28,9 @@ use crate::wal_receiver::{KeptWal, ReceiverConfig, SinkError, WalReceiver, WalSi
 const READ_BYTES: usize = 1 << 20;
 
 impl Repository {
-    /// Starts to follow the primary of every timeline that has one. Errors: a thread cannot be started.
+    /// Starts to follow the primary of every timeline that has one. Errors: the thread of a branch that waits for its ancestors cannot be started.
     ///
-    /// A timeline whose ingest cannot begin, since what it reads first or its WAL on disk is damaged or lost, is stopped with the reason; the others go on.
+    /// A timeline whose ingest cannot begin is stopped with the reason, for example because what it reads first or its WAL on disk is damaged or lost; the others go on.
     pub fn follow_primaries(&self) -> Result<(), RepositoryError> {
         self.timelines().iter().try_for_each(|timeline| match self.follow_if_nobody_feeds(timeline) {
             Err(error @ RepositoryError::Thread(_)) => Err(error),

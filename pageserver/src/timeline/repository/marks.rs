@@ -73,24 +73,27 @@ pub(super) fn read_mark(dir: &Path, name: &str) -> Result<Option<TimelineNo>, Re
 }
 
 impl Repository {
-    /// Ends what the mark `name` in `dir` has begun: the versions go, then the directory.
-    pub(super) fn take_away(&self, dir: &Path, name: &str) -> Result<(), RepositoryError> {
-        if let Some(no) = read_mark(dir, name)? {
-            self.take_away_or_leave(no, name == IMPORTING)?;
-        }
+    /// Ends what the mark `name` in `dir` has begun: the versions go, then the directory. False: versions stay, see [`Repository::take_away_or_leave`].
+    pub(super) fn take_away(&self, dir: &Path, name: &str) -> Result<bool, RepositoryError> {
+        let all_gone = match read_mark(dir, name)? {
+            Some(no) => self.take_away_or_leave(no, name == IMPORTING)?,
+            None => true,
+        };
         Failpoint::DeleteVersionsGone.pass();
-        self.remove_timeline_dir(dir)
+        self.remove_timeline_dir(dir)?;
+        Ok(all_gone)
     }
 
     /// As [`Repository::take_away_versions`]. Versions that cannot be deleted, because a file of the store is damaged, are nobody's from now on: that is no reason to keep
     /// the timeline, nor for the server not to start.
-    pub(super) fn take_away_or_leave(&self, no: TimelineNo, unpublished: bool) -> Result<(), RepositoryError> {
+    /// True: they are gone.
+    pub(super) fn take_away_or_leave(&self, no: TimelineNo, unpublished: bool) -> Result<bool, RepositoryError> {
         match self.take_away_versions(no, unpublished) {
-            Err(RepositoryError::Store(error @ StoreError::Corrupt { .. })) => {
+            Err(RepositoryError::Store(error @ (StoreError::Corrupt { .. } | StoreError::Read { .. }))) => {
                 warn!(timeline_no = no.0, %error, "versions of a deleted timeline stay in a damaged file of the store; `pageserver mend` leaves them out");
-                Ok(())
+                Ok(false)
             }
-            outcome => outcome,
+            outcome => outcome.map(|()| true),
         }
     }
 

@@ -84,11 +84,8 @@ impl Repository {
         let logical = match timeline.logical_size(request_lsn.unwrap_or(last_record_lsn)) {
             Ok(size) => Some(size),
             // Its import is under way, its ancestor's WAL has not come again, or it could not be opened.
-            Err(ReadError::BelowFirstReadable { .. } | ReadError::NotYet { .. } | ReadError::Unopened { .. })
-                if request_lsn.is_none() =>
-            {
-                None
-            }
+            Err(ReadError::BelowFirstReadable { .. } | ReadError::NotYet { .. }) if request_lsn.is_none() => None,
+            Err(ReadError::Unopened { .. }) => None,
             Err(error) => return Err(error.into()),
         };
         let first_lsn = timeline.first_readable_lsn().unwrap_or(last_record_lsn);
@@ -119,6 +116,7 @@ impl Repository {
     /// Errors: there is no such timeline; an ancestor cannot be read; [`GcError::Stopped`](crate::timeline::gc::GcError) when `on_progress` says so.
     pub fn pinned_bytes(&self, name: &str, on_progress: &mut OnCollected<'_>) -> Result<u64, RepositoryError> {
         let timeline = self.timeline_named(name)?;
+        timeline.check_here()?;
         let mut pinned_bytes = 0;
         for (ancestor, branch_lsn) in &timeline.lineage().ancestors {
             let horizon_lsn = ancestor.horizon.lsn();

@@ -138,19 +138,75 @@ fn a_damaged_branch_keeps_what_it_reads_of_its_ancestor() {
 fn a_damaged_timeline_can_be_deleted_and_its_branches_first() {
     let dir = tempfile::tempdir().unwrap();
     cluster(&dir);
+    let mut is_main_alone = false;
     for (path, whole) in damaged_files(dir.path()) {
         let repository = open(&dir);
-        let is_main_alone = is_damaged(&repository, "main") && !is_damaged(&repository, "other");
+        is_main_alone = is_damaged(&repository, "main") && !is_damaged(&repository, "other");
         drop(repository);
         if is_main_alone {
             break;
         }
         fs::write(path, whole).unwrap();
     }
-    for name in ["empty", "branch", "main"] {
-        open(&dir).delete_timeline(name).unwrap();
+    assert!(is_main_alone);
+    let repository = open(&dir);
+    let main_no = repository.timeline_named("main").unwrap().timeline_no();
+    for name in ["main", "branch"] {
+        let refused = repository.delete_timeline(name).err().unwrap();
+        assert!(matches!(refused, RepositoryError::Branch(BranchError::HasBranches { .. })), "{refused}");
     }
+    let notices = |name: &str| repository.delete_timeline(name).unwrap().notices;
+    assert_eq!([notices("empty"), notices("branch")], [Vec::<String>::new(), Vec::new()]);
+    // RocksDB looks into the damaged block before it takes the removal of all.
+    assert!(notices("main").iter().any(|notice| notice.contains("pageserver mend")));
+    assert!(repository.store.has_files(main_no));
+    // The store goes on.
+    let other = repository.timeline_named("other").unwrap();
+    write(&repository, &other, at(100), &[Write::Block(0, 0, 7)]);
+    repository.shutdown().unwrap();
+    drop((other, repository));
     let repository = open(&dir);
     assert_eq!(repository.timelines().iter().map(|it| it.metadata().name.clone()).collect::<Vec<_>>(), ["other"]);
-    assert_eq!(tag(&repository, "other", 20).unwrap(), 20);
+    assert_eq!((tag(&repository, "other", 20).unwrap(), tag(&repository, "other", 100).unwrap()), (20, 7));
+    // Nobody gets the number of versions that are still there.
+    assert!(import(&repository, "main").timeline_no() > main_no);
+    assert!(repository.store.has_files(main_no));
+}
+
+#[test]
+fn what_lacks_its_control_file_alone_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    cluster(&dir);
+    let repository = open(&dir);
+    let main = repository.timeline_named("main").unwrap();
+    let mut batch = crate::store::Batch::new();
+    batch.put(Object::ControlFile.into(), at(21), keyenc::Kind::Image, b"no control file");
+    main.store.put(&batch, at(21)).unwrap();
+    main.last_record.advance(at(21));
+    repository.shutdown().unwrap();
+    drop((main, repository));
+
+    let repository = open(&dir);
+    let main = repository.timeline_named("main").unwrap();
+    assert_eq!(
+        ["main", "branch", "empty", "other"].map(|name| is_damaged(&repository, name)),
+        [true, true, true, false]
+    );
+    let watermark = main.store.watermark();
+    assert_eq!(watermark.map(|it| it.last_record_lsn), Some(at(21)));
+    let keep = OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(8)) };
+    repository.set_retention("main", Some(keep)).unwrap();
+    for dry_run in [true, false] {
+        let refused = repository.collect_garbage("main", dry_run, &mut |_, _| ControlFlow::Continue(())).err().unwrap();
+        assert!(matches!(refused, RepositoryError::Read(ReadError::Unopened { .. })), "{refused}");
+    }
+    assert!(main.metadata().gc.is_none());
+    let refused = repository.detach_branch("branch", &mut |_, _| ControlFlow::Continue(())).err().unwrap();
+    assert!(matches!(refused, RepositoryError::Read(ReadError::Unopened { .. })), "{refused}");
+    assert!(repository.timeline_named("branch").unwrap().metadata().ancestor.is_some());
+    assert!(repository.unfollow_primary("main").is_ok(), "it follows nobody");
+    assert!(repository.pinned_bytes("branch", &mut |_, _| ControlFlow::Continue(())).is_err());
+    assert_eq!(repository.all_sizes(None).unwrap().len(), 4);
+    repository.shutdown().unwrap();
+    assert_eq!(main.store.watermark(), watermark);
 }
