@@ -69,14 +69,14 @@ fn row(sizes: &TimelineSizes, pinned_bytes: Option<u64>) -> Vec<Value> {
     let logical = sizes.logical.as_ref();
     vec![
         sizes.timeline.as_str().into(),
-        Value::display(Some(sizes.request_lsn)),
+        Value::display(sizes.request_lsn),
         count(logical.map(LogicalSize::bytes)),
         count(logical.map(LogicalSize::slru_bytes)),
         Value::count(sizes.versions.files),
         Value::count(sizes.versions.uncompressed),
         Value::count(sizes.versions.memory),
         Value::count(sizes.wal_file_bytes),
-        Value::count(sizes.wal_history_bytes),
+        count(sizes.wal_history_bytes),
         Value::count(sizes.own_bytes()),
         pins(&sizes.pinned_by),
         pins(&sizes.pins),

@@ -75,8 +75,22 @@ pub(super) struct Db {
     pause: CompactionPause,
     /// Held during an ingestion: what one changed in the MANIFEST is known.
     ingesting: Mutex<()>,
-    /// An ingestion failed, and the MANIFEST may have it all the same.
+    /// A write of the MANIFEST failed that may be there all the same.
     manifest_in_doubt: AtomicBool,
+}
+
+/// Why files did not become part of the store.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum IngestionError {
+    /// What RocksDB says.
+    #[error(transparent)]
+    RocksDb(#[from] rocksdb::Error),
+    /// The next start takes back what failed, and would take this back with it.
+    #[error("a write of the MANIFEST failed before")]
+    InDoubt,
+    /// Without its length, a failed ingestion could not be taken back.
+    #[error("the MANIFEST cannot be looked at: {0}")]
+    Manifest(io::Error),
 }
 
 impl Db {
@@ -256,7 +270,8 @@ impl Db {
         let first = timeline.0.to_be_bytes();
         let mut last = [u8::MAX; ENCODED_KEY_LEN]; // No kind of version is 0xFF.
         last[..first.len()].copy_from_slice(&first);
-        self.rocks.delete_file_in_range_cf(self.versions(), &first[..], &last[..])
+        let deleted = self.rocks.delete_file_in_range_cf(self.versions(), &first[..], &last[..]);
+        deleted.inspect_err(|_| self.manifest_in_doubt.store(true, Ordering::SeqCst))
     }
 
     /// The mark that says whether compaction is paused.
@@ -312,25 +327,23 @@ impl Db {
     }
 
     /// Makes the finished files part of the store, all or none, durably. They leave the pending directory.
-    pub fn ingest(&self, files: &[PathBuf]) -> Result<(), rocksdb::Error> {
+    pub fn ingest(&self, files: &[PathBuf]) -> Result<(), IngestionError> {
         let mut options = IngestExternalFileOptions::default();
         options.set_move_files(true);
         let _one_at_a_time = self.ingesting.lock();
-        let before = ManifestBefore::now(&self.rocks_dir);
+        if self.manifest_is_in_doubt() {
+            return Err(IngestionError::InDoubt);
+        }
+        let before = ManifestBefore::now(&self.rocks_dir).map_err(IngestionError::Manifest)?;
         let ingested = self.rocks.ingest_external_file_cf_opts(self.versions(), &options, files.to_vec());
-        ingested.inspect_err(|_| {
-            let in_doubt = match (&before, self.rocks_dir.parent()) {
-                (Ok(before), Some(dir)) => before.mark_if_changed(dir, &self.rocks_dir),
-                (before, _) => {
-                    tracing::error!(?before, "the MANIFEST could not be looked at");
-                    true
-                }
-            };
+        ingested.map_err(|error| {
+            let in_doubt = self.rocks_dir.parent().is_none_or(|dir| before.mark_if_changed(dir, &self.rocks_dir));
             self.manifest_in_doubt.fetch_or(in_doubt, Ordering::SeqCst);
+            IngestionError::RocksDb(error)
         })
     }
 
-    /// True if an ingestion failed that the MANIFEST may have all the same: nothing more may be written before the store is opened again.
+    /// True if a write of the MANIFEST failed that may be there all the same: nothing is ingested before the store is opened again.
     pub fn manifest_is_in_doubt(&self) -> bool {
         self.manifest_in_doubt.load(Ordering::SeqCst)
     }

@@ -16,6 +16,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,9 @@ use super::manifest;
 use crate::sealed_file::{self, Sealed};
 
 const FILE_NAME: &str = "ingest_failed";
+/// How often the MANIFEST is looked at until its last record is whole.
+const LOOKS: u32 = 20;
+const LOOK_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 50 });
 
 /// The MANIFEST as it was before an ingestion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,12 +57,9 @@ impl ManifestBefore {
     /// False: the MANIFEST has nothing of it, and nothing need be taken back.
     #[must_use]
     pub fn mark_if_changed(&self, dir: &Path, rocks_dir: &Path) -> bool {
-        let mark = || {
-            let is_there = self.may_have_ingestion(rocks_dir)?;
-            if is_there {
-                sealed_file::write_without_failpoints(&dir.join(FILE_NAME), self)?;
-            }
-            Ok(is_there)
+        let mark = || match self.where_it_may_be(rocks_dir)? {
+            Some(place) => sealed_file::write_without_failpoints(&dir.join(FILE_NAME), &place).map(|()| true),
+            None => Ok(false),
         };
         mark().unwrap_or_else(|error: io::Error| {
             tracing::error!(%error, dir = %dir.display(), "the mark of a failed ingestion cannot be set");
@@ -66,17 +67,36 @@ impl ManifestBefore {
         })
     }
 
-    /// True if behind the length there is a record of an ingestion, or one that is not whole.
-    fn may_have_ingestion(&self, rocks_dir: &Path) -> io::Result<bool> {
-        let now = Self::now(rocks_dir)?;
-        if now.manifest != self.manifest || now.length <= self.length {
-            return Ok(false);
+    /// Where the ingestion may stand in the MANIFEST: behind the length, if a record of one is there, or one that is not whole. `None`: it is not there.
+    fn where_it_may_be(&self, rocks_dir: &Path) -> io::Result<Option<Self>> {
+        let mut looks_left = LOOKS;
+        loop {
+            let now = Self::now(rocks_dir)?;
+            if now.manifest == self.manifest && now.length <= self.length {
+                return Ok(None);
+            }
+            let log = fs::read(rocks_dir.join(&now.manifest))?;
+            let records = manifest::records(&log);
+            let is_whole = records.last().is_some_and(|last| last.end == log.len());
+            looks_left -= 1;
+            if !is_whole && looks_left > 0 {
+                // A compaction may be writing just now.
+                std::thread::sleep(LOOK_INTERVAL);
+                continue;
+            }
+            if now.manifest != self.manifest {
+                // Begun since, with all that was before in its first records. If the ingestion is there it is the last, and its files are gone.
+                return match records.last() {
+                    Some(last) if last.start > 0 && is_missing(rocks_dir, &last.payload)? => {
+                        Ok(Some(ManifestBefore { length: last.start as u64, ..now }))
+                    }
+                    _ => Ok(None),
+                };
+            }
+            let mut behind = records.iter().filter(|record| record.start as u64 >= self.length);
+            let is_there = behind.any(|record| manifest::files_ingested(&record.payload).is_some());
+            return Ok((is_there || !is_whole).then(|| self.clone()));
         }
-        let log = fs::read(rocks_dir.join(&self.manifest))?;
-        let records = manifest::records(&log);
-        let is_whole = records.last().is_some_and(|last| last.end == log.len());
-        let mut behind = records.iter().filter(|record| record.start as u64 >= self.length);
-        Ok(!is_whole || behind.any(|record| manifest::files_ingested(&record.payload).is_some()))
     }
 }
 
@@ -213,6 +233,27 @@ mod tests {
         for end in length + 1..whole.len() {
             fs::write(rig.rocks_dir().join("MANIFEST-000005"), &whole[..end]).expect("written");
             assert!(before.mark_if_changed(rig.dir.path(), &rig.rocks_dir()), "{end}");
+        }
+    }
+
+    #[test]
+    fn a_new_manifest_may_have_it_as_its_last_record() {
+        for has_file in [true, false] {
+            let rig = Rig::new();
+            let before = ManifestBefore::now(&rig.rocks_dir()).expect("read");
+            let mut log = Vec::new();
+            manifest::append(&mut log, &[3, 9]);
+            let snapshot = log.clone();
+            manifest::append(&mut log, &addition(12));
+            let path = rig.rocks_dir().join("MANIFEST-000007");
+            fs::write(&path, &log).expect("written");
+            fs::write(rig.rocks_dir().join("CURRENT"), "MANIFEST-000007\n").expect("written");
+            if has_file {
+                rig.make_file(12);
+            }
+            assert_eq!(before.mark_if_changed(rig.dir.path(), &rig.rocks_dir()), !has_file);
+            take_back(rig.dir.path(), &rig.rocks_dir()).expect("taken back");
+            assert_eq!(fs::read(&path).expect("read"), if has_file { log } else { snapshot });
         }
     }
 

@@ -12,7 +12,7 @@ use keyenc::{Key, Kind, TimelineNo, VersionKey};
 use postgres_ffi::Lsn;
 use rocksdb::{Options, SstFileWriter};
 
-use super::db::Db;
+use super::db::{Db, IngestionError};
 use super::flusher::wait_for_level0;
 use super::layer::{LayerData, LayerVersion, SortedWindows};
 use super::long_chains::ChainFinder;
@@ -90,7 +90,7 @@ impl<'a> FileSet<'a> {
     }
 
     /// Makes the set part of the store: durable, all or nothing.
-    pub fn ingest(mut self) -> Result<(), rocksdb::Error> {
+    pub fn ingest(mut self) -> Result<(), IngestionError> {
         assert!(self.writer.is_none(), "the last file is closed");
         if !self.files.is_empty() {
             self.db.ingest(&self.files)?;
@@ -208,7 +208,7 @@ impl Drop for FileSet<'_> {
 }
 
 /// What a set that cannot be written means to who fills it.
-pub(super) fn write_error(error: &rocksdb::Error) -> StoreError {
+pub(super) fn write_error(error: &dyn std::error::Error) -> StoreError {
     StoreError::Write { cause: error.to_string() }
 }
 
@@ -222,12 +222,9 @@ fn open_file<'a>(db: &Db, options: &'a Options, files: &mut Vec<PathBuf>) -> Res
 
 /// Deletes all versions of `timeline`, its watermark included: first the files that hold nothing else, unread, then the rest with one range deletion in a file of
 /// its own, ingested. After a crash between the two something of it may be left, with or without a watermark: it must be called again.
-pub(super) fn delete_timeline(db: &Db, timeline: TimelineNo) -> Result<(), rocksdb::Error> {
+pub(super) fn delete_timeline(db: &Db, timeline: TimelineNo) -> Result<(), IngestionError> {
     Failpoint::StoreBeforeDelete.pass();
-    if let Err(error) = db.delete_whole_files(timeline) {
-        // The range deletion hides them as well, and compaction takes them away.
-        tracing::warn!(timeline_no = timeline.0, %error, "files of a deleted timeline stay until they are merged");
-    }
+    db.delete_whole_files(timeline)?;
     Failpoint::StoreFilesDeleted.pass();
     let mut set = FileSet::new(db, timeline, false);
     let mut writer = open_file(db, db.file_options(), &mut set.files)?;

@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::Watermark;
+use super::db::IngestionError;
 use super::file_set::{ExtraImage, FileSet};
 use super::inner::{FlushJob, Inner};
 use super::layer::LayerData;
@@ -70,7 +71,7 @@ enum Outcome {
     Stopped,
 }
 
-fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, rocksdb::Error> {
+fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, IngestionError> {
     let started_at = Instant::now();
     let state = &job.timeline;
     let frozen = &job.frozen;

@@ -108,7 +108,8 @@ impl MendedTimeline<'_> {
         let value = watermark.encode(None, lost);
         let lsn = watermark.last_record_lsn;
         let put = files.put(&watermark_key(), lsn, Kind::Image, &value).and_then(|()| files.close_file());
-        put.and_then(|()| files.ingest()).map_err(|error| write_error(&error))?;
+        put.map_err(|error| write_error(&error))?;
+        files.ingest().map_err(|error| write_error(&error))?;
         Ok(bytes)
     }
 }

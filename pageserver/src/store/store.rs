@@ -8,9 +8,10 @@ use std::thread::JoinHandle;
 use crossbeam_channel::Receiver;
 use keyenc::TimelineNo;
 use postgres_ffi::Lsn;
+use rocksdb::ErrorKind;
 
 use super::carried::Carried;
-use super::db::Db;
+use super::db::{Db, IngestionError};
 use super::gather::{self, Gathered};
 use super::inner::Inner;
 use super::layer_map::LayerMap;
@@ -80,7 +81,8 @@ impl Store {
     /// Deletes all versions of a timeline, durably. The files that hold nothing else are gone at once, unread: damaged ones too; of others compaction gives the
     /// space back later. After a crash meanwhile call it again, even if there is no watermark any more. Handles to it fail with `TimelineDeleted`
     /// from then on; the number may be used again, as for an import that starts over.
-    /// Errors: `Corrupt`: RocksDB looks into a damaged file first, and it all stays; `Poisoned`; `TimelineDeleted` when another call is at it.
+    /// Errors: `Corrupt`, `Read`: RocksDB looks into a damaged file first, and what stands beside it stays, under a number that nobody may have again; `Poisoned`;
+    /// `TimelineDeleted` when another call is at it.
     ///
     /// Requires: no other timeline reads through this one.
     pub fn delete_timeline(self: &Arc<Self>, timeline: TimelineNo) -> Result<(), StoreError> {
@@ -98,10 +100,8 @@ impl Store {
         inner.memory.cache_back.fetch_sub(queued_bytes, Ordering::Relaxed);
         inner.timelines.lock().remove(&timeline);
         result.map_err(|error| {
-            // Refused before anything was written; not what RocksDB says of everything once a compaction has failed.
-            let is_refused = error.kind() == rocksdb::ErrorKind::Corruption && inner.db.background_errors() == 0;
-            if is_refused && !inner.db.manifest_is_in_doubt() {
-                return StoreError::Corrupt { detail: error.to_string() };
+            if let Some(unreadable) = refused_for(&inner.db, timeline, &error) {
+                return unreadable;
             }
             inner.poison(error.to_string());
             StoreError::Poisoned { cause: error.to_string() }
@@ -200,6 +200,17 @@ impl Drop for Store {
             let _ = flusher.join(); // A panic there has poisoned the store and was printed.
         }
     }
+}
+
+/// What could not be read of the timeline, if its deletion failed for that and nothing was written. RocksDB looks whether it has something that the removal of all
+/// lies above; and once a compaction has failed it says the same of everything.
+fn refused_for(db: &Db, timeline: TimelineNo, error: &IngestionError) -> Option<StoreError> {
+    let IngestionError::RocksDb(error) = error else { return None };
+    let may_be_of_a_read = matches!(error.kind(), ErrorKind::Corruption | ErrorKind::IOError);
+    if !may_be_of_a_read || db.background_errors() > 0 || db.manifest_is_in_doubt() {
+        return None;
+    }
+    db.timeline_files(timeline).into_iter().find_map(|file| db.check_file(file).err())
 }
 
 /// The timeline as its watermark tells: without one it has nothing, so there are no chains, and nothing is lost.

@@ -17,6 +17,10 @@ use crate::failpoint::Failpoint;
 use crate::timeline::metadata::{Ancestor, TimelineMetadata};
 use crate::timeline::{Timeline, TimelineId};
 
+/// What is told of versions that could not be deleted.
+const VERSIONS_STAY: &str =
+    "what it had stays in a damaged file of the store, where nobody reads it; `pageserver mend` leaves it out";
+
 impl Repository {
     /// Deletes the timeline `name` with everything that only it has. The slot at its primary is dropped as far as the primary lets us.
     ///
@@ -37,7 +41,7 @@ impl Repository {
         timeline.mark_gone();
         self.timelines.write().remove(&metadata.timeline_id);
         if !self.take_away(&dir, DELETING)? {
-            notices.push("its versions stay in a damaged file of the store, which nobody reads; `pageserver mend` leaves them out".to_owned());
+            notices.push(VERSIONS_STAY.to_owned());
         }
         self.forget_tenant_without_timelines(&metadata)?;
         Failpoint::DeleteDone.pass();
@@ -84,7 +88,9 @@ impl Repository {
         new.save(&dir)?;
         Failpoint::ResetMetadataSaved.pass();
         timeline.mark_gone();
-        self.finish_reset(&dir, &new)?;
+        if !self.finish_reset(&dir, &new)? {
+            notices.push(VERSIONS_STAY.to_owned());
+        }
         Failpoint::ResetDone.pass();
         let timeline = self.open_timeline(new)?;
         info!(branch = name, branch_lsn = %found.branch_lsn, "branch reset");
@@ -92,7 +98,9 @@ impl Repository {
     }
 
     /// Takes away what a reset has left of the branch that was, or the mark of a reset that did not happen.
-    pub(super) fn finish_reset(&self, dir: &Path, metadata: &TimelineMetadata) -> Result<(), RepositoryError> {
+    /// False: versions of it stay, see [`Repository::take_away_or_leave`].
+    pub(super) fn finish_reset(&self, dir: &Path, metadata: &TimelineMetadata) -> Result<bool, RepositoryError> {
+        let mut all_gone = true;
         if let Some(old_no) = read_mark(dir, RESETTING)?
             && old_no != metadata.timeline_no()
         {
@@ -102,10 +110,11 @@ impl Repository {
                 .and_then(|()| std::fs::create_dir(&wal_dir))
                 .map_err(|source| RepositoryError::Io { doing: "empty the WAL of a branch", path: wal_dir, source })?;
             Failpoint::ResetWalEmptied.pass();
-            self.take_away_or_leave(old_no, false)?;
+            all_gone = self.take_away_or_leave(old_no, false)?;
             Failpoint::ResetVersionsGone.pass();
         }
-        clear_mark(dir, RESETTING)
+        clear_mark(dir, RESETTING)?;
+        Ok(all_gone)
     }
 
     /// Refuses to take away what somebody else needs. Requires: `changes` is locked.

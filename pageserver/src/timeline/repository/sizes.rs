@@ -22,16 +22,16 @@ use crate::timeline::{LogicalSize, ReadError, Timeline};
 pub struct TimelineSizes {
     /// Its name.
     pub timeline: String,
-    /// Where its logical size was looked at.
-    pub request_lsn: Lsn,
+    /// Where its logical size was looked at; `None`: it could not be opened.
+    pub request_lsn: Option<Lsn>,
     /// How big it is there; `None` while it cannot be read yet.
     pub logical: Option<LogicalSize>,
     /// What its own versions take.
     pub versions: TimelineBytes,
     /// Files of its WAL on disk.
     pub wal_file_bytes: u64,
-    /// WAL of its own between the LSN from which on it can be read, or where it left its ancestor, and its last record: its history.
-    pub wal_history_bytes: u64,
+    /// WAL of its own between the LSN from which on it can be read, or where it left its ancestor, and its last record: its history. `None`: it could not be opened.
+    pub wal_history_bytes: Option<u64>,
     /// Who keeps an LSN below its horizon that would be gone otherwise.
     pub pinned_by: Vec<Pin>,
     /// LSNs below the horizons of its ancestors that would be gone without it; `by` is the ancestor's name.
@@ -71,7 +71,8 @@ impl Repository {
     pub fn all_sizes(&self, request_lsn: Option<Lsn>) -> Result<Vec<TimelineSizes>, RepositoryError> {
         let mut all = Vec::new();
         for timeline in self.timelines() {
-            match self.sizes_of(&timeline, request_lsn) {
+            // What cannot be read at all has no size at any LSN.
+            match self.sizes_of(&timeline, request_lsn.filter(|_| !timeline.is_damaged())) {
                 Err(_) if timeline.is_gone() => {}
                 sizes => all.push(sizes?),
             }
@@ -84,19 +85,23 @@ impl Repository {
         let logical = match timeline.logical_size(request_lsn.unwrap_or(last_record_lsn)) {
             Ok(size) => Some(size),
             // Its import is under way, its ancestor's WAL has not come again, or it could not be opened.
-            Err(ReadError::BelowFirstReadable { .. } | ReadError::NotYet { .. }) if request_lsn.is_none() => None,
-            Err(ReadError::Unopened { .. }) => None,
+            Err(ReadError::BelowFirstReadable { .. } | ReadError::NotYet { .. } | ReadError::Unopened { .. })
+                if request_lsn.is_none() =>
+            {
+                None
+            }
             Err(error) => return Err(error.into()),
         };
         let first_lsn = timeline.first_readable_lsn().unwrap_or(last_record_lsn);
         let branch_lsn = timeline.nearest_ancestor().map_or(Lsn::ZERO, |(_, branch_lsn)| branch_lsn);
+        let history_bytes = last_record_lsn.saturating_sub(first_lsn.max(branch_lsn).max(timeline.horizon.lsn()));
         Ok(TimelineSizes {
             timeline: timeline.metadata().name.clone(),
-            request_lsn: request_lsn.unwrap_or(last_record_lsn),
+            request_lsn: (!timeline.is_damaged()).then_some(request_lsn.unwrap_or(last_record_lsn)),
             logical,
             versions: timeline.store.bytes(),
             wal_file_bytes: self.wal_layout(timeline).file_bytes()?,
-            wal_history_bytes: last_record_lsn.saturating_sub(first_lsn.max(branch_lsn).max(timeline.horizon.lsn())),
+            wal_history_bytes: (!timeline.is_damaged()).then_some(history_bytes),
             pinned_by: self.pinned_by(timeline),
             pins: pins_of_ancestors(timeline),
         })

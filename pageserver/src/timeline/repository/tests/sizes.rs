@@ -114,13 +114,13 @@ fn what_a_branch_shows_of_its_ancestor_is_not_its_own() {
     let branch = repository.create_branch("branch", "main", BranchPoint::Last).unwrap().timeline;
     let of_branch = sizes(&repository, "branch");
     assert_eq!(of_branch.logical, of_main.logical);
-    assert_eq!((of_branch.versions.files, of_branch.wal_history_bytes), (0, 0));
+    assert_eq!((of_branch.versions.files, of_branch.wal_history_bytes), (0, Some(0)));
     write_all(&repository, &branch, 3);
     random(&branch, at(4));
     branch.store.flush(true).unwrap();
     let of_branch = sizes(&repository, "branch");
     assert!(near(of_branch.versions.files), "{of_branch:?}");
-    assert_eq!(of_branch.wal_history_bytes, 16);
+    assert_eq!(of_branch.wal_history_bytes, Some(16));
     let of_main = sizes(&repository, "main");
     assert!(near(of_main.versions.files), "{of_main:?}");
     let names: Vec<String> = repository.all_sizes(None).unwrap().into_iter().map(|sizes| sizes.timeline).collect();
@@ -147,7 +147,7 @@ fn who_keeps_what_below_a_horizon_is_told_and_how_much_that_is() {
     let of_main = sizes(&repository, "main");
     let lease_name = format!("lease {}", lease.lease_id);
     assert_eq!(of_main.pinned_by, [pin(&lease_name, 5), pin("lease 2", 9), pin("old", 9)]);
-    assert_eq!((of_main.wal_history_bytes, of_main.pins), (4 * 8, vec![]));
+    assert_eq!((of_main.wal_history_bytes, of_main.pins), (Some(4 * 8), vec![]));
     assert_eq!(sizes(&repository, "old").pins, [pin("main", 9)]);
     assert_eq!(sizes(&repository, "new").pins, []);
     // Two keep the same: neither alone gives it back.
