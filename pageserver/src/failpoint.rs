@@ -92,8 +92,8 @@ failpoints! {
     DeleteDone, "delete-done", "all of it is gone, and nobody has been told";
     RenameSaved, "rename-saved", "a timeline has its new name, and nobody has been told";
     ResetMarked, "reset-marked", "a branch is marked as being reset";
-    ResetSlotDropped, "reset-slot-dropped", "its slot at the primary is dropped";
     ResetMetadataSaved, "reset-metadata-saved", "it has its new number and branch LSN, the old WAL and versions are there";
+    ResetSlotDropped, "reset-slot-dropped", "its slot at the primary is dropped";
     ResetWalEmptied, "reset-wal-emptied", "its old WAL is gone";
     ResetVersionsGone, "reset-versions-gone", "its old versions are gone";
     ResetDone, "reset-done", "the mark is gone, and nobody has been told";

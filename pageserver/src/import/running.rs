@@ -2,10 +2,12 @@
 //!
 //! - `postmaster.pid` names the server; after a crash it is left behind and its number may be another process's by then. So what counts
 //!   is a process that works *in* the directory: PostgreSQL's do, server and sessions (PG 14-18: src/backend/utils/init/miscinit.c, ChangeToDataDir).
+//!   It is the same directory by device and inode, whatever it is called where the process is: in a container, or behind a bind mount.
 //! - Where a process does not tell us its directory (another user's, and we are not root), the number alone has to do.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::signal::kill;
@@ -16,30 +18,32 @@ const PID_FILE: &str = "postmaster.pid";
 
 /// The process id of a server that runs on `data_dir`, or of a session that outlived its server.
 pub(super) fn running_server(data_dir: &Path) -> Option<i32> {
-    let dir = fs::canonicalize(data_dir).ok()?;
-    named_in_pid_file(&dir).or_else(|| working_in(&dir))
+    let dir = fs::metadata(data_dir).ok()?;
+    named_in_pid_file(data_dir, &dir).or_else(|| working_in(&dir))
 }
 
-fn named_in_pid_file(dir: &Path) -> Option<i32> {
-    let text = fs::read_to_string(dir.join(PID_FILE)).ok()?;
+fn named_in_pid_file(data_dir: &Path, dir: &Metadata) -> Option<i32> {
+    let text = fs::read_to_string(data_dir.join(PID_FILE)).ok()?;
     // A standalone backend writes its number negative.
     let pid = text.lines().next()?.trim().parse::<i32>().ok()?.checked_abs().filter(|pid| *pid > 0)?;
     let is_there = kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH);
-    let is_elsewhere = working_dir(pid).is_some_and(|working_dir| working_dir != dir);
+    let is_elsewhere = works_in(pid, dir) == Some(false);
     (is_there && !is_elsewhere).then_some(pid)
 }
 
 /// Any PostgreSQL process whose directory is `dir`, as far as we may look.
-fn working_in(dir: &Path) -> Option<i32> {
+fn working_in(dir: &Metadata) -> Option<i32> {
     let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     pids.into_iter().find(|pid| {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        name.trim() == "postgres" && working_dir(*pid).is_some_and(|working_dir| working_dir == dir)
+        name.trim() == "postgres" && works_in(*pid, dir) == Some(true)
     })
 }
 
-fn working_dir(pid: i32) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/cwd")).ok()
+/// `None`: we may not look. The link leads to the directory itself, also out of another mount namespace.
+fn works_in(pid: i32, dir: &Metadata) -> Option<bool> {
+    let working_dir = fs::metadata(format!("/proc/{pid}/cwd")).ok()?;
+    Some((working_dir.dev(), working_dir.ino()) == (dir.dev(), dir.ino()))
 }
 
 #[cfg(test)]
@@ -63,6 +67,11 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         let file = tempfile::Builder::new().tempdir_in(&here).unwrap();
         assert_eq!(running_server(file.path()), None);
-        assert_eq!(working_dir(own as i32), Some(fs::canonicalize(here).unwrap()));
+        let works_in = |dir: &Path| works_in(own as i32, &fs::metadata(dir).unwrap());
+        assert_eq!((works_in(&here), works_in(file.path())), (Some(true), Some(false)));
+        // By another name.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&here, &link).unwrap();
+        assert_eq!(works_in(&link), Some(true));
     }
 }

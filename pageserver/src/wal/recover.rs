@@ -1,17 +1,17 @@
 //! Opens a directory of WAL files after a clean end or a crash, and finds where the log ends.
 //!
 //! - Reads only the last segment, and the ones before it as long as no record starts in it: earlier segments were durable before it was begun.
-//! - Behind the last whole record everything is zeroed, later files are removed; in front of it the last file is written and fsynced once more.
+//! - Behind the last whole record everything is zeroed, later files are removed, a copy of what has whole records there is kept; in front of it the last file is written and fsynced once more.
 //! - A record that fails its checks although it lies wholly in durable segments is corruption and not an end: that is an error, and nothing is touched.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use postgres_ffi::Lsn;
 use postgres_ffi::wal::find_end::{WalEnd, find_end};
-use postgres_ffi::wal::page_header::{LONG_HEADER_LEN, WAL_PAGE_BYTES};
+use postgres_ffi::wal::page_header::{LONG_HEADER_LEN, PageHeader, WAL_PAGE_BYTES};
 use postgres_ffi::wal::stream::WalErrorReason;
 use postgres_ffi::wal::{WalError, WalErrorKind, WalStreamDecoder};
 
@@ -21,6 +21,12 @@ use super::log::{WalLog, cut};
 
 /// How much is read from a file at once.
 const READ_BYTES: usize = 1024 * 1024;
+/// Of the copy of a file that was cut although records stand behind the cut.
+pub(super) const KEPT_EXTENSION: &str = "cut";
+/// How much is read from a page on to find a whole record.
+const RECORD_LOOK_BYTES: usize = 64 * 1024;
+/// On so many pages at most: one record that was not received to its end may take many.
+const RECORD_LOOKS: u32 = 1000;
 
 impl WalLog {
     /// Opens the log in `layout.directory`. `None`: there is no whole record in it, so it can be created anew.
@@ -31,6 +37,7 @@ impl WalLog {
             Err(error) => return Err(io_error("look for", &layout.directory)(error)),
         }
         layout.remove_temporary_files()?;
+        layout.sync_directory()?; // A file that was given its name right before a crash keeps it.
         let segments = newest_of_each_number(layout.segments()?);
         for segment in &segments {
             check_length(&layout, *segment)?;
@@ -46,6 +53,7 @@ impl WalLog {
                 check_is_an_end(&layout, &segments[first..], error)?;
             }
             if end.record_count > 0 {
+                keep_what_follows(&layout, end.end_lsn)?;
                 cut(&layout, timeline_id, end.end_lsn)?;
                 write_again(&layout, &segments, end.end_lsn)?;
                 tracing::info!(directory = %layout.directory.display(), end_lsn = %end.end_lsn, timeline_id, "WAL opened");
@@ -54,6 +62,60 @@ impl WalLog {
         }
         Ok(None)
     }
+}
+
+/// Keeps a copy of each file that is to be cut although whole records stand behind the cut: then it may be damage that ends the log there, and not the last crash, and
+/// what follows was perhaps told to the primary as durable. The primary sends it again if it is still there; if it is not, this is the only copy.
+fn keep_what_follows(layout: &WalLayout, end_lsn: Lsn) -> Result<(), WalFileError> {
+    let end_segment_no = layout.segment_no(end_lsn);
+    for segment in layout.segments()?.into_iter().filter(|segment| end_segment_no <= segment.segment_no) {
+        if has_records_behind(layout, segment, end_lsn)? {
+            let path = layout.segment_path(segment);
+            let kept = path.with_extension(KEPT_EXTENSION);
+            tracing::warn!(path = %path.display(), %end_lsn, kept = %kept.display(), "whole records stand behind the end of the WAL: the file is kept before it is cut");
+            fs::copy(&path, &kept)
+                .and_then(|_| File::open(&kept)?.sync_all())
+                .map_err(io_error("keep a copy of", &path))?;
+            layout.sync_directory()?;
+        }
+    }
+    Ok(())
+}
+
+/// True if on a page behind that of `end_lsn` a record begins that is whole.
+fn has_records_behind(layout: &WalLayout, segment: Segment, end_lsn: Lsn) -> Result<bool, WalFileError> {
+    let page_bytes = WAL_PAGE_BYTES as u64;
+    let start_lsn = layout.start_of(segment.segment_no);
+    let first_page = end_lsn.saturating_sub(start_lsn) / page_bytes + u64::from(start_lsn < end_lsn);
+    let path = layout.segment_path(segment);
+    let mut file = layout.open_segment(segment)?;
+    let mut bytes = vec![0; RECORD_LOOK_BYTES];
+    let mut looks_left = RECORD_LOOKS;
+    for offset in (first_page * page_bytes..layout.segment_bytes.into()).step_by(WAL_PAGE_BYTES) {
+        let page_lsn = Lsn::new(start_lsn.as_u64() + offset);
+        let mut head = [0; LONG_HEADER_LEN];
+        match file.read_exact_at(&mut head, offset) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            outcome => outcome.map_err(io_error("read", &path))?,
+        }
+        if PageHeader::parse(&head).is_none_or(|header| header.page_lsn != page_lsn) {
+            continue;
+        }
+        let length = bytes.len().min((u64::from(layout.segment_bytes) - offset) as usize);
+        file.seek(SeekFrom::Start(offset))
+            .and_then(|_| read_full(&mut file, &mut bytes[..length]))
+            .map_err(io_error("read", &path))?;
+        let mut decoder = WalStreamDecoder::new_at_page(layout.version, page_lsn, layout.segment_bytes);
+        decoder.feed(Bytes::copy_from_slice(&bytes[..length]));
+        if matches!(decoder.next_record(), Ok(Some(_))) {
+            return Ok(true);
+        }
+        looks_left -= 1;
+        if looks_left == 0 {
+            break;
+        }
+    }
+    Ok(false)
 }
 
 /// Writes the last segment's bytes up to `end_lsn` over themselves and fsyncs them.

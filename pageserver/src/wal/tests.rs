@@ -132,6 +132,7 @@ fn a_cut_anywhere_ends_at_the_last_whole_record_and_leaves_no_trace() {
         let cut_lsn = Lsn::new(start_lsn.as_u64() + cut as u64);
         let expected = whole.iter().rfind(|record| record.whole_lsn <= cut_lsn).map(|record| record.end_lsn);
         let opened = WalLog::open(layout(&directory)).unwrap();
+        assert_eq!(kept(&directory), Vec::<String>::new(), "a crash leaves no whole record behind the end");
         let Some(expected) = expected else {
             assert!(opened.is_none(), "cut at {cut_lsn}");
             continue;
@@ -150,6 +151,45 @@ fn a_cut_anywhere_ends_at_the_last_whole_record_and_leaves_no_trace() {
         assert_eq!(WalLog::open(layout(&directory)).unwrap().unwrap().written_lsn(), end_lsn);
         assert_eq!(read_all(&layout(&directory), start_lsn, end_lsn), wal);
     }
+}
+
+/// Names of the copies of files that were cut.
+fn kept(directory: &TempDir) -> Vec<String> {
+    let names = fs::read_dir(directory.path().join("wal")).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter_map(|name| name.into_string().ok().filter(|name| name.ends_with(".cut"))).collect()
+}
+
+#[test]
+fn what_stands_behind_damage_in_the_last_segment_is_kept() {
+    for seed in 10..30 {
+        let directory = TempDir::new().unwrap();
+        let (log, start_lsn, wal, records) = written_log(&layout(&directory), seed, 120);
+        drop(log);
+        let last_segment_start = layout(&directory).segment_start(records[records.len() - 1].0);
+        // A record in the last segment, with many behind it.
+        let in_last = |(begin, _): &&(Lsn, Lsn)| last_segment_start <= *begin;
+        let Some(&(damaged, _)) = records.iter().filter(in_last).nth(2) else { continue };
+        if Lsn::new(damaged.as_u64() + 3 * 8192 + 40_000) > records[records.len() - 1].0 {
+            continue;
+        }
+        let name = names::segment_file_name(1, layout(&directory).segment_no(damaged), SEGMENT_BYTES);
+        let path = directory.path().join("wal").join(&name);
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&[0xFF; 4], damaged.saturating_sub(last_segment_start) + 20).unwrap();
+        let before = fs::read(&path).unwrap();
+        let opened = WalLog::open(layout(&directory)).unwrap().unwrap();
+        assert!(opened.written_lsn() <= damaged, "seed {seed}");
+        assert_eq!(kept(&directory), [format!("{name}.cut")], "seed {seed}");
+        assert!(fs::read(path.with_extension("cut")).unwrap() == before);
+        assert!(start_lsn.as_u64() + wal.len() as u64 > damaged.as_u64());
+        drop(opened);
+        // Once: what was cut is gone.
+        fs::remove_file(path.with_extension("cut")).unwrap();
+        WalLog::open(layout(&directory)).unwrap().unwrap();
+        assert!(kept(&directory).is_empty());
+        return;
+    }
+    panic!("no log has enough in its last segment");
 }
 
 /// Where a record counts as whole, and where the next one may start.

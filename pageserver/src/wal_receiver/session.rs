@@ -186,8 +186,10 @@ impl Session<'_> {
                         if start_lsn != expected_lsn {
                             return Err(ReceiverError::OutOfOrder { expected_lsn, start_lsn });
                         }
-                        group_bytes += bytes.len();
-                        pieces.push(bytes);
+                        if !bytes.is_empty() {
+                            group_bytes += bytes.len();
+                            pieces.push(bytes);
+                        }
                         told_lsn = Some(primary_lsn);
                     }
                     WalEvent::Keepalive { primary_lsn, reply_requested, .. } => {

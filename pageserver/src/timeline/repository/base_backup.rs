@@ -56,17 +56,23 @@ impl Repository {
         Ok(())
     }
 
-    /// Where WAL around `lsn` may lie: with the timeline itself, or with those that it was branched off.
-    fn wal_layouts(&self, timeline: &Arc<Timeline>, lsn: Lsn) -> Vec<WalLayout> {
-        let mut layouts = vec![self.wal_layout(timeline)];
-        let mut younger = Arc::clone(timeline);
-        while let Some((ancestor, branch_lsn)) = younger.nearest_ancestor() {
-            if lsn <= branch_lsn {
-                layouts.push(self.wal_layout(&ancestor));
+    /// Where WAL around `lsn` may lie: with the timeline whose history it is there, be it the timeline itself or one that it was branched off. At a branch LSN with both.
+    /// Never with one that begins above: what a branch has in front of its own WAL may be filler, of which no record ends where one of the history does.
+    pub(super) fn wal_layouts(&self, timeline: &Arc<Timeline>, lsn: Lsn) -> Vec<WalLayout> {
+        let mut layouts = Vec::new();
+        let mut owner = Arc::clone(timeline);
+        loop {
+            let ancestor = owner.nearest_ancestor();
+            if ancestor.as_ref().is_none_or(|(_, branch_lsn)| *branch_lsn <= lsn) {
+                layouts.push(self.wal_layout(&owner));
             }
-            younger = ancestor;
+            match ancestor {
+                Some((ancestor, branch_lsn)) if lsn <= branch_lsn => owner = ancestor,
+                _ => break,
+            }
         }
         layouts.retain(|layout| layout.directory.is_dir());
+        layouts.reverse(); // The one that had the record first.
         layouts
     }
 }

@@ -82,11 +82,15 @@ impl Repository {
         set_mark(&dir, RESETTING, metadata.timeline_no)?;
         Failpoint::ResetMarked.pass();
         timeline.stop_receiver();
+        if let Err(error) = new.save(&dir) {
+            self.follow_again(&timeline);
+            return Err(error.into());
+        }
+        Failpoint::ResetMetadataSaved.pass();
+        // Only now: before, a crash leaves a branch that still follows.
         let mut notices = found.notices;
         notices.extend(metadata.primary.iter().map(|primary| self.left_slots.take(primary).drop_slot()));
         Failpoint::ResetSlotDropped.pass();
-        new.save(&dir)?;
-        Failpoint::ResetMetadataSaved.pass();
         timeline.mark_gone();
         if !self.finish_reset(&dir, &new)? {
             notices.push(VERSIONS_STAY.to_owned());

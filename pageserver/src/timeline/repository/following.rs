@@ -122,16 +122,31 @@ impl Repository {
             return Err(BranchError::NotReadableYet { timeline, state }.into());
         }
         timeline.stop_receiver();
-        self.ingest_wal_on_disk(&timeline, &mut |_, _| Ok(()))?;
+        if let Err(error) = self.end_following(&timeline, &primary) {
+            self.follow_again(&timeline);
+            return Err(error);
+        }
+        info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
+        Ok(Changed { timeline, notices: vec![self.left_slots.take(&primary).drop_slot()] })
+    }
+
+    fn end_following(&self, timeline: &Arc<Timeline>, primary: &Primary) -> Result<(), RepositoryError> {
+        self.ingest_wal_on_disk(timeline, &mut |_, _| Ok(()))?;
         if timeline.store.watermark().is_some() {
             timeline.store.flush(true)?;
         }
         Failpoint::UnfollowFlushed.pass();
-        self.left_slots.add(&primary)?;
-        self.change_metadata(&timeline, |metadata| metadata.primary = None)?;
+        self.left_slots.add(primary)?;
+        self.change_metadata(timeline, |metadata| metadata.primary = None)?;
         Failpoint::UnfollowSaved.pass();
-        info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
-        Ok(Changed { timeline, notices: vec![self.left_slots.take(&primary).drop_slot()] })
+        Ok(())
+    }
+
+    /// After a command that has failed: as before it. A timeline that cannot follow again says so.
+    pub(super) fn follow_again(&self, timeline: &Arc<Timeline>) {
+        if let Err(error) = self.follow(timeline) {
+            timeline.stop(&error);
+        }
     }
 
     /// Ingest needs all that the ancestors have: waits for it in a thread of its own, which ends with the server at the latest.

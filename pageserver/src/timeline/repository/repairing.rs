@@ -56,7 +56,7 @@ impl Repository {
             info!(timeline = %timeline.metadata().name, segment_no, "WAL segment taken from the primary again");
         }
         timeline.begin_again();
-        self.follow(timeline)?;
+        self.follow_again(timeline);
         fetched
     }
 
