@@ -20,7 +20,8 @@ use super::failed_input::{FailedInput, FailedInputs};
 use super::native::NativeEngine;
 use super::{Engine, EngineReport, EngineRequest, NoEngine, RedoError};
 
-type Answer = Result<Box<Page>, RedoError>;
+/// What an engine makes of a request.
+pub type Answer = Result<Box<Page>, RedoError>;
 
 /// What the comparison needs to know of the cluster, so that a saved input can be replayed.
 #[derive(Clone, Debug)]
@@ -100,16 +101,21 @@ impl VerifyEngine {
     }
 }
 
-enum Comparison {
+/// How two answers to one request stand to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// In all bytes but the checksum.
     Equal,
     /// But for GiST's flag for deleted tuples.
     GistFlag,
     /// Whatever their words.
     BothRefuse,
+    /// How.
     Different(String),
 }
 
-fn compare_answers(native: &Answer, postgres: &Answer) -> Comparison {
+/// Compares unmasked, in all bytes but the checksum.
+pub fn compare_answers(native: &Answer, postgres: &Answer) -> Comparison {
     /// Where a GiST page has its flags, and the flag. PG 14-18: gist.h, F_TUPLES_DELETED.
     const GIST_FLAGS_AT: usize = BLCKSZ - 4;
     const GIST_TUPLES_DELETED: u8 = 1 << 2;

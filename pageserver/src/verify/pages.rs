@@ -28,10 +28,11 @@ const ALIGNMENT: usize = 8;
 
 /// Checks the pages of `timeline`.
 pub(super) fn check(job: &mut Job<'_>, timeline: &Arc<Timeline>) -> Result<(), VerifyError> {
-    match timeline.state() {
-        TimelineState::Importing | TimelineState::CatchingUp => return Ok(()), // Nobody can read them yet.
-        TimelineState::Damaged { .. } => return Ok(()),                        // Told with the metadata.
-        TimelineState::Active | TimelineState::Stopped { .. } => {}
+    if timeline.is_damaged() {
+        return Ok(()); // Told with the metadata.
+    }
+    if matches!(timeline.state(), TimelineState::Importing | TimelineState::CatchingUp) {
+        return Ok(()); // Nobody can read them yet.
     }
     for lsn in job.repository.lsns_in_use(timeline) {
         match check_at(job, timeline, lsn) {

@@ -13,7 +13,7 @@ use postgres_ffi::wal::{DecodedRecord, WalStreamDecoder};
 use super::finding::advice;
 use super::job::{Job, VerifyError};
 use super::{Finding, Part, name_of};
-use crate::timeline::{Timeline, TimelineState};
+use crate::timeline::Timeline;
 use crate::wal::{SegmentFile, WalLayout};
 
 /// How much is read from a file at once.
@@ -30,7 +30,7 @@ pub(super) fn check_and_list(
     timeline: &Arc<Timeline>,
     damaged: &mut Vec<u64>,
 ) -> Result<(), VerifyError> {
-    if matches!(timeline.state(), TimelineState::Damaged { .. }) {
+    if timeline.is_damaged() {
         return Ok(()); // Nobody knows what it must lead to.
     }
     let layout = job.repository.wal_layout(timeline);

@@ -13,14 +13,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pageserver::redo::native::NativeEngine;
 use pageserver::redo::process::ProcessEngine;
+use pageserver::redo::verify::{Comparison, compare_answers};
 use pageserver::redo::{Engine, EngineRequest, NoEngine, RedoError};
-use postgres_ffi::mask::differs_in_gist_flag_alone;
 use postgres_ffi::page::layout::Header;
-use postgres_ffi::page::{PD_CHECKSUM, Page, set_page_lsn};
+use postgres_ffi::page::set_page_lsn;
 use postgres_ffi::redo::case::{Changes, RedoCase};
 use postgres_ffi::wal::describe::operation_name;
 use postgres_ffi::wal::{DecodedRecord, RecordHeader, rmgr, trim};
-use postgres_ffi::{BLCKSZ, Lsn, PgVersion};
+use postgres_ffi::{Lsn, PgVersion};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -122,12 +122,6 @@ fn request(case: &RedoCase) -> Option<EngineRequest> {
     })
 }
 
-/// Where the pages differ first, if they do in more than the checksum.
-fn first_difference(native: &Page, postgres: &Page) -> Option<usize> {
-    let is_different = |at: &usize| native[*at] != postgres[*at] && !(PD_CHECKSUM..PD_CHECKSUM + 2).contains(at);
-    (0..BLCKSZ).find(is_different).filter(|_| !differs_in_gist_flag_alone(native, postgres))
-}
-
 #[derive(Default)]
 struct Counts {
     equal: u64,
@@ -153,10 +147,10 @@ fn compare(version: PgVersion) {
             .chain((0..copies).filter_map(|_| request(&changed(case, &cases, &mut changes))))
             .collect();
         for ((request, native), postgres) in requests.iter().zip(native.redo(&requests)).zip(process.redo(&requests)) {
-            match (native, postgres) {
-                (Ok(native), Ok(postgres)) => match first_difference(&native, &postgres) {
-                    None => of_case.equal += 1,
-                    Some(at) => differences.push(format!("case {number}, byte {at}: {request:?}")),
+            match (&native, &postgres) {
+                (Ok(_), Ok(_)) => match compare_answers(&native, &postgres) {
+                    Comparison::Different(how) => differences.push(format!("case {number}, {how}: {request:?}")),
+                    _equal => of_case.equal += 1,
                 },
                 (Err(_), Err(RedoError::Refused { .. })) => of_case.refused_by_both += 1,
                 (Err(_), Ok(_)) => of_case.refused_by_native += 1,

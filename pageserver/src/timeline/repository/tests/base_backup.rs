@@ -4,10 +4,6 @@ use super::super::*;
 use super::rig::*;
 use crate::timeline::BranchPoint;
 
-fn at(n: u64) -> Lsn {
-    Lsn::new(START_LSN.as_u64() + n * 8)
-}
-
 #[test]
 fn what_a_branch_has_in_front_of_its_own_wal_counts_for_nothing() {
     let dir = tempfile::tempdir().unwrap();

@@ -14,18 +14,6 @@ use crate::timeline::{BranchPoint, ReadError};
 const BLOCKS: u32 = 8;
 const ROUNDS: u64 = 60;
 
-fn at(n: u64) -> Lsn {
-    Lsn::new(START_LSN.as_u64() + n * 8)
-}
-
-/// Keeps this many records before the last one, and collects.
-fn collect(repository: &Repository, name: &str, kept: u64) -> GcReport {
-    let own = OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(kept * 8)) };
-    repository.set_retention(name, Some(own)).unwrap();
-    repository.timeline_named(name).unwrap().store.flush(true).unwrap();
-    repository.collect_garbage(name, false, &mut |_, _| ControlFlow::Continue(())).unwrap()
-}
-
 fn write_rounds(repository: &Repository, timeline: &Timeline, rounds: std::ops::RangeInclusive<u64>) {
     for n in rounds {
         let tag = |block_no: u32| n * 1000 + u64::from(block_no);

@@ -10,10 +10,6 @@ use super::rig::*;
 use crate::timeline::BranchPoint;
 use crate::timeline::metadata::Ancestor;
 
-fn at(n: u64) -> Lsn {
-    Lsn::new(START_LSN.as_u64() + n * 8)
-}
-
 /// `main` with a block of each of two LSNs, and `branch`, which left in between and has one of its own.
 fn repository(dir: &tempfile::TempDir) -> Arc<Repository> {
     let repository = open(dir);

@@ -7,12 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::*;
 use super::rig::*;
-use crate::timeline::gc::{OwnRetention, RetentionTime, WalSize};
 use crate::timeline::{BranchPoint, ReadError, TimelineState};
-
-fn at(n: u64) -> Lsn {
-    Lsn::new(START_LSN.as_u64() + n * 8)
-}
 
 /// `main` with two branches, one of which has versions of its own, and `other`, all in files.
 fn cluster(dir: &tempfile::TempDir) {
@@ -112,9 +107,7 @@ fn a_damaged_branch_keeps_what_it_reads_of_its_ancestor() {
         let repository = open(&dir);
         if is_damaged(&repository, "branch") && !is_damaged(&repository, "main") {
             let main = repository.timeline_named("main").unwrap();
-            let keep = OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(8)) };
-            repository.set_retention("main", Some(keep)).unwrap();
-            let report = repository.collect_garbage("main", false, &mut |_, _| ControlFlow::Continue(())).unwrap();
+            let report = collect(&repository, "main", 1);
             assert_eq!(report.horizon_lsn, Some(at(19)));
             removed += report.counts.total().versions;
             let readable: Vec<u64> = (1..=20).filter(|n| tag(&repository, "main", *n).is_ok()).collect();
@@ -194,8 +187,7 @@ fn what_lacks_its_control_file_alone_stays_as_it_is() {
     );
     let watermark = main.store.watermark();
     assert_eq!(watermark.map(|it| it.last_record_lsn), Some(at(21)));
-    let keep = OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(8)) };
-    repository.set_retention("main", Some(keep)).unwrap();
+    repository.set_retention("main", Some(keep_records(1))).unwrap();
     for dry_run in [true, false] {
         let refused = repository.collect_garbage("main", dry_run, &mut |_, _| ControlFlow::Continue(())).err().unwrap();
         assert!(matches!(refused, RepositoryError::Read(ReadError::Unopened { .. })), "{refused}");

@@ -1,5 +1,6 @@
 //! A repository in a temporary directory, with a timeline that looks imported, and writes of a few kinds of objects.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use byteorder::{ByteOrder, LittleEndian};
@@ -15,12 +16,30 @@ use crate::delta::{Delta, Index};
 use crate::import::{ImportCounts, ImportSummary};
 use crate::ingest::KeptSizes;
 use crate::store::Batch;
-use crate::timeline::{Repository, Timeline};
+use crate::timeline::gc::{OwnRetention, RetentionTime, WalSize};
+use crate::timeline::{GcReport, Repository, Timeline};
 
 pub const VERSION: PgVersion = PgVersion::V17;
 pub const START_LSN: Lsn = Lsn::new(0x100_0100);
 /// Transactions of one made-up CLOG page.
 pub const XACT_COUNT: u16 = 200;
+
+/// Where the record with this number ends that a test writes: eight bytes each.
+pub fn at(n: u64) -> Lsn {
+    Lsn::new(START_LSN.as_u64() + n * 8)
+}
+
+/// A retention of so many of these records.
+pub fn keep_records(count: u64) -> OwnRetention {
+    OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(count * 8)) }
+}
+
+/// Keeps this many records before the last one, and collects.
+pub fn collect(repository: &Repository, name: &str, kept: u64) -> GcReport {
+    repository.set_retention(name, Some(keep_records(kept))).unwrap();
+    repository.timeline_named(name).unwrap().store.flush(true).unwrap();
+    repository.collect_garbage(name, false, &mut |_, _| ControlFlow::Continue(())).unwrap()
+}
 
 /// Where a record can end, at or below `lsn`: aligned, and neither within nor right behind the header of a WAL page.
 pub fn record_end(lsn: Lsn) -> Lsn {

@@ -7,28 +7,15 @@ use super::super::*;
 use super::rig::*;
 use crate::ingest::KeptSize;
 use crate::store::Batch;
-use crate::timeline::gc::{OwnRetention, RetentionTime, WalSize};
 use crate::verify::{Finding, VerifyOptions, VerifyProgress, VerifySink};
 
 const BLOCKS: u32 = 8;
-
-fn at(n: u64) -> Lsn {
-    Lsn::new(START_LSN.as_u64() + n * 8)
-}
 
 /// A record that writes every block of a relation.
 fn write_all(repository: &Repository, timeline: &Timeline, n: u64) {
     let mut writes = vec![Write::Size(0, Some(BLOCKS))];
     writes.extend((0..BLOCKS).map(|block_no| Write::Block(0, block_no, n * 1000 + u64::from(block_no))));
     write(repository, timeline, at(n), &writes);
-}
-
-/// Keeps four records before the last one, and collects.
-fn collect(repository: &Repository, name: &str) -> GcReport {
-    let own = OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(4 * 8)) };
-    repository.set_retention(name, Some(own)).unwrap();
-    repository.timeline_named(name).unwrap().store.flush(true).unwrap();
-    repository.collect_garbage(name, false, &mut |_, _| ControlFlow::Continue(())).unwrap()
 }
 
 fn sizes(repository: &Repository, name: &str) -> TimelineSizes {
@@ -141,7 +128,7 @@ fn who_keeps_what_below_a_horizon_is_told_and_how_much_that_is() {
     assert_eq!((sizes(&repository, "main").pinned_by, sizes(&repository, "old").pins), (vec![], vec![]));
     assert_eq!(repository.pinned_bytes("old", go_on).unwrap(), 0);
 
-    assert_eq!(collect(&repository, "main").horizon_lsn, Some(at(16)));
+    assert_eq!(collect(&repository, "main", 4).horizon_lsn, Some(at(16)));
     repository.create_branch("new", "main", BranchPoint::Lsn(at(18))).unwrap();
     repository.lease("new", at(9), LEASE_DEFAULT).unwrap();
     let of_main = sizes(&repository, "main");
@@ -158,7 +145,7 @@ fn who_keeps_what_below_a_horizon_is_told_and_how_much_that_is() {
     assert_eq!(pinned_bytes, u64::from(BLOCKS) * (31 + 8192) + 31 + 4);
     assert_eq!(repository.pinned_bytes("main", go_on).unwrap(), 0);
     repository.delete_timeline("old").unwrap();
-    let removed = collect(&repository, "main").counts.removed;
+    let removed = collect(&repository, "main", 4).counts.removed;
     let removed_bytes: u64 =
         removed.iter().filter(|(class, _)| **class != "watermark").map(|(_, removed)| removed.bytes).sum();
     assert_eq!(removed_bytes, pinned_bytes);

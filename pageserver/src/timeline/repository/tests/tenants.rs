@@ -4,10 +4,6 @@ use super::super::*;
 use super::rig::*;
 use crate::timeline::BranchPoint;
 
-fn at(n: u64) -> Lsn {
-    Lsn::new(START_LSN.as_u64() + n * 8)
-}
-
 #[test]
 fn ids_are_given_once_and_above_all_known_ones() {
     let dir = tempfile::tempdir().unwrap();
