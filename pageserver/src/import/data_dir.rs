@@ -153,22 +153,29 @@ fn checkpoint_end(
     let checkpoint_lsn = control_file.checkpoint_lsn;
     let refused = |reason: String| ImportError::NoCheckpoint { checkpoint_lsn, reason };
     let segment_bytes = control_file.xlog_seg_size;
-    let name = segment_file_name(pg_timeline_id, checkpoint_lsn.segment_no(segment_bytes.into()), segment_bytes);
-    let path = data_dir.join("pg_wal").join(name);
-    let read = || {
-        let mut file = File::open(&path)?;
-        file.seek(SeekFrom::Start(checkpoint_lsn.segment_offset(segment_bytes.into())))?;
-        let mut bytes = Vec::new();
-        file.take(CHECKPOINT_READ_BYTES).read_to_end(&mut bytes).map(|_| bytes)
+    let read = |segment_no: u64, offset: u64| {
+        let path = data_dir.join("pg_wal").join(segment_file_name(pg_timeline_id, segment_no, segment_bytes));
+        let read = || {
+            let mut file = File::open(&path)?;
+            file.seek(SeekFrom::Start(offset))?;
+            let mut bytes = Vec::new();
+            file.take(CHECKPOINT_READ_BYTES).read_to_end(&mut bytes).map(|_| Bytes::from(bytes))
+        };
+        read().map_err(|error| refused(format!("{error}: {}", path.display())))
     };
-    let bytes = read().map_err(|error| refused(format!("{error}: {}", path.display())))?;
+    let segment_no = checkpoint_lsn.segment_no(segment_bytes.into());
     let mut decoder = WalStreamDecoder::new(version, checkpoint_lsn, segment_bytes);
-    decoder.feed(Bytes::from(bytes));
-    match decoder.next_record() {
-        Ok(Some((_, end_lsn, _))) => Ok(end_lsn),
-        Ok(None) => Err(refused("the record runs past its segment".to_string())),
-        Err(error) => Err(refused(error.to_string())),
+    // It may begin at the end of one segment and go on in the next.
+    for (segment_no, offset) in [(segment_no, checkpoint_lsn.segment_offset(segment_bytes.into())), (segment_no + 1, 0)]
+    {
+        decoder.feed(read(segment_no, offset)?);
+        match decoder.next_record() {
+            Ok(Some((_, end_lsn, _))) => return Ok(end_lsn),
+            Ok(None) => {}
+            Err(error) => return Err(refused(error.to_string())),
+        }
     }
+    Err(refused("the record runs past two segments".to_string()))
 }
 
 /// All files of a data directory, one after the other.
@@ -266,4 +273,53 @@ pub fn run_initdb(bin_dir: &Path, run_as: &str, options: &[String]) -> Result<te
         return Err(failed(format!("{}: {}", output.status, stderr.trim())));
     }
     Ok(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: the end of a checkpoint record is found wherever it lies. Method: WAL in which it does, on disk.
+
+    use postgres_ffi::wal::checks::build::RecordBuilder;
+    use postgres_ffi::wal::checks::layout::WalWriter;
+
+    use super::*;
+
+    const CONTROL_15: &[u8] = include_bytes!("../../../postgres_ffi/tests/data/control/pg_control.15");
+    const SEGMENT_BYTES: u32 = 1 << 20;
+
+    #[test]
+    fn a_checkpoint_may_begin_in_one_segment_and_end_in_the_next() {
+        let start_lsn = Lsn::new(3 * u64::from(SEGMENT_BYTES));
+        let record = |length: usize| RecordBuilder { rmid: 10, main_data: vec![1; length], ..RecordBuilder::default() };
+        for left in [400, 64, 24] {
+            let mut writer = WalWriter::new(PgVersion::V15, start_lsn, SEGMENT_BYTES);
+            let behind = |writer: &WalWriter| u64::from(SEGMENT_BYTES) - writer.position().saturating_sub(start_lsn);
+            while behind(&writer) > left {
+                // 24 bytes of header and 2 of data header.
+                let room = usize::try_from(behind(&writer) - left).unwrap();
+                writer.append(&record(if room < 200 { room - 26 } else { 100 }));
+            }
+            assert_eq!(behind(&writer), left);
+            let checkpoint_lsn = writer.position();
+            let (_, end_lsn, _) = writer.append(&record(88));
+            let wal = writer.into_bytes();
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("pg_wal")).unwrap();
+            for (index, bytes) in wal.chunks(SEGMENT_BYTES as usize).enumerate() {
+                let name = segment_file_name(1, 3 + index as u64, SEGMENT_BYTES);
+                std::fs::write(dir.path().join("pg_wal").join(name), bytes).unwrap();
+            }
+            let real = ControlFile::decode(CONTROL_15).unwrap();
+            let control_file = ControlFile { checkpoint_lsn, xlog_seg_size: SEGMENT_BYTES, ..real };
+            assert_eq!(checkpoint_end(dir.path(), PgVersion::V15, &control_file, 1).unwrap(), end_lsn, "{left}");
+            let next = dir.path().join("pg_wal").join(segment_file_name(1, 4, SEGMENT_BYTES));
+            if next.exists() {
+                std::fs::remove_file(&next).unwrap();
+                let refused = checkpoint_end(dir.path(), PgVersion::V15, &control_file, 1);
+                assert!(
+                    matches!(refused, Err(ImportError::NoCheckpoint { reason, .. }) if reason.contains("No such file"))
+                );
+            }
+        }
+    }
 }

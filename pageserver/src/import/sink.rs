@@ -180,8 +180,9 @@ impl ImportSink {
     }
 
     /// Puts the size of a fork. A segment that was copied before it was filled up, while a later one was copied with blocks in it, gets
-    /// pages of zeroes: what they hold came later and is in WAL. In a stopped cluster PostgreSQL ignores what lies behind a segment
-    /// that is not full, and so it is damage.
+    /// pages of zeroes: what they hold came later and is in WAL. So does one that is not there at all: its relation was dropped between the two, as WAL
+    /// tells, and recovery would make the file, too (PG 14-18: src/backend/storage/smgr/md.c, _mdfd_getseg). In a stopped cluster PostgreSQL ignores what lies
+    /// behind a segment that is not full, and so it is damage.
     fn fork_size(
         &mut self,
         rel: RelTag,
@@ -196,7 +197,7 @@ impl ImportSink {
         for segment_no in 0..*last_segment_no {
             let damaged =
                 || ImportError::FileDamaged { file: format!("{rel} {fork}, segment {segment_no}"), reason: "not full" };
-            let block_count = *segments.get(&segment_no).ok_or_else(damaged)?;
+            let block_count = segments.get(&segment_no).copied().unwrap_or(0);
             if block_count < RELSEG_BLOCKS && !self.is_fuzzy {
                 return Err(damaged());
             }
@@ -319,14 +320,16 @@ impl ImportSink {
         Ok((control_file, self.counts))
     }
 
-    /// Up to 16, the file's name holds 32 bits of the xid; the epoch follows from the next xid of the checkpoint.
+    /// Up to 16, the file's name holds 32 bits of the xid; the epoch follows from the next xid of the checkpoint, which is not far: the next checkpoint may have
+    /// written the file already, and then the xid lies behind it.
     fn full_xid(&self, control_file: &ControlFile, number: u64) -> Result<u64, ImportError> {
         match u32::try_from(number) {
             Ok(xid) if self.version < PgVersion::V17 => {
                 let checkpoint = Checkpoint::decode(self.version, &control_file.checkpoint_copy).map_err(|_| {
                     ImportError::FileDamaged { file: "global/pg_control".to_string(), reason: "no checkpoint in it" }
                 })?;
-                Ok(checkpoint.full_xid(xid))
+                let from_next = xid.wrapping_sub(checkpoint.next_xid as u32).cast_signed();
+                Ok(checkpoint.next_xid.saturating_add_signed(from_next.into()))
             }
             _ => Ok(number),
         }
@@ -379,3 +382,6 @@ fn read_small(path: &str, contents: &mut dyn Read) -> Result<Vec<u8>, ImportErro
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tar::EntryType;
+
 use super::ImportError;
 
 /// What an archive ends with, at least.
@@ -20,6 +22,9 @@ const BLOCK_BYTES: u64 = 512;
 const BUFFER_BYTES: usize = 1 << 20;
 const GZIP_MAGIC: [u8; 2] = [0x1F, 0x8B];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+const SPARSE: &str = "a sparse file: make it without --sparse";
+/// In the name of a sparse file in an archive of POSIX's format: GNU tar manual, "PAX Format, Version 1.0".
+const POSIX_SPARSE: &str = "GNUSparseFile.";
 /// Endings of the names that `pg_basebackup` gives, plain first.
 const SUFFIXES: [&str; 3] = ["tar", "tar.gz", "tar.zst"];
 
@@ -42,10 +47,16 @@ pub(super) fn each_file(path: &Path, read_bytes: &Arc<AtomicU64>, each: EachFile
         let mut entry = entry.map_err(failed)?;
         let length = entry.size();
         members_end = entry.raw_file_position().saturating_add(length.next_multiple_of(BLOCK_BYTES));
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        match entry.header().entry_type() {
+            EntryType::Link => return Err(failed(other_form(&name, "a hard link: make it with --hard-dereference"))),
+            EntryType::GNUSparse => return Err(failed(other_form(&name, SPARSE))),
+            EntryType::Regular | EntryType::Continuous if name.contains(POSIX_SPARSE) => {
+                return Err(failed(other_form(&name, SPARSE)));
+            }
+            EntryType::Regular | EntryType::Continuous => {}
+            _ => continue,
+        }
         if each(name.trim_start_matches("./"), length, &mut entry)?.is_break() {
             return Ok(());
         }
@@ -56,6 +67,11 @@ pub(super) fn each_file(path: &Path, read_bytes: &Arc<AtomicU64>, each: EachFile
         return Err(ImportError::ArchiveCut { archive: path.display().to_string(), length: input.count });
     }
     Ok(())
+}
+
+/// A member that other programs than PostgreSQL's put into an archive, which would be missed if it was passed over.
+fn other_form(name: &str, form: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, format!("`{name}` stands in it as {form}"))
 }
 
 fn open(path: &Path, read_bytes: &Arc<AtomicU64>) -> io::Result<Box<dyn Read>> {
@@ -169,6 +185,39 @@ mod tests {
         }
         std::fs::write(&path, b"no archive at all, but longer than a block".repeat(30)).unwrap();
         assert!(matches!(read(&path), Err(ImportError::Archive { .. })));
+    }
+
+    /// What `tar` makes of the directory `base` in `dir`.
+    fn made_by_tar(dir: &Path, arguments: &[&str]) -> PathBuf {
+        let path = dir.join("base.tar");
+        let mut tar = std::process::Command::new("tar");
+        let made = tar.arg("-C").arg(dir).args(arguments).arg("-cf").arg(&path).arg("base").status().unwrap();
+        assert!(made.success());
+        path
+    }
+
+    #[test]
+    fn files_in_other_forms_are_not_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base");
+        std::fs::create_dir(&base).unwrap();
+        std::os::unix::fs::symlink("elsewhere", base.join("link")).unwrap();
+        File::create(base.join("sparse")).unwrap().set_len(1 << 20).unwrap();
+        let whole = read(&made_by_tar(dir.path(), &[])).unwrap();
+        assert_eq!(whole, [("base/sparse".to_owned(), 1 << 20)]);
+        for (arguments, text) in [
+            (&["--sparse", "--format=gnu"][..], "as a sparse file"),
+            (&["--sparse", "--format=posix"], "as a sparse file"),
+            (&["--format=gnu"], "as a hard link"),
+        ] {
+            if text.contains("hard") {
+                std::fs::hard_link(base.join("sparse"), base.join("twin")).unwrap();
+            }
+            match read(&made_by_tar(dir.path(), arguments)) {
+                Err(ImportError::Archive { source, .. }) => assert!(source.to_string().contains(text), "{source}"),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

@@ -68,6 +68,15 @@ impl Batch {
         self.values.clear();
     }
 
+    /// Drops the versions above `lsn`.
+    pub fn drop_above(&mut self, lsn: Lsn) {
+        let kept = self.entries.partition_point(|entry| entry.lsn <= lsn);
+        if let Some(first_dropped) = self.entries.get(kept) {
+            self.values.truncate(first_dropped.value_start);
+            self.entries.truncate(kept);
+        }
+    }
+
     /// Bytes of all values.
     pub fn value_bytes(&self) -> usize {
         self.values.len()
@@ -115,6 +124,11 @@ mod tests {
             [(8, Kind::Delta, b"one".to_vec()), (8, Kind::Image, vec![]), (16, Kind::Tombstone, b"three".to_vec())]
         );
         assert_eq!((batch.len(), batch.value_bytes(), batch.last_lsn()), (3, 8, Some(Lsn::new(16))));
+        for (lsn, left) in [(16, (3, 8)), (15, (2, 3)), (8, (2, 3)), (7, (0, 0))] {
+            batch.drop_above(Lsn::new(lsn));
+            assert_eq!((batch.len(), batch.value_bytes()), left, "above {lsn}");
+        }
+        batch.put(key, Lsn::new(8), Kind::Delta, b"one");
         batch.clear();
         assert!(batch.is_empty() && batch.value_bytes() == 0);
     }

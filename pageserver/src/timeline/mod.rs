@@ -319,4 +319,10 @@ impl Timeline {
     pub fn receiver_status(&self) -> Option<ReceiverStatus> {
         self.receiver.read().as_ref().map(WalReceiver::status)
     }
+
+    /// Where the WAL on disk ends as far as is known: what was ingested, or more that a receiver has.
+    pub(crate) fn wal_end_lsn(&self) -> Lsn {
+        let received_lsn = self.receiver_status().and_then(|status| status.flushed_lsn);
+        received_lsn.unwrap_or(Lsn::ZERO).max(self.last_record_lsn())
+    }
 }

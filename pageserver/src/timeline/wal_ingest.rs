@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use keyenc::Key;
 use postgres_ffi::wal::{DecodeError, DecodedRecord, WalError, WalStreamDecoder};
-use postgres_ffi::{Lsn, PgVersion};
+use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 use tracing::{error, info, warn};
 
 use super::{ReadError, Timeline, TimelineState};
@@ -90,6 +90,11 @@ impl TimelineIngest {
         Lsn::new(self.ingest.checkpoint().redo)
     }
 
+    /// The PostgreSQL timeline of the last record: the first one on a new timeline names it, PG 14-18: src/backend/access/transam/xlog.c, StartupXLOG.
+    pub fn pg_timeline_id(&self) -> TimeLineId {
+        self.ingest.checkpoint().this_tli
+    }
+
     /// Where the next bytes must start.
     pub fn fed_until(&self) -> Lsn {
         self.decoder.fed_until()
@@ -102,9 +107,21 @@ impl TimelineIngest {
         self.decoder.feed(bytes);
         let outcome = self.ingest_whole_records();
         if let Err(error) = &outcome {
+            if !matches!(error, TimelineIngestError::Store(_)) {
+                self.keep_what_was_before();
+            }
             self.timeline.stop(error);
         }
         outcome
+    }
+
+    /// Makes what was ingested before a record that cannot be readable: the timeline stops right in front of that record.
+    fn keep_what_was_before(&mut self) {
+        let last_record_lsn = self.ingest.last_record_lsn();
+        self.batch.drop_above(last_record_lsn);
+        if let Err(error) = self.timeline.commit_batch(&mut self.batch, last_record_lsn) {
+            warn!(timeline = %self.timeline.metadata().name, %last_record_lsn, %error, "the last records cannot be put");
+        }
     }
 
     fn ingest_whole_records(&mut self) -> Result<Lsn, TimelineIngestError> {

@@ -35,7 +35,7 @@ pub(super) fn check_and_list(
     }
     let layout = job.repository.wal_layout(timeline);
     // First: what is written from now on is not looked at. Everything up to here is durable.
-    let end_lsn = end_of_wal(timeline);
+    let end_lsn = timeline.wal_end_lsn();
     let segments = match layout.segment_files() {
         Ok(segments) => segments,
         Err(error) => {
@@ -64,12 +64,6 @@ pub(super) fn check_and_list(
         walk.segment(segment)?;
     }
     walk.end()
-}
-
-/// Where the WAL on disk ends as far as the server knows: what was ingested, or more that a receiver has.
-fn end_of_wal(timeline: &Timeline) -> Lsn {
-    let received_lsn = timeline.receiver_status().and_then(|status| status.flushed_lsn);
-    received_lsn.unwrap_or(Lsn::ZERO).max(timeline.last_record_lsn())
 }
 
 fn check_histories(job: &mut Job<'_>, timeline: &Arc<Timeline>, layout: &WalLayout) -> Result<(), VerifyError> {

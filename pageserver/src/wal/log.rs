@@ -26,6 +26,8 @@ const ALONE_BYTES_MIN: usize = 16 * 1024;
 pub struct WalLog {
     layout: WalLayout,
     timeline_id: TimeLineId,
+    /// Where it began when it was created or opened.
+    begin_lsn: Lsn,
     /// The segment that `written_lsn` lies in, once something was written to it.
     open: Option<(Segment, File)>,
     written_lsn: Lsn,
@@ -58,6 +60,7 @@ impl WalLog {
     pub(super) fn at(layout: WalLayout, timeline_id: TimeLineId, end_lsn: Lsn, record_end_lsn: Option<Lsn>) -> Self {
         WalLog {
             timeline_id,
+            begin_lsn: end_lsn,
             open: None,
             written_lsn: end_lsn,
             flushed_lsn: end_lsn,
@@ -180,8 +183,8 @@ impl WalLog {
     /// Forgets what was written behind the last whole record, on disk too. Where the log ends then.
     pub fn rewind_to_record_end(&mut self) -> Result<Lsn, WalFileError> {
         self.flush()?;
-        // Before the first whole record everything is the rest of one that began elsewhere: start the segment anew.
-        let end_lsn = self.record_end_lsn.unwrap_or(self.layout.segment_start(self.written_lsn));
+        // Before the first whole record everything is of one that began elsewhere, or goes on for segments: all of it comes again.
+        let end_lsn = self.record_end_lsn.unwrap_or(self.begin_lsn);
         if end_lsn != self.written_lsn {
             self.open = None;
             let outcome = cut(&self.layout, self.timeline_id, end_lsn);

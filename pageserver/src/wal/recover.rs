@@ -1,19 +1,21 @@
 //! Opens a directory of WAL files after a clean end or a crash, and finds where the log ends.
 //!
-//! - Reads only the last segment, and the ones before it as long as no record starts in it: earlier segments were durable before it was begun.
+//! - Reads only the last segment, and the ones before it as long as no record starts in it: earlier segments were durable before it was begun. A record that runs into
+//!   the last segment, with whole records behind it, is not looked at: if it is not right, ingest stops there and loses nothing.
 //! - Behind the last whole record everything is zeroed, later files are removed, a copy of what has whole records there is kept; in front of it the last file is written and fsynced once more.
 //! - A record that fails its checks although it lies wholly in durable segments is corruption and not an end: that is an error, and nothing is touched.
+//! - Damage in the last segment in front of what is ingested is no end either, as long as what follows it leads there: it is stepped over, and left to a check.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
-use postgres_ffi::Lsn;
 use postgres_ffi::wal::find_end::{WalEnd, find_end};
 use postgres_ffi::wal::page_header::{LONG_HEADER_LEN, PageHeader, WAL_PAGE_BYTES};
 use postgres_ffi::wal::stream::WalErrorReason;
 use postgres_ffi::wal::{WalError, WalErrorKind, WalStreamDecoder};
+use postgres_ffi::{Lsn, TimeLineId};
 
 use super::error::{WalFileError, io_error};
 use super::layout::{Segment, WalLayout};
@@ -29,8 +31,9 @@ const RECORD_LOOK_BYTES: usize = 64 * 1024;
 const RECORD_LOOKS: u32 = 1000;
 
 impl WalLog {
-    /// Opens the log in `layout.directory`. `None`: there is no whole record in it, so it can be created anew.
-    pub fn open(layout: WalLayout) -> Result<Option<Self>, WalFileError> {
+    /// Opens the log in `layout.directory`; records that end at or below `ingested_lsn` have been ingested. `None`: there is no whole record in it, so it can be
+    /// created anew. Errors: the files are damaged, of another cluster, or cannot be read or written.
+    pub fn open(layout: WalLayout, ingested_lsn: Lsn) -> Result<Option<Self>, WalFileError> {
         match fs::exists(&layout.directory) {
             Ok(true) => {}
             Ok(false) => return Ok(None),
@@ -42,26 +45,65 @@ impl WalLog {
         for segment in &segments {
             check_length(&layout, *segment)?;
         }
-        // From the last segment back until one is found in which a record starts.
-        for first in (0..segments.len()).rev() {
-            if first + 1 < segments.len() && segments[first].segment_no + 1 != segments[first + 1].segment_no {
-                // A hole: what lies before it does not lead to the end.
-                return Ok(None);
-            }
-            let (end, timeline_id) = scan(&layout, &segments[first..])?;
-            if let Some(error) = &end.stopped_by {
-                check_is_an_end(&layout, &segments[first..], error)?;
-            }
-            if end.record_count > 0 {
-                keep_what_follows(&layout, end.end_lsn)?;
-                cut(&layout, timeline_id, end.end_lsn)?;
-                write_again(&layout, &segments, end.end_lsn)?;
-                tracing::info!(directory = %layout.directory.display(), end_lsn = %end.end_lsn, timeline_id, "WAL opened");
-                return Ok(Some(WalLog::at(layout, timeline_id, end.end_lsn, Some(end.end_lsn))));
-            }
-        }
-        Ok(None)
+        let Some((end_lsn, timeline_id)) = end_of(&layout, &segments, ingested_lsn)? else { return Ok(None) };
+        keep_what_follows(&layout, end_lsn)?;
+        cut(&layout, timeline_id, end_lsn)?;
+        write_again(&layout, &segments, end_lsn)?;
+        tracing::info!(directory = %layout.directory.display(), %end_lsn, timeline_id, "WAL opened");
+        Ok(Some(WalLog::at(layout, timeline_id, end_lsn, Some(end_lsn))))
     }
+}
+
+/// Where the log ends, and the PostgreSQL timeline of the file in which it does. `None`: no whole record leads there.
+fn end_of(
+    layout: &WalLayout,
+    segments: &[Segment],
+    ingested_lsn: Lsn,
+) -> Result<Option<(Lsn, TimeLineId)>, WalFileError> {
+    let mut found = None;
+    // From the last segment back until one is found in which a record starts.
+    for first in (0..segments.len()).rev() {
+        if first + 1 < segments.len() && segments[first].segment_no + 1 != segments[first + 1].segment_no {
+            break; // A hole: what lies before it does not lead to the end.
+        }
+        let (end, timeline_id) = scan(layout, &segments[first..], layout.start_of(segments[first].segment_no))?;
+        if let Some(error) = &end.stopped_by {
+            check_is_an_end(layout, &segments[first..], error)?;
+        }
+        if end.record_count > 0 {
+            found = Some((end, timeline_id));
+            break;
+        }
+    }
+    let (Some((end, timeline_id)), Some(last)) = (found, segments.last()) else { return Ok(None) };
+    match end_behind_damage(layout, *last, end.end_lsn, ingested_lsn)? {
+        Some(further_lsn) => {
+            tracing::warn!(directory = %layout.directory.display(), damaged_lsn = %end.end_lsn, end_lsn = %further_lsn, "WAL that is ingested is damaged: stepped over; `pagectl repair` takes it from the primary again");
+            Ok(Some((further_lsn, last.timeline_id)))
+        }
+        None => Ok(Some((end.end_lsn, timeline_id))),
+    }
+}
+
+/// Where the log really ends if reading stopped at `stopped_lsn` for damage in the last segment: what was ingested was durable here before, so a log that leads to
+/// `ingested_lsn` or further has not ended in front of it. `None`: it is no damage, or nothing leads there.
+fn end_behind_damage(
+    layout: &WalLayout,
+    last: Segment,
+    stopped_lsn: Lsn,
+    ingested_lsn: Lsn,
+) -> Result<Option<Lsn>, WalFileError> {
+    let mut end_lsn = stopped_lsn;
+    while end_lsn < ingested_lsn {
+        let Some(page_lsn) = page_with_record_behind(layout, last, end_lsn)? else { return Ok(None) };
+        let (end, _) = scan(layout, &[last], page_lsn)?;
+        end_lsn = end.end_lsn.max(page_lsn);
+    }
+    Ok((stopped_lsn < end_lsn).then_some(end_lsn))
+}
+
+fn page_of(lsn: Lsn) -> Lsn {
+    Lsn::new(lsn.as_u64() - lsn.as_u64() % WAL_PAGE_BYTES as u64)
 }
 
 /// Keeps a copy of each file that is to be cut although whole records stand behind the cut: then it may be damage that ends the log there, and not the last crash, and
@@ -69,7 +111,7 @@ impl WalLog {
 fn keep_what_follows(layout: &WalLayout, end_lsn: Lsn) -> Result<(), WalFileError> {
     let end_segment_no = layout.segment_no(end_lsn);
     for segment in layout.segments()?.into_iter().filter(|segment| end_segment_no <= segment.segment_no) {
-        if has_records_behind(layout, segment, end_lsn)? {
+        if page_with_record_behind(layout, segment, end_lsn)?.is_some() {
             let path = layout.segment_path(segment);
             let kept = path.with_extension(KEPT_EXTENSION);
             tracing::warn!(path = %path.display(), %end_lsn, kept = %kept.display(), "whole records stand behind the end of the WAL: the file is kept before it is cut");
@@ -82,40 +124,42 @@ fn keep_what_follows(layout: &WalLayout, end_lsn: Lsn) -> Result<(), WalFileErro
     Ok(())
 }
 
-/// True if on a page behind that of `end_lsn` a record begins that is whole.
-fn has_records_behind(layout: &WalLayout, segment: Segment, end_lsn: Lsn) -> Result<bool, WalFileError> {
-    let page_bytes = WAL_PAGE_BYTES as u64;
+/// The first page behind that of `lsn` on which a record begins that is whole.
+fn page_with_record_behind(layout: &WalLayout, segment: Segment, lsn: Lsn) -> Result<Option<Lsn>, WalFileError> {
     let start_lsn = layout.start_of(segment.segment_no);
-    let first_page = end_lsn.saturating_sub(start_lsn) / page_bytes + u64::from(start_lsn < end_lsn);
-    let path = layout.segment_path(segment);
-    let mut file = layout.open_segment(segment)?;
-    let mut bytes = vec![0; RECORD_LOOK_BYTES];
+    let next_page = page_of(lsn).checked_add(WAL_PAGE_BYTES as u64).unwrap_or(Lsn::MAX);
+    let from_lsn = if lsn < start_lsn { start_lsn } else { next_page };
+    let file = layout.open_segment(segment)?;
     let mut looks_left = RECORD_LOOKS;
-    for offset in (first_page * page_bytes..layout.segment_bytes.into()).step_by(WAL_PAGE_BYTES) {
-        let page_lsn = Lsn::new(start_lsn.as_u64() + offset);
-        let mut head = [0; LONG_HEADER_LEN];
-        match file.read_exact_at(&mut head, offset) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-            outcome => outcome.map_err(io_error("read", &path))?,
+    let mut piece_lsn = from_lsn;
+    for piece in Pieces::open(layout, segment).starting_at(from_lsn) {
+        let piece = piece?;
+        for (page, page_lsn) in piece.chunks(WAL_PAGE_BYTES).zip((piece_lsn.as_u64()..).step_by(WAL_PAGE_BYTES)) {
+            let page_lsn = Lsn::new(page_lsn);
+            if PageHeader::parse(page).is_some_and(|header| header.page_lsn == page_lsn) {
+                if has_record(layout, segment, &file, page_lsn)? {
+                    return Ok(Some(page_lsn));
+                }
+                looks_left -= 1;
+                if looks_left == 0 {
+                    return Ok(None);
+                }
+            }
         }
-        if PageHeader::parse(&head).is_none_or(|header| header.page_lsn != page_lsn) {
-            continue;
-        }
-        let length = bytes.len().min((u64::from(layout.segment_bytes) - offset) as usize);
-        file.seek(SeekFrom::Start(offset))
-            .and_then(|_| read_full(&mut file, &mut bytes[..length]))
-            .map_err(io_error("read", &path))?;
-        let mut decoder = WalStreamDecoder::new_at_page(layout.version, page_lsn, layout.segment_bytes);
-        decoder.feed(Bytes::copy_from_slice(&bytes[..length]));
-        if matches!(decoder.next_record(), Ok(Some(_))) {
-            return Ok(true);
-        }
-        looks_left -= 1;
-        if looks_left == 0 {
-            break;
-        }
+        piece_lsn = piece_lsn.checked_add(piece.len() as u64).unwrap_or(Lsn::MAX);
     }
-    Ok(false)
+    Ok(None)
+}
+
+/// True if a record begins on the page and is whole.
+fn has_record(layout: &WalLayout, segment: Segment, file: &File, page_lsn: Lsn) -> Result<bool, WalFileError> {
+    let offset = layout.segment_offset(page_lsn);
+    let left = u64::from(layout.segment_bytes) - offset;
+    let mut bytes = vec![0; usize::try_from(left).unwrap_or(RECORD_LOOK_BYTES).min(RECORD_LOOK_BYTES)];
+    read_full_at(file, &mut bytes, offset).map_err(io_error("read", &layout.segment_path(segment)))?;
+    let mut decoder = WalStreamDecoder::new_at_page(layout.version, page_lsn, layout.segment_bytes);
+    decoder.feed(bytes.into());
+    Ok(matches!(decoder.next_record(), Ok(Some(_))))
 }
 
 /// Writes the last segment's bytes up to `end_lsn` over themselves and fsyncs them.
@@ -166,13 +210,16 @@ fn check_length(layout: &WalLayout, segment: Segment) -> Result<(), WalFileError
     Ok(())
 }
 
-/// Reads the segments to the last whole record; and the timeline of the file in which it ends.
-fn scan(layout: &WalLayout, segments: &[Segment]) -> Result<(WalEnd, u32), WalFileError> {
-    let start_lsn = layout.start_of(segments[0].segment_no);
+/// Reads the segments from the page at `from_lsn` in the first of them on, to the last whole record; and the timeline of the file in which it ends.
+fn scan(layout: &WalLayout, segments: &[Segment], from_lsn: Lsn) -> Result<(WalEnd, TimeLineId), WalFileError> {
     let decoder =
-        WalStreamDecoder::new_at_page(layout.version, start_lsn, layout.segment_bytes).with_system_id(layout.system_id);
+        WalStreamDecoder::new_at_page(layout.version, from_lsn, layout.segment_bytes).with_system_id(layout.system_id);
     let mut failed = None;
-    let pieces = segments.iter().flat_map(|segment| Pieces::open(layout, *segment)).map_while(|piece| match piece {
+    let pieces = segments.iter().flat_map(|segment| {
+        let start_lsn = layout.start_of(segment.segment_no);
+        Pieces::open(layout, *segment).starting_at(from_lsn.max(start_lsn))
+    });
+    let pieces = pieces.map_while(|piece| match piece {
         Ok(piece) => Some(piece),
         Err(error) => {
             failed = Some(error);
@@ -247,6 +294,12 @@ impl<'a> Pieces<'a> {
         let file = layout.open_segment(segment).map_err(Some);
         Pieces { layout, segment, file, offset: 0 }
     }
+
+    /// Those from `from_lsn` on; none if the segment ends there or before.
+    fn starting_at(self, from_lsn: Lsn) -> Self {
+        let offset = from_lsn.saturating_sub(self.layout.start_of(self.segment.segment_no));
+        Pieces { offset, ..self }
+    }
 }
 
 impl Iterator for Pieces<'_> {
@@ -257,12 +310,12 @@ impl Iterator for Pieces<'_> {
             Ok(file) => file,
             Err(error) => return error.take().map(Err),
         };
-        let left = u64::from(self.layout.segment_bytes) - self.offset;
+        let left = u64::from(self.layout.segment_bytes).saturating_sub(self.offset);
         let mut piece = vec![0; usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES)];
         if piece.is_empty() {
             return None;
         }
-        match read_full(file, &mut piece) {
+        match read_full_at(file, &mut piece, self.offset) {
             Ok(()) => {
                 self.offset += piece.len() as u64;
                 Some(Ok(Bytes::from(piece)))
@@ -273,10 +326,10 @@ impl Iterator for Pieces<'_> {
 }
 
 /// Reads until the buffer is full or the file ends.
-fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<()> {
+fn read_full_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     let mut filled = 0;
     while filled < buffer.len() {
-        match file.read(&mut buffer[filled..]) {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
             Ok(0) => break,
             Ok(length) => filled += length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

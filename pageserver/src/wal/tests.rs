@@ -111,7 +111,7 @@ fn what_is_written_is_read_back_and_found_again() {
     assert_eq!(read_all(&layout(&directory), start_lsn, end_lsn), wal);
     drop(log);
 
-    let log = WalLog::open(layout(&directory)).unwrap().unwrap();
+    let log = WalLog::open(layout(&directory), Lsn::ZERO).unwrap().unwrap();
     assert_eq!((log.written_lsn(), log.timeline_id()), (end_lsn, 1));
     for entry in fs::read_dir(directory.path().join("wal")).unwrap() {
         assert_eq!(entry.unwrap().metadata().unwrap().len(), u64::from(SEGMENT_BYTES));
@@ -131,7 +131,7 @@ fn a_cut_anywhere_ends_at_the_last_whole_record_and_leaves_no_trace() {
         drop(log);
         let cut_lsn = Lsn::new(start_lsn.as_u64() + cut as u64);
         let expected = whole.iter().rfind(|record| record.whole_lsn <= cut_lsn).map(|record| record.end_lsn);
-        let opened = WalLog::open(layout(&directory)).unwrap();
+        let opened = WalLog::open(layout(&directory), Lsn::ZERO).unwrap();
         assert_eq!(kept(&directory), Vec::<String>::new(), "a crash leaves no whole record behind the end");
         let Some(expected) = expected else {
             assert!(opened.is_none(), "cut at {cut_lsn}");
@@ -148,7 +148,7 @@ fn a_cut_anywhere_ends_at_the_last_whole_record_and_leaves_no_trace() {
         write(&mut log, wal.get(expected.saturating_sub(start_lsn) as usize..).unwrap_or(&[]), &mut rng);
         let end_lsn = log.flush().unwrap();
         drop(log);
-        assert_eq!(WalLog::open(layout(&directory)).unwrap().unwrap().written_lsn(), end_lsn);
+        assert_eq!(WalLog::open(layout(&directory), Lsn::ZERO).unwrap().unwrap().written_lsn(), end_lsn);
         assert_eq!(read_all(&layout(&directory), start_lsn, end_lsn), wal);
     }
 }
@@ -159,37 +159,92 @@ fn kept(directory: &TempDir) -> Vec<String> {
     names.filter_map(|name| name.into_string().ok().filter(|name| name.ends_with(".cut"))).collect()
 }
 
-#[test]
-fn what_stands_behind_damage_in_the_last_segment_is_kept() {
-    for seed in 10..30 {
+/// A log on disk with a damaged record in its last segment and whole records on pages behind it.
+struct DamagedLog {
+    directory: TempDir,
+    /// The damaged record's begin and end.
+    damaged: (Lsn, Lsn),
+    end_lsn: Lsn,
+    /// Name of the damaged file, and its content.
+    name: String,
+    content: Vec<u8>,
+}
+
+impl DamagedLog {
+    fn new(seed: u64) -> Option<Self> {
         let directory = TempDir::new().unwrap();
-        let (log, start_lsn, wal, records) = written_log(&layout(&directory), seed, 120);
-        drop(log);
-        let last_segment_start = layout(&directory).segment_start(records[records.len() - 1].0);
-        // A record in the last segment, with many behind it.
-        let in_last = |(begin, _): &&(Lsn, Lsn)| last_segment_start <= *begin;
-        let Some(&(damaged, _)) = records.iter().filter(in_last).nth(2) else { continue };
-        if Lsn::new(damaged.as_u64() + 3 * 8192 + 40_000) > records[records.len() - 1].0 {
-            continue;
+        let (log, _, _, records) = written_log(&layout(&directory), seed, 120);
+        let end_lsn = log.written_lsn();
+        let last_lsn = records[records.len() - 1].0;
+        let segment_start = layout(&directory).segment_start(last_lsn);
+        let mut in_last = records.iter().filter(|(begin, _)| segment_start <= *begin);
+        let damaged = *in_last.nth(2)?;
+        if last_lsn < Lsn::new(damaged.1.as_u64() + 3 * 8192 + 40_000) {
+            return None;
         }
-        let name = names::segment_file_name(1, layout(&directory).segment_no(damaged), SEGMENT_BYTES);
+        let name = names::segment_file_name(1, layout(&directory).segment_no(damaged.0), SEGMENT_BYTES);
         let path = directory.path().join("wal").join(&name);
         let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-        file.write_all_at(&[0xFF; 4], damaged.saturating_sub(last_segment_start) + 20).unwrap();
-        let before = fs::read(&path).unwrap();
-        let opened = WalLog::open(layout(&directory)).unwrap().unwrap();
-        assert!(opened.written_lsn() <= damaged, "seed {seed}");
-        assert_eq!(kept(&directory), [format!("{name}.cut")], "seed {seed}");
-        assert!(fs::read(path.with_extension("cut")).unwrap() == before);
-        assert!(start_lsn.as_u64() + wal.len() as u64 > damaged.as_u64());
-        drop(opened);
-        // Once: what was cut is gone.
-        fs::remove_file(path.with_extension("cut")).unwrap();
-        WalLog::open(layout(&directory)).unwrap().unwrap();
-        assert!(kept(&directory).is_empty());
-        return;
+        file.write_all_at(&[0xFF; 4], damaged.0.saturating_sub(segment_start) + 20).unwrap();
+        let content = fs::read(&path).unwrap();
+        Some(DamagedLog { directory, damaged, end_lsn, name, content })
     }
-    panic!("no log has enough in its last segment");
+
+    fn open(&self, ingested_lsn: Lsn) -> Lsn {
+        WalLog::open(layout(&self.directory), ingested_lsn).unwrap().unwrap().written_lsn()
+    }
+
+    fn content_of(&self, name: &str) -> Vec<u8> {
+        fs::read(self.directory.path().join("wal").join(name)).unwrap()
+    }
+}
+
+#[test]
+fn what_stands_behind_damage_in_the_last_segment_is_kept() {
+    let log = (10..30).find_map(DamagedLog::new).expect("a log with enough in its last segment");
+    let (damaged_lsn, _) = log.damaged;
+    assert!(log.open(damaged_lsn) <= damaged_lsn);
+    let copy = format!("{}.cut", log.name);
+    assert_eq!(kept(&log.directory), [copy.as_str()]);
+    assert!(log.content_of(&copy) == log.content);
+    // Once: what was cut is gone.
+    fs::remove_file(log.directory.path().join("wal").join(copy)).unwrap();
+    assert!(log.open(damaged_lsn) <= damaged_lsn);
+    assert!(kept(&log.directory).is_empty());
+}
+
+#[test]
+fn damage_below_what_is_ingested_is_no_end() {
+    for log in (10..40).filter_map(DamagedLog::new) {
+        // Ingested behind the damaged record at once, far behind it, to the end.
+        let (_, behind_damage) = log.damaged;
+        let far = Lsn::new((behind_damage.as_u64() + log.end_lsn.as_u64()) / 2);
+        for ingested_lsn in [behind_damage, far, log.end_lsn] {
+            assert_eq!(log.open(ingested_lsn), log.end_lsn);
+            assert!(kept(&log.directory).is_empty());
+            assert!(log.content_of(&log.name) == log.content);
+        }
+        // Behind the end: the log never led there, and it is cut where it cannot be read.
+        assert!(log.open(Lsn::new(log.end_lsn.as_u64() + 8)) <= log.damaged.0);
+        assert_eq!(kept(&log.directory), [format!("{}.cut", log.name)]);
+    }
+}
+
+#[test]
+fn a_log_without_a_whole_record_begins_again_where_it_began() {
+    let directory = TempDir::new().unwrap();
+    let start_lsn = Lsn::new(FIRST_SEGMENT_NO * u64::from(SEGMENT_BYTES));
+    let mut writer = WalWriter::new(PgVersion::V15, start_lsn, SEGMENT_BYTES);
+    writer.append(&long_record(2 * SEGMENT_BYTES as usize));
+    let wal = writer.into_bytes();
+    let mut log = WalLog::create(layout(&directory), 1, start_lsn).unwrap();
+    write(&mut log, &wal[..wal.len() / 2 + 9000], &mut SmallRng::seed_from_u64(5));
+    assert!(Lsn::new(start_lsn.as_u64() + u64::from(SEGMENT_BYTES)) < log.written_lsn());
+    assert_eq!(log.rewind_to_record_end().unwrap(), start_lsn);
+    write(&mut log, &wal, &mut SmallRng::seed_from_u64(6));
+    let end_lsn = log.flush().unwrap();
+    assert_eq!(read_all(&layout(&directory), start_lsn, end_lsn), wal);
+    assert_eq!(WalLog::open(layout(&directory), Lsn::ZERO).unwrap().unwrap().written_lsn(), end_lsn);
 }
 
 /// Where a record counts as whole, and where the next one may start.
@@ -228,7 +283,7 @@ fn a_record_longer_than_segments_is_found_or_cut_whole() {
         let mut log = WalLog::create(layout(&directory), 1, start_lsn).unwrap();
         write(&mut log, &wal[..length], &mut SmallRng::seed_from_u64(5));
         drop(log);
-        let log = WalLog::open(layout(&directory)).unwrap().unwrap();
+        let log = WalLog::open(layout(&directory), Lsn::ZERO).unwrap().unwrap();
         assert_eq!(log.written_lsn(), expected);
         let segment_count = layout(&directory).segments().unwrap().len() as u64;
         assert_eq!(segment_count, layout(&directory).segment_no(expected) - FIRST_SEGMENT_NO + 1);
@@ -252,7 +307,7 @@ fn damage_in_a_durable_segment_is_an_error_with_its_place() {
     let path = directory.path().join("wal").join(names::segment_file_name(1, FIRST_SEGMENT_NO, SEGMENT_BYTES));
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all_at(&[0xFF], damaged.saturating_sub(start_lsn) + 30).unwrap();
-    match WalLog::open(layout(&directory)) {
+    match WalLog::open(layout(&directory), Lsn::ZERO) {
         Err(WalFileError::Corrupt { path: found, offset, lsn, .. }) => {
             assert_eq!((found, offset, lsn), (path, damaged.saturating_sub(start_lsn), damaged));
         }
@@ -268,9 +323,9 @@ fn files_of_another_cluster_are_refused() {
     write(&mut log, &wal, &mut SmallRng::seed_from_u64(1));
     drop(log);
     let other = WalLayout { system_id: 8, ..layout(&directory) };
-    assert!(matches!(WalLog::open(other), Err(WalFileError::Foreign { .. })));
+    assert!(matches!(WalLog::open(other, Lsn::ZERO), Err(WalFileError::Foreign { .. })));
     let other = WalLayout { version: PgVersion::V17, ..layout(&directory) };
-    assert!(matches!(WalLog::open(other), Err(WalFileError::Foreign { .. })));
+    assert!(matches!(WalLog::open(other, Lsn::ZERO), Err(WalFileError::Foreign { .. })));
 }
 
 #[test]
@@ -310,7 +365,7 @@ fn a_new_timeline_starts_with_the_bytes_before_the_switch() {
     drop(log);
 
     assert_eq!(read_all(&layout(&directory), start_lsn, end_lsn), wal);
-    let log = WalLog::open(layout(&directory)).unwrap().unwrap();
+    let log = WalLog::open(layout(&directory), Lsn::ZERO).unwrap().unwrap();
     assert_eq!((log.written_lsn(), log.timeline_id()), (end_lsn, 2));
     let history = layout(&directory).history(2).unwrap().unwrap();
     assert_eq!(history.left_at(1), Some(switch_lsn));
@@ -341,7 +396,7 @@ fn a_timeline_without_a_record_can_be_left_again() {
         write(&mut log, &wal[before..end], &mut rng);
         log.flush().unwrap();
         if reopen {
-            log = WalLog::open(layout(&directory)).unwrap().unwrap();
+            log = WalLog::open(layout(&directory), Lsn::ZERO).unwrap().unwrap();
         }
         assert_eq!(log.leave_empty_timeline().unwrap(), expect == 1, "{more} {reopen}");
         assert_eq!(log.timeline_id(), expect);
@@ -354,7 +409,7 @@ fn a_timeline_without_a_record_can_be_left_again() {
         }
         let end_lsn = log.flush().unwrap();
         drop(log);
-        let log = WalLog::open(layout(&directory)).unwrap().unwrap();
+        let log = WalLog::open(layout(&directory), Lsn::ZERO).unwrap().unwrap();
         assert_eq!((log.written_lsn(), log.timeline_id()), (end_lsn, if expect == 1 { 3 } else { 2 }));
         assert_eq!(read_all(&layout(&directory), start_lsn, end_lsn), wal);
     }
@@ -373,7 +428,7 @@ fn old_segments_go_and_the_last_one_stays() {
     assert_eq!(log.remove_below(second).unwrap(), 1);
     assert_eq!(log.remove_below(second).unwrap(), 0);
     assert_eq!(log.remove_below(Lsn::MAX).unwrap(), segment_count - 2);
-    assert_eq!(WalLog::open(layout(&directory)).unwrap().unwrap().written_lsn(), end_lsn);
+    assert_eq!(WalLog::open(layout(&directory), Lsn::ZERO).unwrap().unwrap().written_lsn(), end_lsn);
     let gone = WalReader::new(layout(&directory)).read(start_lsn, end_lsn, 10);
     assert!(matches!(gone, Err(WalFileError::Missing { .. })));
 }

@@ -1,15 +1,16 @@
 //! One segment from a primary again: for a file of ours that is damaged or missing.
 //!
+//! - **Never** from a primary that is not the continuation of what is here: its history is compared first.
 //! - Written under another name, read through, fsynced and renamed: what is there is replaced whole or not at all.
 //! - Without the slot: a segment in front of where the slot stands is asked for as well, and is there as long as the primary keeps it.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use postgres_ffi::{Lsn, TimeLineId};
+use postgres_ffi::Lsn;
 
 use super::ReceiverError;
-use super::checks::check_identity;
+use super::checks::{check_history, check_identity, fetch_history};
 use crate::replication::{ConnInfo, Connection, Mode, ReplicationError, Started, WalEvent, WalStream};
 use crate::wal::{WalFileError, WalLayout, check_records};
 
@@ -17,19 +18,34 @@ use crate::wal::{WalFileError, WalLayout, check_records};
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Takes segment `segment_no` of the log in `layout` from the primary. One that the primary is still writing comes as far as it goes, zeroes behind it; but
-/// never less than up to `needed_lsn`, which we had.
+/// never less than was here: up to `needed_lsn`, where `slot` stands at the primary, and to its end if a later segment is here.
 ///
-/// Errors: the primary is another one, or does not have it any more; what it sends is no WAL; our disk.
+/// Errors: the primary is another one, has another history or less WAL, or does not have it any more; what it sends is no WAL; our disk.
 pub fn fetch_segment(
     conninfo: &ConnInfo,
+    slot: &str,
     layout: &WalLayout,
     segment_no: u64,
     needed_lsn: Lsn,
 ) -> Result<(), ReceiverError> {
+    let start_lsn = layout.segment_start_of(segment_no);
+    let files = layout.segment_files()?;
+    let Some(last) = files.last() else {
+        return Err(WalFileError::Missing { lsn: start_lsn, directory: layout.directory.clone() }.into());
+    };
     let mut connection = Connection::connect(conninfo, Mode::Replication)?;
     let identity = check_identity(&mut connection, layout.system_id, layout.version)?;
-    let start_lsn = layout.segment_start_of(segment_no);
-    let timeline_id = timeline_of(layout, segment_no)?.unwrap_or(identity.timeline_id);
+    let told_lsn = connection.read_slot(slot)?.and_then(|slot| slot.restart_lsn);
+    let needed_lsn = needed_lsn.max(told_lsn.unwrap_or(Lsn::ZERO));
+    let primary = fetch_history(&mut connection, identity.timeline_id)?;
+    let ours = layout.history(last.timeline_id)?;
+    check_history(&primary, identity.flush_lsn, last.timeline_id, ours.as_ref(), needed_lsn)
+        .map_err(ReceiverError::Diverged)?;
+    let end_lsn = layout.segment_start_of(segment_no.saturating_add(1));
+    let timeline_id = match files.iter().find(|file| file.segment_no == segment_no) {
+        Some(file) => file.timeline_id,
+        None => primary.history.timeline_at(primary.timeline_id, end_lsn).min(last.timeline_id),
+    };
     let started =
         connection.start_replication(None, start_lsn, timeline_id).map_err(|error| removed(error, start_lsn))?;
     let Started::Streaming(mut stream) = started else {
@@ -37,21 +53,14 @@ pub fn fetch_segment(
         return Err(ReceiverError::WalRemoved { next_lsn: start_lsn, reason });
     };
     let bytes = receive(&mut stream, start_lsn, identity.flush_lsn, layout.segment_bytes)?;
-    let needed = u64::from(layout.segment_bytes).min(needed_lsn.saturating_sub(start_lsn));
-    if (bytes.len() as u64) < needed {
+    let needed_lsn = if segment_no < last.segment_no { end_lsn } else { needed_lsn.min(end_lsn) };
+    if (bytes.len() as u64) < needed_lsn.saturating_sub(start_lsn) {
         let reason = "the primary has less of this segment than we had".to_owned();
         return Err(ReceiverError::WalRemoved { next_lsn: start_lsn, reason });
     }
     check_records(layout, &layout.directory, start_lsn, &bytes[..])?;
     layout.replace_segment(segment_no, timeline_id, |file| file.write_all(&bytes))?;
     Ok(())
-}
-
-/// The PostgreSQL timeline that the segment is of: its file's, or the one before's.
-fn timeline_of(layout: &WalLayout, segment_no: u64) -> Result<Option<TimeLineId>, WalFileError> {
-    let files = layout.segment_files()?;
-    let at_or_before = files.iter().rev().find(|file| file.segment_no <= segment_no);
-    Ok(at_or_before.map(|file| file.timeline_id))
 }
 
 fn removed(error: ReplicationError, start_lsn: Lsn) -> ReceiverError {

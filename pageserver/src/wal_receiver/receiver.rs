@@ -33,7 +33,7 @@ pub struct ReceiverConfig {
     pub slot: Option<String>,
     /// Where our WAL files are, and which cluster they are of.
     pub layout: WalLayout,
-    /// PostgreSQL timeline of the sink's last record, for a directory that is still empty.
+    /// PostgreSQL timeline of the sink's last record, for a directory that is empty.
     pub pg_timeline_id: TimeLineId,
     /// How often the primary hears from us when nothing happens. PostgreSQL: `wal_receiver_status_interval`, 10 s.
     pub status_interval: Duration,
@@ -152,7 +152,7 @@ impl Drop for WalReceiver {
 
 /// The log as it is on disk. Begun anew, with the segment that holds the sink's last record, when it is empty or ends before that.
 fn open_log(config: &ReceiverConfig, last_record_lsn: Lsn) -> Result<WalLog, WalFileError> {
-    if let Some(log) = WalLog::open(config.layout.clone())? {
+    if let Some(log) = WalLog::open(config.layout.clone(), last_record_lsn)? {
         let end_lsn = log.flushed_record_end_lsn().unwrap_or(Lsn::ZERO);
         if last_record_lsn <= end_lsn {
             return Ok(log);

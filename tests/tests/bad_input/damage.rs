@@ -4,8 +4,10 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use postgres_ffi::Lsn;
+use anyhow::{Context, Result, bail};
+use pageserver::wal::WalFileName;
+use postgres_ffi::wal::WalStreamDecoder;
+use postgres_ffi::{Lsn, PgVersion};
 use tests::{PageServer, Stop, wait_until};
 
 use super::rig::{LIMIT, Rig, small_primary};
@@ -89,6 +91,24 @@ fn segments(pageserver: &PageServer) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// End of the last record before the first one in a segment that cannot be read.
+fn last_whole_record(segment: &Path, name: &str) -> Result<Lsn> {
+    const SEGMENT_BYTES: u32 = 1 << 20;
+    let Some(WalFileName::Segment { segment_no, .. }) = WalFileName::parse(name, SEGMENT_BYTES) else {
+        bail!("`{name}` is no segment");
+    };
+    let start_lsn = Lsn::new(segment_no * u64::from(SEGMENT_BYTES));
+    let mut decoder = WalStreamDecoder::new_at_page(PgVersion::V15, start_lsn, SEGMENT_BYTES);
+    decoder.feed(fs::read(segment)?.into());
+    loop {
+        match decoder.next_record() {
+            Ok(Some(_)) => {}
+            Ok(None) => bail!("nothing is wrong in {name}"),
+            Err(_) => return Ok(decoder.last_record_end()),
+        }
+    }
+}
+
 #[test]
 fn a_flipped_bit_in_our_wal_stops_before_the_record_that_it_is_in() -> Result<()> {
     // Nothing is flushed, so that a killed server has to read all of its WAL again.
@@ -121,6 +141,12 @@ fn a_flipped_bit_in_our_wal_stops_before_the_record_that_it_is_in() -> Result<()
             // What comes before the record is served.
             let (address, at) = (format!("{}/main/0", "1663/5/1259"), stopped_lsn);
             rig.page(&address, at)?;
+            assert_eq!(stopped_lsn, last_whole_record(damaged, name)?, "right in front of the damaged record");
+            // Following nobody any more, it says that there is more.
+            rig.pageserver.expect_in_log("a replication slot stays");
+            let told = rig.pageserver.pagectl()?.outcome(&["timeline", "unfollow", "main"])?;
+            let told = format!("{}{}", told.stdout, told.stderr);
+            assert!(told.contains(&format!("ingest had stopped at {stopped_lsn}")), "{told}");
             rig.pageserver.kill()?;
         }
         Err(error) => {
@@ -130,6 +156,7 @@ fn a_flipped_bit_in_our_wal_stops_before_the_record_that_it_is_in() -> Result<()
     }
     flip(damaged, 500_003)?;
     rig.pageserver.start()?;
+    rig.pageserver.pagectl()?.run(&["timeline", "follow", "main", "--conninfo", &rig.primary.conninfo()])?;
     let outcome = rig.compare()?; // It waits until the end has been read again.
     assert_eq!(outcome.exit_code, 0, "{}{}", outcome.stdout, outcome.stderr);
     Ok(())

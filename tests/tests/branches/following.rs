@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use postgres_ffi::{Lsn, PgVersion};
 use tests::backup_server::unpacked;
+use tests::standby::start_standby;
 use tests::{Postgres, Stop, wait_until};
 
 use super::rig::{LIMIT, Rig};
@@ -139,6 +140,30 @@ fn a_branch_of_a_branch_of_a_promoted_primary_knows_its_history() -> Result<()> 
     follow(&rig, "level3", &last)?;
     last.execute("INSERT INTO t3 SELECT 1")?;
     catch_up(&rig, "level3", &last)?;
+    Ok(())
+}
+
+#[test]
+fn wal_files_that_are_lost_after_a_promotion_come_again() -> Result<()> {
+    let mut rig = Rig::start("branch-lost-wal", PgVersion::V15)?;
+    rig.catch_up()?;
+    let mut promoted = start_standby(&rig.primary)?;
+    let lsn = rig.catch_up()?;
+    wait_until("the standby", LIMIT, || Ok(promoted.current_lsn()? >= lsn))?;
+    rig.primary.stop(Stop::Fast)?;
+    promoted.promote()?;
+    follow(&rig, "main", &promoted)?;
+    promoted.execute("CREATE TABLE after AS SELECT generate_series(1, 1000) AS n")?;
+    catch_up(&rig, "main", &promoted)?;
+    rig.server.stop()?; // Everything is in the store.
+    for entry in std::fs::read_dir(rig.server.data_dir().join("timelines"))? {
+        std::fs::remove_dir_all(entry?.path().join("wal"))?;
+    }
+    rig.server.start()?;
+    promoted.execute("INSERT INTO after SELECT generate_series(1, 1000)")?;
+    catch_up(&rig, "main", &promoted)?;
+    let clone = clone_of(&rig, "main", "clone")?;
+    assert_eq!(clone.query_text("SELECT count(*) FROM after")?, "2000");
     Ok(())
 }
 

@@ -75,21 +75,58 @@ fn every_acknowledged_row_is_in_the_branch() -> Result<()> {
 fn what_was_not_handed_over_is_not_thrown_away() -> Result<()> {
     let dir = TestDir::new("compute-not-handed-over")?;
     let (mut server, computes) = rig(&dir, PgVersion::V15)?;
-    let compute = computes.create("dev", "main", &["--asynchronous"])?;
-    compute.execute("CREATE TABLE t (n int)")?;
-    server.kill()?;
-    compute.execute("INSERT INTO t VALUES (1)")?; // Acknowledged by the compute alone.
-    let refused = computes.outcome(&["destroy", "dev", "--confirm"])?;
-    assert!(refused.exit_code == 2 && refused.stderr.contains("connect to the page server"), "{refused:?}");
-    assert_eq!(computes.listed("dev")?["state"], "running", "not stopped for nothing");
-    compute.kill()?;
-    server.start()?;
-    let refused = computes.outcome(&["destroy", "dev", "--confirm"])?;
-    assert!(refused.exit_code == 2 && refused.stderr.contains("--force"), "{refused:?}");
-    // As it says: started, it hands over the rest.
-    computes.run(&["start", "dev"])?;
-    computes.destroy("dev")?;
+    for (name, arguments, change) in
+        [("dev", &["--asynchronous"][..], "SELECT 1"), ("changed", &[], "ALTER SYSTEM SET synchronous_commit = local")]
+    {
+        let compute = computes.create(name, "main", arguments)?;
+        compute.execute(&format!("CREATE TABLE {name} (n int)"))?;
+        compute.execute(change)?;
+        compute.execute("SELECT pg_reload_conf()")?;
+        wait_until("the setting", LIMIT, || {
+            Ok(name == "dev" || compute.query_text("SHOW synchronous_commit")? == "local")
+        })?;
+        server.kill()?;
+        compute.execute(&format!("INSERT INTO {name} VALUES (1)"))?; // Acknowledged by the compute alone.
+        let refused = computes.outcome(&["destroy", name, "--confirm"])?;
+        assert!(refused.exit_code == 2 && refused.stderr.contains("connect to the page server"), "{refused:?}");
+        assert_eq!(computes.listed(name)?["state"], "running", "not stopped for nothing");
+        compute.kill()?;
+        server.start()?;
+        let refused = computes.outcome(&["destroy", name, "--confirm"])?;
+        assert!(refused.exit_code == 2 && refused.stderr.contains("--force"), "{refused:?}");
+        // As it says: started, it hands over the rest.
+        computes.run(&["start", name])?;
+        computes.destroy(name)?;
+    }
     let again = computes.create("again", "main", &["--no-sync"])?;
-    assert_eq!(again.query_text("SELECT n FROM t")?, "1");
+    assert_eq!(again.query_text("SELECT dev.n + changed.n FROM dev, changed")?, "2");
+    Ok(())
+}
+
+#[test]
+fn a_branch_that_follows_another_server_is_left_to_it() -> Result<()> {
+    let dir = TestDir::new("compute-left-branch")?;
+    let (server, computes) = rig(&dir, PgVersion::V15)?;
+    let dev = computes.create("dev", "main", &["--no-sync"])?;
+    dev.execute("CREATE TABLE t AS SELECT 1 AS n")?;
+    let standby = computes.create("standby", "main", &["--standby"])?;
+    wait_until("the standby", LIMIT, || Ok(standby.query_text("SELECT to_regclass('t') IS NOT NULL")? == "t"))?;
+    computes.run(&["stop", "dev"])?;
+    standby.execute("SELECT pg_promote()")?;
+    let port = standby.report["port"].to_string();
+    server.query(&format!("TIMELINE FOLLOW main FROM 'host=127.0.0.1 port={port} user=postgres'"))?;
+    standby.execute("INSERT INTO t VALUES (2)")?;
+    wait_until("main to follow", LIMIT, || Ok(server.timeline("main", "receiver")? == "streaming"))?;
+
+    for arguments in [&["start", "dev"][..], &["destroy", "dev", "--confirm"]] {
+        let refused = computes.outcome(arguments)?;
+        let text = format!("has come to follow another server, postgres@127.0.0.1:{port}");
+        assert!(refused.exit_code == 2 && refused.stderr.contains(&text), "{arguments:?}: {refused:?}");
+    }
+    assert_eq!(computes.listed("dev")?["state"], "stopped");
+    computes.run(&["destroy", "dev", "--confirm", "--force"])?;
+    assert!(!dev.root().exists());
+    assert_eq!(server.timeline("main", "receiver")?, "streaming");
+    assert!(server.timeline("main", "primary")?.ends_with(&port));
     Ok(())
 }

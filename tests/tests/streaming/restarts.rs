@@ -92,7 +92,7 @@ fn our_own_restart_goes_on_from_files_and_slot() -> Result<()> {
     let load = Load::start(&server.conninfo(), 4);
     load.wait_for(100)?;
     follower.stop()?;
-    let stopped_lsn = WalLog::open(follower.config.layout.clone())?.context("no WAL")?.written_lsn();
+    let stopped_lsn = WalLog::open(follower.config.layout.clone(), Lsn::ZERO)?.context("no WAL")?.written_lsn();
     assert!(middle_lsn <= stopped_lsn);
     load.wait_for(300)?;
     server.execute("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT")?;
@@ -151,7 +151,7 @@ fn old_files_go_as_the_sink_allows_and_damage_is_named_with_its_place() -> Resul
 fn tear_the_tail(follower: &Follower) -> Result<()> {
     use std::os::unix::fs::FileExt;
     let layout = &follower.config.layout;
-    let end_lsn = WalLog::open(layout.clone())?.context("no WAL")?.written_lsn();
+    let end_lsn = WalLog::open(layout.clone(), Lsn::ZERO)?.context("no WAL")?.written_lsn();
     let segment_bytes = u64::from(layout.segment_bytes);
     let name = pageserver::wal::names::segment_file_name(1, end_lsn.segment_no(segment_bytes), layout.segment_bytes);
     let file = std::fs::OpenOptions::new().write(true).open(layout.directory.join(name))?;

@@ -66,7 +66,7 @@ fn a_commit_waits_for_us_and_what_was_acknowledged_is_durable_here() -> Result<(
         }
     }
     follower.stop()?;
-    let end_lsn = WalLog::open(follower.config.layout.clone())?.expect("no WAL").written_lsn();
+    let end_lsn = WalLog::open(follower.config.layout.clone(), Lsn::ZERO)?.expect("no WAL").written_lsn();
     assert!(acknowledged_lsn <= end_lsn, "{acknowledged_lsn} was acknowledged, our WAL ends at {end_lsn}");
     assert!(follower.seen.last_record_lsn() <= end_lsn);
     Ok(())

@@ -3,7 +3,8 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use tests::{PageServer, wait_until};
+use tests::standby::start_standby;
+use tests::{PageServer, Stop, wait_until};
 
 use super::files::{assert_clean, assert_found, files, flip, name, segments};
 use super::rig::{LIMIT, Rig, small_primary};
@@ -49,6 +50,45 @@ fn damaged_and_missing_wal_comes_from_the_primary_again() -> Result<()> {
     rig.pageserver.kill()?;
     rig.pageserver.start()?;
     rig.wait_for("receiver", "streaming")?;
+    rig.stop_and_compare()
+}
+
+fn follow(rig: &Rig, conninfo: &str) -> Result<()> {
+    rig.pageserver.query(&format!("TIMELINE FOLLOW main FROM '{}'", conninfo.replace('\'', "''"))).map(drop)
+}
+
+#[test]
+fn wal_does_not_come_from_a_server_with_another_history() -> Result<()> {
+    let mut rig = server("repair-twin")?;
+    for text in ["diverged", "its history is not ours"] {
+        rig.pageserver.expect_in_log(text);
+    }
+    let mut twin = start_standby(&rig.primary)?;
+    let parted_lsn = rig.catch_up()?;
+    wait_until("the standby", LIMIT, || Ok(twin.current_lsn()? >= parted_lsn))?;
+    // It hears no more of the primary; we do.
+    twin.execute("ALTER SYSTEM SET primary_conninfo = ''")?;
+    twin.restart(Stop::Fast)?;
+    for _ in 0..3 {
+        rig.write()?;
+    }
+    rig.catch_up()?;
+    twin.promote()?;
+    follow(&rig, &twin.conninfo())?;
+    rig.wait_for("receiver", "diverged")?;
+
+    // One that was written before they parted: the twin has it too, but nobody can know that.
+    let damaged = &segments(&rig.pageserver)?[2];
+    flip(damaged, 300_001)?;
+    let before = fs::read(damaged)?;
+    let outcome = rig.pageserver.pagectl()?.outcome(&["repair"])?;
+    assert_eq!(outcome.exit_code, 1, "{}{}", outcome.stdout, outcome.stderr);
+    assert!(outcome.stdout.contains("its history is not ours"), "{}", outcome.stdout);
+    assert!(fs::read(damaged)? == before);
+    follow(&rig, &rig.primary.conninfo())?;
+    let outcome = rig.pageserver.pagectl()?.outcome(&["repair"])?;
+    assert_eq!(outcome.exit_code, 0, "{}{}", outcome.stdout, outcome.stderr);
+    assert_clean(&rig.pageserver);
     rig.stop_and_compare()
 }
 

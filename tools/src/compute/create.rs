@@ -3,7 +3,7 @@
 //! - All checks come before anything is made; whatever fails after that is undone.
 //! - Commits wait for the page server from the first start on, so nothing here commits: the page server follows before anybody writes.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::hash::{Hash, Hasher};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
@@ -178,7 +178,8 @@ impl Create {
         let lock = record::lock(&self.computes.directory()?)?;
         let mut plan = self.plan(&mut page_server)?;
         let mut made = Made::default();
-        let done = self.claim(&plan, &mut made).and_then(|()| {
+        let mut busy = None;
+        let done = self.claim(&plan, &mut made, &mut busy).and_then(|()| {
             drop(lock); // Name and port are taken.
             self.make(&mut plan, server, &mut page_server, &mut made)
         });
@@ -277,8 +278,8 @@ impl Create {
         free.with_context(|| format!("no port from {} to {} is free: name one with --port", PORTS.start, PORTS.end - 1))
     }
 
-    /// Takes name and port: from now on there is a compute that is being made.
-    fn claim(&self, plan: &Plan, made: &mut Made) -> Result<()> {
+    /// Takes name and port: from now on there is a compute that is being made, and nobody else works on it as long as `busy` is held.
+    fn claim(&self, plan: &Plan, made: &mut Made, busy: &mut Option<File>) -> Result<()> {
         let root = plan.place.root();
         match DirBuilder::new().mode(0o700).create(root) {
             // Empty, as was checked. Ours from now on, whoever made it.
@@ -290,6 +291,7 @@ impl Create {
             }
             created => created.with_context(|| format!("create {}", root.display()))?,
         }
+        *busy = record::occupy(&plan.place)?;
         made.directory = true;
         plan.record.save(&plan.place)
     }
@@ -303,7 +305,7 @@ impl Create {
         made: &mut Made,
     ) -> Result<(Phases, Unpacked, Option<i32>)> {
         let mut phases = Phases::default();
-        let branch_id = timed(&mut phases.branch, || self.branch_id(plan, page_server, made))?;
+        let branch_id = timed(&mut phases.branch, || self.branch_id(plan, server, page_server, made))?;
         let unpacked =
             timed(&mut phases.base_backup, || take_base_backup(&plan.place, page_server, &branch_id, self.standby))?;
         timed(&mut phases.configure, || self.configure(plan, server, &branch_id))?;
@@ -335,7 +337,13 @@ impl Create {
     }
 
     /// Id of the branch that the compute is on; made first if it has to be.
-    fn branch_id(&self, plan: &mut Plan, page_server: &mut PageServer, made: &mut Made) -> Result<String> {
+    fn branch_id(
+        &self,
+        plan: &mut Plan,
+        server: &ServerArgs,
+        page_server: &mut PageServer,
+        made: &mut Made,
+    ) -> Result<String> {
         if plan.make_branch.is_none() {
             return Ok(plan.source.id.clone());
         }
@@ -345,11 +353,26 @@ impl Create {
             // It may be on its way: whoever wrote it has just been told. If it does not come, the next step says so.
             _ = page_server.wait_for(&plan.source.id, LSN_TIMEOUT, |source| lsn <= source.last_record_lsn)?;
         }
-        let branch = page_server.create_branch(self.name.as_str(), &plan.source, &self.start_at())?;
+        let created = page_server.create_branch(self.name.as_str(), &plan.source, &self.start_at());
+        if created.is_err() {
+            self.tell_of_branch(server);
+        }
+        let branch = created?;
         made.branch_id = Some(branch.id.clone());
         plan.record.branch_id = Some(branch.id.clone());
         plan.record.save(&plan.place)?;
         Ok(branch.id)
+    }
+
+    /// After an answer that was lost: the branch may be there all the same. Whether it is ours cannot be told, so it is not deleted.
+    fn tell_of_branch(&self, server: &ServerArgs) {
+        let found = PageServer::connect(server).and_then(|mut again| again.branch_if_there(self.name.as_str()));
+        if !matches!(found, Ok(None)) {
+            eprintln!(
+                "pagectl: NOT undone: branch {name} may have been made: look with `pagectl timeline show {name}`, and delete it with `pagectl branch delete {name}`",
+                name = self.name
+            );
+        }
     }
 
     /// Configuration, the superuser's name, rights; durable unless the server will do that.

@@ -12,7 +12,8 @@ use super::list::disk_bytes;
 use super::page_server::PageServer;
 use super::place::{ComputeName, ComputesArgs, Place};
 use super::postmaster::{self, Mode, ProcessState};
-use super::record::{Progress, Record};
+use super::record::{self, Progress, Record};
+use super::settings::waits_for_page_server;
 use super::stop::{handed_over, wait_for_receiver};
 use super::undo::remove_directory;
 use crate::connect::ServerArgs;
@@ -79,6 +80,7 @@ impl Destroy {
     /// Runs it.
     pub fn run(&self, server: &ServerArgs, output: &mut Output) -> Result<Outcome> {
         let place = self.computes.place(&self.name)?;
+        let _busy = record::occupy(&place)?;
         let record = match Record::load(&place) {
             Err(error) if self.force && Record::is_there(&place) => {
                 eprintln!("pagectl: {error:#}");
@@ -130,6 +132,7 @@ impl Destroy {
         if let Some(page_server) = &mut page_server
             && record.progress == Progress::Ready
         {
+            self.unless_forced(check_is_its_branch(place, record, page_server))?;
             self.unless_forced(wait_for_receiver(place, record, page_server))?;
         }
         if postmaster::stop(place, record, Mode::Fast, self.timeout).is_err() {
@@ -140,7 +143,7 @@ impl Destroy {
             if record.progress == Progress::Ready {
                 told = self.unless_forced(self.check_handed_over(place, record, page_server))?.unwrap_or_default();
             }
-            self.unless_forced(self.leave_branch(record, page_server))?;
+            self.unless_forced(self.leave_branch(place, record, page_server))?;
         }
         remove_directory(place)?;
         Ok(told)
@@ -149,9 +152,11 @@ impl Destroy {
     /// Errors: the page server may lack something that was acknowledged.
     fn check_handed_over(&self, place: &Place, record: &Record, page_server: &mut PageServer) -> Result<String> {
         let handed_over = handed_over(place, record, page_server)?;
+        if handed_over.complete || record.start_lsn.is_none() {
+            return Ok(handed_over.to_string());
+        }
         // After a crash nobody knows where its WAL ends, but no commit was acknowledged that the page server does not have.
-        let nothing_lost = handed_over.complete || handed_over.end_lsn.is_none() && record.synchronous;
-        if nothing_lost || record.start_lsn.is_none() {
+        if handed_over.end_lsn.is_none() && record.synchronous && waits_for_page_server(place, record)? {
             return Ok(handed_over.to_string());
         }
         bail!(
@@ -161,14 +166,14 @@ impl Destroy {
     }
 
     /// The branch follows nobody any more, and is deleted if that was asked for.
-    fn leave_branch(&self, record: &Record, page_server: &mut PageServer) -> Result<()> {
+    fn leave_branch(&self, place: &Place, record: &Record, page_server: &mut PageServer) -> Result<()> {
         let id = match &record.branch_id {
             Some(id) => id.clone(),
             // `create` was interrupted before it could note the id of a branch that it may have made.
             None => record.branch.clone(),
         };
         let Some(branch) = page_server.branch_if_there(&id)? else { return Ok(()) };
-        if branch.follows() && record.branch_id.is_some() {
+        if branch.follows() && record.branch_id.is_some() && branch.follows_another(place, record).is_none() {
             page_server.unfollow(&id)?;
         }
         if self.with_branch {
@@ -186,5 +191,19 @@ impl Destroy {
             }
             result => result.map(Some),
         }
+    }
+}
+
+/// Errors: the branch has come to follow another server, so that nobody knows what the page server has of this one.
+fn check_is_its_branch(place: &Place, record: &Record, page_server: &mut PageServer) -> Result<()> {
+    let id = record.branch_id.as_deref().context("compute.json names no branch")?;
+    let Some(branch) = page_server.branch_if_there(id)? else { return Ok(()) };
+    match branch.follows_another(place, record) {
+        None => Ok(()),
+        Some(other) => bail!(
+            "branch {} has come to follow another server, {other}: what this compute has not handed over before is lost with it; --force destroys it \
+             all the same, and leaves that branch alone",
+            branch.name
+        ),
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use pageserver::client::{Client, ClientError, ResultSet, quote};
+use pageserver::replication::ConnInfo;
 use postgres_ffi::{Lsn, PgVersion};
 
 use super::create::StartAt;
@@ -37,7 +38,9 @@ pub struct Branch {
     pub last_record_lsn: Lsn,
     /// End of the WAL that was received, which may not all be readable yet. None when nothing follows.
     pub received_lsn: Option<Lsn>,
-    /// What the receiver does; none when the branch follows nobody.
+    /// The server that it follows: user, host and port. None when it follows nobody.
+    pub primary: Option<String>,
+    /// What the receiver does; none when there is none.
     pub receiver: Option<String>,
     /// Why no WAL comes.
     pub last_error: Option<String>,
@@ -169,6 +172,7 @@ impl Branch {
             first_readable_lsn: needed_lsn("first_readable_lsn")?,
             last_record_lsn: needed_lsn("last_record_lsn")?,
             received_lsn: lsn("received_lsn")?,
+            primary: value("primary"),
             receiver: value("receiver"),
             last_error: value("last_error"),
         })
@@ -176,7 +180,15 @@ impl Branch {
 
     /// True when WAL of somebody comes in, or would if it could.
     pub fn follows(&self) -> bool {
-        self.receiver.is_some()
+        self.primary.is_some()
+    }
+
+    /// The server that it follows, if that is not the compute in `place`.
+    pub fn follows_another(&self, place: &Place, record: &Record) -> Option<&str> {
+        let primary = self.primary.as_deref()?;
+        // Before it had a role nobody could follow it.
+        let ours = conninfo_for_page_server(place, record).ok().and_then(|text| text.parse::<ConnInfo>().ok());
+        ours.is_none_or(|ours| ours.to_string() != primary).then_some(primary)
     }
 
     /// True when WAL comes in now.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -124,6 +124,18 @@ pub fn control_file(place: &Place, version: PgVersion) -> Result<ControlFile> {
     let path = place.data().join("global/pg_control");
     let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     ControlFile::decode_as(version, &bytes).with_context(|| format!("decode {}", path.display()))
+}
+
+/// The value of a setting that the server, which does not run, would start with. PG 14-18: src/backend/postmaster/postmaster.c, PostmasterMain, option -C.
+pub fn setting(place: &Place, record: &Record, name: &str) -> Result<String> {
+    let owner = Owner::find(record.run_as.as_deref())?;
+    let mut command = owner.command(&record.pg_bin.join("postgres"), place.root());
+    command.arg("-D").arg(place.data()).arg("-C").arg(name);
+    let output = command.stdin(std::process::Stdio::null()).output();
+    let output = output.with_context(|| format!("run {}", record.pg_bin.join("postgres").display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "the server does not tell {name} ({}): {}", output.status, said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Whether the server ended well: its last checkpoint is the end of its WAL.

@@ -5,7 +5,7 @@
 //!   file of whoever runs pagectl is read, and no link is followed.
 //! - Names no path within the compute's directory: those follow from where the file is.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -184,6 +184,24 @@ pub fn lock(computes: &Path) -> Result<File> {
     open().with_context(|| format!("lock {}", path.display()))
 }
 
+/// From now on nobody else makes, starts, stops or destroys the compute in `place`, until the value is dropped. `None`: there is no directory. Errors: somebody does.
+pub fn occupy(place: &Place) -> Result<Option<File>> {
+    let directory = match File::open(place.root()) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        opened => opened.with_context(|| format!("open {}", place.root().display()))?,
+    };
+    match directory.try_lock() {
+        Ok(()) => Ok(Some(directory)),
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "another pagectl is at work on this compute: try again when it has ended. path=`{}`",
+                place.root().display()
+            )
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", place.root().display())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +242,18 @@ mod tests {
         let names: Vec<String> = all(dir.path()).expect("list").iter().map(|found| found.0.to_string()).collect();
         assert_eq!(names, ["a", "b"]);
         assert!(all(&dir.path().join("none")).expect("list").is_empty());
+    }
+
+    #[test]
+    fn one_pagectl_at_a_time_works_on_a_compute() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let place = Place::new(dir.path(), &"a".parse().expect("a name"));
+        assert!(occupy(&place).expect("nothing there").is_none());
+        fs::create_dir(place.root()).expect("folder");
+        let first = occupy(&place).expect("free");
+        assert!(occupy(&place).is_err_and(|error| error.to_string().contains("another pagectl")));
+        drop(first);
+        assert!(occupy(&place).expect("free again").is_some());
     }
 
     #[test]

@@ -15,6 +15,8 @@ use postgres_ffi::control_file::ControlFile;
 use serde::{Deserialize, Serialize};
 
 use super::place::Place;
+use super::postmaster;
+use super::record::Record;
 
 /// How the page server calls itself when it connects; `synchronous_standby_names` refers to it.
 pub const APPLICATION_NAME: &str = "pageserver";
@@ -65,6 +67,14 @@ pub struct Choices<'a> {
     pub restore_command: Option<&'a str>,
     /// `fsync`: what is written survives a crash of the machine.
     pub fsync: bool,
+}
+
+/// Whether no commit was acknowledged before the page server had it on disk, as far as the compute's configuration says so: it can be changed after it was made.
+/// A session that has set `synchronous_commit` for itself has chosen otherwise.
+pub fn waits_for_page_server(place: &Place, record: &Record) -> Result<bool> {
+    let names = postmaster::setting(place, record, "synchronous_standby_names")?;
+    let level = postmaster::setting(place, record, "synchronous_commit")?;
+    Ok(names == APPLICATION_NAME && matches!(level.as_str(), "on" | "remote_apply"))
 }
 
 /// Writes the configuration into the data directory of `place`, whose control file is `control`.

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::create::check_port;
 use super::page_server::{PageServer, conninfo_for_page_server};
 use super::place::{ComputeName, ComputesArgs, Place};
 use super::postmaster;
-use super::record::Record;
+use super::record::{self, Record};
 use super::standby;
 use crate::connect::ServerArgs;
 use crate::output::Output;
@@ -49,10 +49,11 @@ impl Start {
     /// Runs it. A server that is started and not followed in time keeps running: it has WAL that the page server needs.
     pub fn run(&self, server: &ServerArgs, output: &mut Output) -> Result<()> {
         let place = self.computes.place(&self.name)?;
+        let _busy = record::occupy(&place)?;
         let record = Record::load_ready(&place)?;
         let mut branch = match record.standby_of {
             Some(_) => None,
-            None => Some(FollowedBranch::connect(server, &record)?),
+            None => Some(FollowedBranch::connect(server, &place, &record)?),
         };
         let pid = match postmaster::state(&place).1 {
             Some(pid) => pid,
@@ -78,10 +79,18 @@ struct FollowedBranch {
 }
 
 impl FollowedBranch {
-    fn connect(server: &ServerArgs, record: &Record) -> Result<Self> {
+    fn connect(server: &ServerArgs, place: &Place, record: &Record) -> Result<Self> {
         let id = record.branch_id.clone().context("compute.json names no branch")?;
         let mut page_server = PageServer::connect(server)?;
-        page_server.branch(&id).with_context(|| format!("branch {} of this compute", record.branch))?;
+        let branch = page_server.branch(&id).with_context(|| format!("branch {} of this compute", record.branch))?;
+        // One that it does not reach may be this compute at an older address.
+        if let Some(other) = branch.follows_another(place, record).filter(|_| branch.streams()) {
+            bail!(
+                "branch {name} has come to follow another server, {other}: what that one writes and what this compute has cannot both be in it. \
+                 To give up the other one: `pagectl timeline unfollow {name}`",
+                name = branch.name
+            );
+        }
         Ok(FollowedBranch { page_server, id })
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::page_server::PageServer;
 use super::place::{ComputeName, ComputesArgs, Place};
 use super::postmaster::{self, Mode, ProcessState};
-use super::record::Record;
+use super::record::{self, Record};
 use crate::connect::ServerArgs;
 use crate::datadir::checkpoint_end_lsn;
 use crate::output::{Outcome, Output};
@@ -89,6 +89,7 @@ impl Stop {
     /// Runs it.
     pub fn run(&self, server: &ServerArgs, output: &mut Output) -> Result<Outcome> {
         let place = self.computes.place(&self.name)?;
+        let _busy = record::occupy(&place)?;
         let record = Record::load_ready(&place)?;
         if record.standby_of.is_some() {
             let mode = if self.immediate { Mode::Immediate } else { Mode::Fast };

@@ -1,7 +1,7 @@
 //! Goal: WAL is taken to its last whole record, wherever it ends; a hole and damage in front of written segments are told from an end; nothing
 //! that the cluster needs is found missing only later. Method: a log of random records in segment files, each time with one thing wrong.
 
-use postgres_ffi::PgVersion;
+use postgres_ffi::{Lsn, PgVersion};
 use tempfile::TempDir;
 
 use super::*;
@@ -76,7 +76,7 @@ fn wal_is_taken_to_its_last_record_and_our_log_opens_there() {
     let layout = rig.layout();
     let taken = take_wal(&rig.source(), &rig.recovery(), &layout).unwrap();
     assert_eq!(taken, WalTaken { whole_lsn: rig.last_end(), end_lsn: rig.last_end(), timeline_id: 1 });
-    let log = WalLog::open(layout).unwrap().unwrap();
+    let log = WalLog::open(layout, Lsn::ZERO).unwrap().unwrap();
     assert_eq!(log.flushed_record_end_lsn(), Some(rig.last_end()));
     // A standby is whole where it says, and WAL behind that is taken all the same.
     let mut recovery = rig.recovery();

@@ -17,11 +17,11 @@ use super::branch_error::BranchError;
 use super::branching::Changed;
 use super::{Repository, RepositoryError, create_dir};
 use crate::failpoint::Failpoint;
-use crate::replication::{ConnInfo, ReplicationError};
+use crate::replication::{ConnInfo, ReplicationError, one_line};
 use crate::store::Batch;
 use crate::timeline::metadata::{Primary, TimelineMetadata};
 use crate::timeline::{Timeline, TimelineIngest, TimelineIngestError, TimelineState};
-use crate::wal::{WalLog, WalReader};
+use crate::wal::{WalFileError, WalLog, WalReader};
 use crate::wal_receiver::{KeptWal, ReceiverConfig, SinkError, WalReceiver, WalSink};
 
 /// WAL read from our own files at once.
@@ -63,16 +63,16 @@ impl Repository {
             return self.follow_later(timeline);
         }
         let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
+        self.begin_own_history(timeline)?;
+        let sink = TimelineSink::new(Arc::clone(timeline), self.config.wal.keep_mib << 20)?;
         let config = ReceiverConfig {
             conninfo,
             slot: Some(primary.slot.clone()),
             layout: self.wal_layout(timeline),
-            pg_timeline_id: metadata.cluster.pg_timeline_id,
+            pg_timeline_id: sink.ingest.pg_timeline_id(),
             status_interval: std::time::Duration::from_secs(self.config.wal.status_interval_seconds),
             receive_timeout: RECEIVE_TIMEOUT,
         };
-        self.begin_own_history(timeline)?;
-        let sink = TimelineSink::new(Arc::clone(timeline), self.config.wal.keep_mib << 20)?;
         let receiver = WalReceiver::start(config, Box::new(sink))?;
         *timeline.receiver.write() = Some(receiver);
         Ok(())
@@ -91,13 +91,21 @@ impl Repository {
         let primary = Primary { conninfo: conninfo.to_owned(), slot: slot.clone() };
         let before = timeline.metadata().primary.clone();
         self.change_metadata(&timeline, |metadata| metadata.primary = Some(primary.clone()))?;
-        self.left_slots.take(&primary).keep()?;
+        let mut notices = Vec::new();
+        if let Err(error) = self.left_slots.take(&primary).keep() {
+            let error = one_line(&error);
+            notices.push(format!(
+                "slot `{slot}` stays on the list of those that are to go as long as it is needed: {error}"
+            ));
+        }
         Failpoint::FollowSaved.pass();
         timeline.stop_receiver();
         timeline.begin_again();
-        self.follow(&timeline)?;
+        if let Err(error) = self.follow(&timeline) {
+            timeline.stop(&error);
+            return Err(error);
+        }
         Failpoint::FollowDone.pass();
-        let mut notices = Vec::new();
         if let Some(before) = before.filter(|before| before.conninfo != conninfo) {
             let server = before.server();
             notices.push(format!(
@@ -108,8 +116,8 @@ impl Repository {
         Ok(Changed { timeline, notices })
     }
 
-    /// Follows nobody from now on. Everything that a primary was told is durable here is ingested and durable in the store by then. The slot
-    /// at the primary is dropped as far as the primary lets us.
+    /// Follows nobody from now on. Everything that a primary was told is durable here is ingested and durable in the store by then, unless ingest had stopped:
+    /// then a notice says where. The slot at the primary is dropped as far as the primary lets us.
     pub fn unfollow_primary(&self, name: &str) -> Result<Changed, RepositoryError> {
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
@@ -127,7 +135,15 @@ impl Repository {
             return Err(error);
         }
         info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
-        Ok(Changed { timeline, notices: vec![self.left_slots.take(&primary).drop_slot()] })
+        let mut notices = vec![self.left_slots.take(&primary).drop_slot()];
+        if let TimelineState::Stopped { at_lsn, .. } = timeline.state() {
+            let directory = self.wal_layout(&timeline).directory;
+            notices.push(format!(
+                "ingest had stopped at {at_lsn}: what was received behind it stays in {} and cannot be read; TIMELINE FOLLOW tries it again first",
+                directory.display()
+            ));
+        }
+        Ok(Changed { timeline, notices })
     }
 
     fn end_following(&self, timeline: &Arc<Timeline>, primary: &Primary) -> Result<(), RepositoryError> {
@@ -193,10 +209,12 @@ impl Repository {
         on_piece: &mut dyn FnMut(Lsn, Lsn) -> Result<(), RepositoryError>,
     ) -> Result<(), RepositoryError> {
         if matches!(timeline.state(), TimelineState::Stopped { .. }) {
-            return Ok(()); // It would stop there again.
+            return Ok(()); // It would stop there again; what is behind stays in its files.
         }
         let layout = self.wal_layout(timeline);
-        let Some(end_lsn) = WalLog::open(layout.clone())?.and_then(|log| log.flushed_record_end_lsn()) else {
+        let Some(end_lsn) =
+            WalLog::open(layout.clone(), timeline.last_record_lsn())?.and_then(|log| log.flushed_record_end_lsn())
+        else {
             return Ok(());
         };
         let mut ingest = TimelineIngest::new(Arc::clone(timeline))?;
@@ -292,7 +310,9 @@ impl WalSink for TimelineSink {
     }
 
     fn ingest(&mut self, start_lsn: Lsn, bytes: Bytes) -> Result<Lsn, SinkError> {
-        assert!(start_lsn == self.ingest.fed_until(), "WAL comes without gaps");
+        if start_lsn != self.ingest.fed_until() {
+            return Err(WalFileError::NotContiguous { written_lsn: self.ingest.fed_until(), start_lsn }.into());
+        }
         let last_record_lsn = self.ingest.feed(bytes)?;
         Failpoint::WalIngested.pass();
         Ok(last_record_lsn)

@@ -156,12 +156,11 @@ impl LeftSlots {
     /// From now on the slot goes, unless a timeline names it. Durable.
     pub fn add(&self, primary: &Primary) -> Result<(), RepositoryError> {
         let mut file = self.file.content();
-        if file.slots.iter().any(|listed| listed.is_of(primary)) {
-            return Ok(());
-        }
         let Primary { conninfo, slot } = primary.clone();
         let added = LeftSlot { conninfo, slot, since_unix_seconds: now() };
-        let slots = file.slots.iter().cloned().chain([added]).collect();
+        // One that is listed already, and was followed meanwhile, is left only now.
+        let others = file.slots.iter().filter(|listed| !listed.is_of(primary)).cloned();
+        let slots = others.chain([added]).collect();
         self.replace(&mut file, slots)
     }
 
@@ -286,6 +285,17 @@ mod tests {
         assert!(LeftSlots::load(dir.path()).is_err());
         again.write_again().unwrap();
         assert_eq!(again.check_file(), Ok(()));
+    }
+
+    #[test]
+    fn a_slot_that_is_left_once_more_is_left_from_then_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = LeftSlots::load(dir.path()).unwrap();
+        let Primary { conninfo, slot } = primary("a");
+        slots.replace(&mut slots.file.content(), vec![LeftSlot { conninfo, slot, since_unix_seconds: 1 }]).unwrap();
+        slots.add(&primary("a")).unwrap();
+        let listed = slots.file.content().slots.clone();
+        assert!(listed.len() == 1 && listed[0].since_unix_seconds > 1, "{listed:?}");
     }
 
     #[test]

@@ -45,16 +45,13 @@ impl Repository {
         let Some(primary) = timeline.metadata().primary.clone() else { return Ok(()) };
         let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
         let layout = self.wal_layout(timeline);
+        let needed_lsn = timeline.wal_end_lsn();
         timeline.stop_receiver();
-        let needed_lsn = timeline.own_last_record_lsn();
-        let mut fetched = Ok(());
-        for segment_no in segment_nos {
-            fetched = fetch_segment(&conninfo, &layout, *segment_no, needed_lsn).map_err(RepositoryError::Receiver);
-            if fetched.is_err() {
-                break;
-            }
+        let fetched = segment_nos.iter().try_for_each(|segment_no| {
+            fetch_segment(&conninfo, &primary.slot, &layout, *segment_no, needed_lsn)?;
             info!(timeline = %timeline.metadata().name, segment_no, "WAL segment taken from the primary again");
-        }
+            Ok(())
+        });
         timeline.begin_again();
         self.follow_again(timeline);
         fetched

@@ -1,0 +1,81 @@
+//! Goal: what a running server's files lack because they are copied one after the other is made up for, and in a stopped one it is damage. Method: files that are
+//! made here, into a store.
+
+use std::io::repeat;
+
+use keyenc::TimelineNo;
+
+use super::*;
+use crate::store::{Gathered, Store, StoreConfig};
+
+const CONTROL_15: &[u8] = include_bytes!("../../../../postgres_ffi/tests/data/control/pg_control.15");
+const LSN: Lsn = Lsn::new(0x100_0028);
+const SEGMENT_BYTES: u64 = RELSEG_BLOCKS as u64 * BLCKSZ as u64;
+
+struct Rig {
+    store: Arc<TimelineStore>,
+    _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &StoreConfig::default()).unwrap();
+        Rig { store: store.timeline(TimelineNo(1)).unwrap(), _dir: dir }
+    }
+
+    fn value(&self, object: Object) -> Option<Vec<u8>> {
+        let mut found = Gathered::default();
+        self.store.gather(&object.into(), LSN, &mut found).unwrap();
+        found.versions.first().map(|(_, _, value)| value.to_vec())
+    }
+}
+
+fn put(sink: &mut ImportSink, path: &str, contents: &[u8]) {
+    assert!(sink.file(path, contents.len() as u64, &mut &*contents).unwrap());
+}
+
+#[test]
+fn a_segment_that_is_gone_while_a_later_one_is_there_is_of_a_relation_that_is_dropped() {
+    let rel = RelTag { spc_oid: 1663, db_oid: 5, rel_number: 16_384 };
+    for is_fuzzy in [true, false] {
+        let rig = Rig::new();
+        let mut sink = match is_fuzzy {
+            true => ImportSink::fuzzy(Arc::clone(&rig.store), PgVersion::V15, LSN),
+            false => ImportSink::new(Arc::clone(&rig.store), PgVersion::V15, LSN),
+        };
+        put(&mut sink, "global/pg_control", CONTROL_15);
+        assert!(sink.file("base/5/16384", SEGMENT_BYTES, &mut repeat(0).take(SEGMENT_BYTES)).unwrap());
+        put(&mut sink, "base/5/16384.2", &[7; 3 * BLCKSZ]);
+        let finished = sink.finish();
+        if !is_fuzzy {
+            assert!(
+                matches!(&finished, Err(ImportError::FileDamaged { file, reason: "not full" }) if file.contains("segment 1"))
+            );
+            continue;
+        }
+        finished.unwrap();
+        let size = rig.value(Object::RelationSize { rel, fork: ForkNumber::Main });
+        assert_eq!(size.as_deref(), Some(&(2 * RELSEG_BLOCKS + 3).to_be_bytes()[..]));
+    }
+}
+
+#[test]
+fn a_prepared_transaction_is_of_the_epoch_that_is_nearest() {
+    let real = ControlFile::decode(CONTROL_15).unwrap();
+    let checkpoint = Checkpoint::decode(PgVersion::V15, &real.checkpoint_copy).unwrap();
+    for (next_xid, number, xid) in [
+        (5 << 32 | 1000, 900, 5 << 32 | 900),
+        // Written by a checkpoint that the control file does not have yet.
+        (5 << 32 | 1000, 1100, 5 << 32 | 1100),
+        (5 << 32 | 0xFFFF_FF00, 300, 6 << 32 | 300),
+        (5 << 32 | 1000, 0xFFFF_FF00, 4 << 32 | 0xFFFF_FF00),
+        (1000, 1100, 1100),
+    ] {
+        let rig = Rig::new();
+        let sink = ImportSink::fuzzy(Arc::clone(&rig.store), PgVersion::V15, LSN);
+        let checkpoint_copy = Checkpoint { next_xid, ..checkpoint }.encode(PgVersion::V15);
+        let control_file = ControlFile { checkpoint_copy, ..real.clone() };
+        assert_eq!(sink.full_xid(&control_file, number).unwrap(), xid, "{next_xid:x} {number:x}");
+    }
+}
