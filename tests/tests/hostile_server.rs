@@ -101,6 +101,41 @@ fn a_silent_server_costs_the_connect_timeout() -> Result<()> {
     Ok(())
 }
 
+/// Sends `first` to whoever has said something, then `drip` again and again, ten times a second.
+fn serve_for_ever(first: Vec<u8>, drip: Vec<u8>) -> Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut socket, _) = listener.accept()?;
+        let mut ignored = [0; 4096];
+        let _ = socket.read(&mut ignored)?;
+        socket.write_all(&first)?;
+        // Until nobody listens any more.
+        loop {
+            socket.write_all(&drip)?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    Ok(format!("host=127.0.0.1 port={port} user=u sslmode=disable connect_timeout=1"))
+}
+
+#[test]
+fn a_server_that_never_ends_a_login_or_an_answer_costs_its_time() -> Result<()> {
+    let notice = message(b'N', b"SNOTICE\0C00000\0Mwait a little\0\0");
+    let logged_in = message(b'R', &[0, 0, 0, 0]);
+    let mut long_message = logged_in.clone();
+    long_message.extend([b'S', 0, 0, 0x40, 0]);
+    for (first, drip) in [(logged_in, notice.clone()), (long_message, vec![b'x'])] {
+        let endless = connect(&serve_for_ever(first, drip)?);
+        assert!(matches!(endless, Err(ReplicationError::Timeout { timeout }) if timeout == Duration::from_secs(1)));
+    }
+    let mut connection = connect(&serve_for_ever(login(), notice)?)?;
+    let started = Instant::now();
+    let endless = connection.identify_system();
+    assert!(matches!(endless, Err(ReplicationError::Timeout { timeout }) if timeout <= started.elapsed()));
+    Ok(())
+}
+
 #[test]
 fn random_bytes_at_any_place_never_panic() -> Result<()> {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(42);

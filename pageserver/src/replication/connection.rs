@@ -101,10 +101,12 @@ impl Connection {
         let mut startup = BytesMut::new();
         frontend::startup_message(parameters, &mut startup)?;
         let mut frames = Frames::new(transport, conninfo.connect_timeout);
+        frames.limit(Some(conninfo.connect_timeout));
         frames.send(&startup)?;
         authenticate(&mut frames, &credentials)?;
         frames.set_body_bytes_max(BODY_BYTES_MAX);
         let parameters = read_parameters(&mut frames)?;
+        frames.limit(None);
         let version = server_version(&parameters)?;
         if conninfo.primary_only && parameters.get("in_hot_standby").is_some_and(|value| value == "on") {
             return Err(ReplicationError::NotPrimary { address: host.to_string() });

@@ -2,10 +2,10 @@
 //!
 //! - A body is a slice of the block that the socket was read into: from the kernel to whoever uses it, bytes are copied once.
 //! - A length above the bound is an error before anything is allocated for it.
-//! - Reading waits at most as long as the socket's read timeout.
+//! - One read waits at most as long as the socket's read timeout; a conversation that is limited ends at its limit, however much comes.
 
 use std::io::{ErrorKind, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -39,6 +39,8 @@ pub(super) struct Frames {
     block_bytes: usize,
     body_bytes_max: usize,
     read_timeout: Duration,
+    /// When what goes on now must be over, and how long it was given.
+    limit: Option<(Instant, Duration)>,
 }
 
 impl Frames {
@@ -50,7 +52,14 @@ impl Frames {
             block_bytes: SMALL_BLOCK_BYTES,
             body_bytes_max: LOGIN_BODY_BYTES_MAX,
             read_timeout,
+            limit: None,
         }
+    }
+
+    /// From now on messages are read for as long as `time` altogether, and not with a read timeout for each: a server that goes on sending a little does not hold us
+    /// for ever. `None`: no limit.
+    pub(super) fn limit(&mut self, time: Option<Duration>) {
+        self.limit = time.and_then(|time| Some((Instant::now().checked_add(time)?, time)));
     }
 
     pub(super) fn set_body_bytes_max(&mut self, body_bytes_max: usize) {
@@ -71,9 +80,12 @@ impl Frames {
         Ok(self.transport.interrupt()?)
     }
 
-    /// The next message. Errors: `Timeout` when the read timeout passes, `Closed` at the end of the stream.
+    /// The next message. Errors: `Timeout` when the read timeout or the limit passes, `Closed` at the end of the stream.
     pub(super) fn next(&mut self) -> Result<Frame, ReplicationError> {
         loop {
+            if let Some((_, timeout)) = self.limit.filter(|(deadline, _)| *deadline <= Instant::now()) {
+                return Err(ReplicationError::Timeout { timeout });
+            }
             if let Some(frame) = self.take()? {
                 return Ok(frame);
             }

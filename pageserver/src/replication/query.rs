@@ -82,9 +82,15 @@ impl Connection {
         ReplicationError::Server(Box::new(error))
     }
 
-    /// All rows of all result sets of `sql`.
+    /// All rows of all result sets of `sql`, which is answered at once.
     pub(super) fn query(&mut self, sql: &str) -> Result<Vec<Row>, ReplicationError> {
-        self.send_query(sql)?;
+        self.frames.limit(Some(self.answer_timeout));
+        let rows = self.send_query(sql).and_then(|()| self.rows());
+        self.frames.limit(None);
+        rows
+    }
+
+    fn rows(&mut self) -> Result<Vec<Row>, ReplicationError> {
         let mut rows = Vec::new();
         loop {
             let frame = self.next_message()?;

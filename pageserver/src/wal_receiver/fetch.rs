@@ -16,6 +16,9 @@ use crate::wal::{WalFileError, WalLayout, check_records};
 
 /// How long the primary may say nothing while it has more to send.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// It may take this long, and longer by as much as a link takes that brings so many bytes in a second.
+const TIME_MAX: Duration = Duration::from_secs(60);
+const RATE_BYTES_MIN: u32 = 100_000;
 
 /// Takes segment `segment_no` of the log in `layout` from the primary. One that the primary is still writing comes as far as it goes, zeroes behind it; but
 /// never less than was here: up to `needed_lsn`, where `slot` stands at the primary, and to its end if a later segment is here.
@@ -83,7 +86,12 @@ fn receive(
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
     let mut received = Vec::with_capacity(wanted);
     let mut heard = Instant::now();
+    let timeout = TIME_MAX + Duration::from_secs(1) * (segment_bytes / RATE_BYTES_MIN);
+    let deadline = Instant::now() + timeout;
     while received.len() < wanted {
+        if deadline <= Instant::now() {
+            return Err(ReplicationError::Timeout { timeout }.into());
+        }
         let event = stream.next(SILENCE_MAX).map_err(|error| removed(error, start_lsn))?;
         match event {
             WalEvent::Data { start_lsn: at_lsn, bytes, .. } => {
