@@ -17,6 +17,8 @@ use crate::timeline::gc::RetentionTime;
 /// Name of the configuration file within the data directory.
 pub const CONFIG_FILE_NAME: &str = "pageserver.toml";
 
+/// Times are added to clocks: more than a hundred years is no time to wait.
+const SECONDS_MAX: u64 = 100 * 365 * 86_400;
 /// A lower bound on chains would write more images than WAL.
 const CHAIN_RECORDS_MIN: u32 = 16;
 
@@ -289,6 +291,9 @@ impl Config {
             if value == 0 {
                 return refuse(key, value.to_string(), "must be at least 1");
             }
+            if key.ends_with("_seconds") && value > SECONDS_MAX {
+                return refuse(key, value.to_string(), "must be at most 3153600000, a hundred years");
+            }
         }
         let chain_records_max = self.redo.chain_records_max;
         if chain_records_max != 0 && !(CHAIN_RECORDS_MIN..=CHAIN_WEIGHT_LIMIT).contains(&chain_records_max) {
@@ -298,6 +303,9 @@ impl Config {
             ("retention.wal_mib", self.retention.wal_mib),
             ("gc.mib_per_second", self.gc.mib_per_second),
             ("gc.horizon_step_mib", self.gc.horizon_step_mib),
+            ("wal.keep_mib", self.wal.keep_mib),
+            ("store.block_cache_mib", self.store.block_cache_mib),
+            ("store.background_mib_per_second", self.store.background_mib_per_second),
         ];
         for (key, mib) in shifted {
             if mib > 1 << 40 {

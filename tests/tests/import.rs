@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use keyenc::{Key, Kind, Object, TimelineNo};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pageserver::import::ImportError;
 use pageserver::import::base_backup::{ImportProgress, import_primary};
 use pageserver::import::layout::{FileKind, RELSEG_BLOCKS, classify};
@@ -210,20 +212,32 @@ fn a_broken_or_cancelled_import_leaves_nothing_behind() -> Result<()> {
         assert_eq!(store.watermark(), None, "after {bytes} bytes");
         assert_eq!(slot_count(&server)?, "0", "{error}");
     }
-    // A fast server is done before the first report of progress; cancelling is asked for at the first one there is.
-    let slow = import_cancelled(&dir, &server)?;
-    assert!(slow.is_none_or(|error| matches!(error, ImportError::Cancelled)));
     Ok(())
 }
 
-/// The error of an import that is cancelled at its first report; `None` when it was done before.
-fn import_cancelled(dir: &TestDir, server: &Postgres) -> Result<Option<ImportError>> {
-    let store = open_store(dir, "cancelled")?;
+#[test]
+fn an_import_is_cancelled_while_the_primary_says_nothing() -> Result<()> {
+    let dir = TestDir::new("import-cancelled")?;
+    let server = Postgres::builder(PgVersion::V15).start(&dir)?;
+    let store = open_store(&dir, "cancelled")?;
     let conninfo: ConnInfo = server.conninfo().parse()?;
-    let outcome = import_primary(&conninfo, "cancelled", Arc::clone(&store), &mut |_| ControlFlow::Break(()));
-    let Err(error) = outcome else { return Ok(None) };
-    ensure!(store.watermark().is_none() && slot_count(server)? == "0", "{error}");
-    Ok(Some(error))
+    // The backup begins with a checkpoint that does not come.
+    let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    let checkpointer = Pid::from_raw(server.query_text(checkpointer)?.parse()?);
+    kill(checkpointer, Signal::SIGSTOP)?;
+    let mut seen = Vec::new();
+    let outcome = import_primary(&conninfo, "cancelled", Arc::clone(&store), &mut |progress| {
+        seen.push(progress.clone());
+        if seen.len() < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    kill(checkpointer, Signal::SIGCONT)?;
+    assert!(matches!(outcome, Err(ImportError::Cancelled)), "{outcome:?}");
+    let nothing = ImportProgress { phase: "base backup", bytes_done: 0, bytes_total: None };
+    assert_eq!(seen, [nothing.clone(), nothing]);
+    ensure!(store.watermark().is_none() && slot_count(&server)? == "0");
+    // It can be imported all the same.
+    import_primary(&conninfo, "again", open_store(&dir, "again")?, &mut |_| ControlFlow::Continue(()))?;
+    Ok(())
 }
 
 #[test]

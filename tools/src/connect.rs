@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::output::Output;
 
+/// OIDs of types. PG 14-18: src/include/catalog/pg_type.dat.
+const BOOL: u32 = 16;
+const INT8: u32 = 20;
 /// How often a wait for an LSN looks again.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -63,13 +66,23 @@ pub fn show_rows(rows: &ResultSet, output: &mut Output) -> Result<()> {
     output.text(&format!("{}\n", table.trim_fmt()))
 }
 
-/// Numbers of the wire are text; those that are plain numbers become JSON numbers.
+/// Numbers and truth values of the wire are text; in JSON they are what they are, by the types of their columns. In a list of names and values each value is of a type of its own: there
+/// plain numbers are numbers.
 fn json_row(rows: &ResultSet, values: &[Option<String>]) -> Map<String, Value> {
-    let value = |text: &Option<String>| match text {
+    let value = |(index, text): (usize, &Option<String>)| match text {
         None => Value::Null,
-        Some(text) => text.parse::<i64>().map_or_else(|_| Value::from(text.as_str()), Value::from),
+        Some(text) => match rows.types.get(index) {
+            Some(&BOOL) => Value::from(text == "t"),
+            Some(&INT8) => number(text),
+            _ if rows.columns.get(index).is_some_and(|column| column == "value") => number(text),
+            _ => Value::from(text.as_str()),
+        },
     };
-    rows.columns.iter().cloned().zip(values.iter().map(value)).collect()
+    rows.columns.iter().cloned().zip(values.iter().enumerate().map(value)).collect()
+}
+
+fn number(text: &str) -> Value {
+    text.parse::<i64>().map_or_else(|_| Value::from(text), Value::from)
 }
 
 /// Returns once the timeline has everything up to `lsn`. Errors: it has not after `timeout`.

@@ -51,41 +51,51 @@ impl Output {
         if self.json {
             return self.json_line(value);
         }
-        writeln!(self.out, "{value}")?;
-        Ok(())
+        writeln!(self.out, "{value}").map_err(written)
     }
 
     /// One JSON value on a line of its own.
     pub fn json_line(&mut self, value: &impl Serialize) -> Result<()> {
-        serde_json::to_writer(&mut self.out, value)?;
-        writeln!(self.out)?;
-        Ok(())
+        serde_json::to_writer(&mut self.out, value).map_err(|error| written(error.into()))?;
+        writeln!(self.out).map_err(written)
     }
 
     /// Text as it is.
     pub fn text(&mut self, text: &str) -> Result<()> {
-        self.out.write_all(text.as_bytes())?;
-        Ok(())
+        self.bytes(text.as_bytes())
     }
 
     /// Bytes as they are.
     pub fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes)?;
-        Ok(())
+        self.out.write_all(bytes).map_err(written)
     }
 
     /// Sends what was written.
     pub fn finish(mut self) -> Result<()> {
-        self.out.flush()?;
-        Ok(())
+        self.out.flush().map_err(written)
+    }
+}
+
+/// Nobody reads our output any more. A connection to a server that breaks is another matter.
+#[derive(Debug)]
+struct ReaderGone;
+
+impl Display for ReaderGone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("nobody reads the output any more")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+fn written(error: io::Error) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => ReaderGone.into(),
+        _ => anyhow::Error::new(error).context("write to standard output"),
     }
 }
 
 /// True when `error` says that nobody reads our output any more.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let io_kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-        let json_kind = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
-        io_kind.or(json_kind) == Some(io::ErrorKind::BrokenPipe)
-    })
+    error.is::<ReaderGone>()
 }

@@ -112,6 +112,8 @@ impl BaseBackup {
             Become::Clone { pg_timeline_id } => {
                 let prev_record = match &end.old_wal {
                     Some(old_wal) => Some(old_wal.last_record()),
+                    // No record can end there, as is told below.
+                    None if place.record_end_at_or_before(branch_lsn) != branch_lsn => None,
                     None => old_wal::filler(place, history.timeline_id, branch_lsn).last_record_of_all(),
                 };
                 let prev_timeline_id = history.timeline_id;

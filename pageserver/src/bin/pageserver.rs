@@ -52,7 +52,7 @@ enum Command {
     Serve(Serve),
     /// Ends the server of a data directory: it writes out what it holds, then exits.
     Stop(DataDir),
-    /// Says whether a server runs, and how its timelines are.
+    /// Says whether a server runs on a data directory. How its timelines are says `pagectl timeline list`.
     Status(DataDir),
     /// Makes a store of which files cannot be read one that has all that can be, and knows what it lacks. The server must be stopped, and there must be room for
     /// the store once more. `pagectl verify` tells beforehand what is damaged.

@@ -92,6 +92,8 @@ impl Row {
 pub struct ResultSet {
     /// Names of the columns; none for a command without rows.
     pub columns: Vec<String>,
+    /// OIDs of their types.
+    pub types: Vec<u32>,
     /// The rows.
     pub rows: Vec<Row>,
     /// `SELECT 3`, `SET`, ...
@@ -234,7 +236,7 @@ impl Client {
             let frame = self.frame()?;
             let payload = self.reader.payload(&frame);
             match frame.tag {
-                b'T' => result.columns = column_names(payload),
+                b'T' => (result.columns, result.types) = columns(payload),
                 b'D' => result.rows.push(row(payload).ok_or(unexpected(&frame, "reading a row"))?),
                 b'C' => {
                     result.tag = cstring(payload).0;
@@ -419,15 +421,18 @@ pub(super) fn server_error(mut payload: &[u8]) -> ServerError {
     error
 }
 
-fn column_names(payload: &[u8]) -> Vec<String> {
+/// Names of columns, and OIDs of their types.
+fn columns(payload: &[u8]) -> (Vec<String>, Vec<u32>) {
     let mut rest = payload.get(2..).unwrap_or(&[]);
-    let mut names = Vec::new();
+    let mut columns = Vec::new();
     while !rest.is_empty() {
         let (name, after) = cstring(rest);
-        names.push(name);
-        rest = after.get(18..).unwrap_or(&[]); // Table, attribute, type, length, modifier, format.
+        // Table, attribute, type, length, modifier, format.
+        let type_oid = after.get(6..).and_then(|after| after.first_chunk()).map_or(0, |oid| u32::from_be_bytes(*oid));
+        columns.push((name, type_oid));
+        rest = after.get(18..).unwrap_or(&[]);
     }
-    names
+    columns.into_iter().unzip()
 }
 
 fn row(payload: &[u8]) -> Option<Row> {

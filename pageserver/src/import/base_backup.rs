@@ -2,15 +2,22 @@
 //!
 //! The slot is made before the backup begins, so that the primary keeps all WAL from the backup's redo point on.
 
+use std::convert::Infallible;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use crossbeam_channel::RecvTimeoutError;
+use parking_lot::Mutex;
 
 use super::progress::PROGRESS_INTERVAL;
 pub use super::progress::{ImportProgress, OnProgress};
+use super::sink::Imported;
 use super::{ImportError, ImportSink, ImportSummary};
 use crate::failpoint::Failpoint;
-use crate::replication::{BackupOptions, BaseBackup, ConnInfo, Connection, Mode};
+use crate::replication::{BackupOptions, BaseBackup, ConnInfo, Connection, Mode, ReplicationError};
 use crate::store::TimelineStore;
 
 /// Imports the cluster at `conninfo` into `store` and leaves behind the replication slot `slot`, from which its WAL can be streamed.
@@ -53,7 +60,7 @@ impl<'a> ReachedPrimary<'a> {
             return Err(ImportError::SlotKeepsNothing { slot: slot.to_string() });
         }
         Failpoint::ImportSlotMade.pass();
-        let imported = import_backup(self.connection, store, on_progress);
+        let imported = import_watched(self.connection, store, on_progress);
         if imported.is_err() && is_new_slot {
             // The first error is the one to report; a slot that stays is named in the primary's pg_replication_slots.
             let _ = Connection::connect(self.conninfo, Mode::Replication).and_then(|mut again| again.drop_slot(slot));
@@ -86,6 +93,41 @@ fn check_wal_level(wal_level: &str) -> Result<(), ImportError> {
     Err(ImportError::UnsupportedCluster { setting, expected, value: wal_level.to_string() })
 }
 
+/// As [`import_backup`], in a thread of its own: a primary that says nothing for an hour, while it makes its checkpoint or because it hangs, must not keep anybody from asking to stop.
+fn import_watched(
+    connection: Connection,
+    store: Arc<TimelineStore>,
+    on_progress: OnProgress<'_>,
+) -> Result<ImportSummary, ImportError> {
+    let interrupt = connection.interrupt_handle()?;
+    let latest = Mutex::new(ImportProgress { phase: "base backup", bytes_done: 0, bytes_total: None });
+    let is_stopped = AtomicBool::new(false);
+    let (ended, end) = crossbeam_channel::bounded::<Infallible>(0);
+    std::thread::scope(|scope| {
+        let take = || {
+            let _ended = ended; // Dropped at the end, however that comes.
+            import_backup(connection, store, &mut |progress| {
+                *latest.lock() = progress.clone();
+                if is_stopped.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        };
+        let taking = std::thread::Builder::new().name("import".to_owned()).spawn_scoped(scope, take);
+        let taking = taking.map_err(ReplicationError::Io)?;
+        while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(PROGRESS_INTERVAL) {
+            let progress = latest.lock().clone();
+            if !is_stopped.load(Ordering::SeqCst) && on_progress(&progress).is_break() {
+                is_stopped.store(true, Ordering::SeqCst);
+                interrupt.interrupt();
+            }
+        }
+        match taking.join() {
+            Ok(Err(_)) if is_stopped.load(Ordering::SeqCst) => Err(ImportError::Cancelled),
+            Ok(imported) => imported,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
 fn import_backup(
     connection: Connection,
     store: Arc<TimelineStore>,
@@ -96,7 +138,8 @@ fn import_backup(
     let start_lsn = backup.start_lsn();
     let mut sink = ImportSink::fuzzy(store, version, start_lsn);
     let sizes: Option<Vec<u64>> = backup.tablespaces().iter().map(|tablespace| tablespace.size_kib).collect();
-    let bytes_total = sizes.map(|sizes| sizes.iter().sum::<u64>() * 1024);
+    let kib_total = sizes.and_then(|sizes| sizes.into_iter().try_fold(0_u64, u64::checked_add));
+    let bytes_total = kib_total.and_then(|kib| kib.checked_mul(1024));
     while let Some(index) = backup.next_archive()? {
         let prefix = match backup.tablespaces().get(index).and_then(|tablespace| tablespace.oid) {
             Some(oid) => format!("pg_tblspc/{oid}/"),
@@ -109,12 +152,13 @@ fn import_backup(
     if end.timeline_id != start_timeline_id {
         return Err(ImportError::Promoted { start_timeline_id, end_timeline_id: end.timeline_id });
     }
-    let (control_file, counts) = sink.finish()?;
+    let Imported { control_file, missing_segments, counts } = sink.finish()?;
     Ok(ImportSummary {
         control_file,
         pg_timeline_id: end.timeline_id,
         start_lsn,
         first_readable_lsn: end.end_lsn,
+        missing_segments,
         counts,
     })
 }

@@ -21,6 +21,7 @@ use super::backup_label::{BACKUP_LABEL, BackupLabel, TABLESPACE_MAP, parse_table
 use super::progress::{ImportProgress, OnProgress, PROGRESS_INTERVAL};
 use super::recovery::{Recovery, recovery_of};
 use super::running::running_server;
+use super::sink::Imported;
 use super::wal_files::{take_segments, take_wal};
 use super::{ImportError, ImportSink, ImportSummary};
 use crate::store::TimelineStore;
@@ -93,8 +94,15 @@ impl<'a> DataDir<'a> {
         take_segments(&self.path.join("pg_wal"), pg_timeline_id, self.control_file.checkpoint_lsn, start_lsn, &layout)?;
         let mut sink = ImportSink::new(store, self.version, start_lsn);
         Walk::new(self.path, on_progress)?.import(&mut sink)?;
-        let (control_file, counts) = sink.finish()?;
-        Ok(ImportSummary { control_file, pg_timeline_id, start_lsn, first_readable_lsn: start_lsn, counts })
+        let Imported { control_file, missing_segments, counts } = sink.finish()?;
+        Ok(ImportSummary {
+            control_file,
+            pg_timeline_id,
+            start_lsn,
+            first_readable_lsn: start_lsn,
+            missing_segments,
+            counts,
+        })
     }
 
     fn import_fuzzy(
@@ -109,9 +117,9 @@ impl<'a> DataDir<'a> {
         let start_lsn = recovery.start_lsn;
         let mut sink = ImportSink::fuzzy(store, self.version, start_lsn);
         Walk::new(self.path, on_progress)?.import(&mut sink)?;
-        let (control_file, counts) = sink.finish()?;
+        let Imported { control_file, missing_segments, counts } = sink.finish()?;
         let (pg_timeline_id, first_readable_lsn) = (wal.timeline_id, wal.whole_lsn);
-        Ok(ImportSummary { control_file, pg_timeline_id, start_lsn, first_readable_lsn, counts })
+        Ok(ImportSummary { control_file, pg_timeline_id, start_lsn, first_readable_lsn, missing_segments, counts })
     }
 
     /// A server that was started meanwhile has written its control file.
@@ -163,19 +171,22 @@ fn checkpoint_end(
         };
         read().map_err(|error| refused(format!("{error}: {}", path.display())))
     };
-    let segment_no = checkpoint_lsn.segment_no(segment_bytes.into());
+    let (segment_no, offset) =
+        (checkpoint_lsn.segment_no(segment_bytes.into()), checkpoint_lsn.segment_offset(segment_bytes.into()));
     let mut decoder = WalStreamDecoder::new(version, checkpoint_lsn, segment_bytes);
+    let mut end_of = |bytes: Bytes| -> Result<Option<Lsn>, ImportError> {
+        decoder.feed(bytes);
+        let record = decoder.next_record().map_err(|error| refused(error.to_string()))?;
+        Ok(record.map(|(_, end_lsn, _)| end_lsn))
+    };
+    let bytes = read(segment_no, offset)?;
+    let is_at_segment_end = offset + bytes.len() as u64 == u64::from(segment_bytes);
     // It may begin at the end of one segment and go on in the next.
-    for (segment_no, offset) in [(segment_no, checkpoint_lsn.segment_offset(segment_bytes.into())), (segment_no + 1, 0)]
-    {
-        decoder.feed(read(segment_no, offset)?);
-        match decoder.next_record() {
-            Ok(Some((_, end_lsn, _))) => return Ok(end_lsn),
-            Ok(None) => {}
-            Err(error) => return Err(refused(error.to_string())),
-        }
-    }
-    Err(refused("the record runs past two segments".to_string()))
+    let end_lsn = match end_of(bytes)? {
+        None if is_at_segment_end => end_of(read(segment_no + 1, 0)?)?,
+        end_lsn => end_lsn,
+    };
+    end_lsn.ok_or_else(|| refused("the record is longer than any checkpoint's".to_string()))
 }
 
 /// All files of a data directory, one after the other.

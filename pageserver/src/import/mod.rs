@@ -28,7 +28,7 @@ mod wal_files;
 
 pub use error::ImportError;
 pub use progress::{ImportProgress, OnProgress};
-pub use sink::{ImportCounts, ImportSink};
+pub use sink::{ImportCounts, ImportSink, MissingSegment};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,6 +86,8 @@ pub struct ImportSummary {
     pub start_lsn: Lsn,
     /// Nothing below it can be read.
     pub first_readable_lsn: Lsn,
+    /// Files that were not there: their relations must be gone by then.
+    pub missing_segments: Vec<MissingSegment>,
     /// How much came.
     pub counts: ImportCounts,
 }

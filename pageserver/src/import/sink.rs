@@ -57,7 +57,38 @@ pub struct ImportSink {
     database_dirs: BTreeSet<(u32, u32)>,
     /// Sums of what came: see `ingest::kept_sizes`.
     kept_sizes: BTreeMap<Key, KeptSize>,
+    missing_segments: Vec<MissingSegment>,
     counts: ImportCounts,
+}
+
+/// What came of a cluster's files.
+#[derive(Debug)]
+pub struct Imported {
+    /// The cluster's description of itself.
+    pub control_file: Box<ControlFile>,
+    /// Files that were not there. None of a stopped cluster's.
+    pub missing_segments: Vec<MissingSegment>,
+    /// How much came.
+    pub counts: ImportCounts,
+}
+
+/// A file of a relation that was not there although a later one was: the relation is gone by the end of the backup, or the backup is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MissingSegment {
+    /// The relation.
+    pub rel: RelTag,
+    /// Its fork.
+    pub fork: ForkNumber,
+    /// The file, counted from 0.
+    pub segment_no: u32,
+}
+
+impl MissingSegment {
+    /// A fork that is no longer than this does not need the file.
+    pub fn first_block_no(&self) -> BlockNumber {
+        self.segment_no.saturating_mul(RELSEG_BLOCKS)
+    }
 }
 
 impl ImportSink {
@@ -74,6 +105,7 @@ impl ImportSink {
             two_phase: Vec::new(),
             database_dirs: BTreeSet::new(),
             kept_sizes: BTreeMap::new(),
+            missing_segments: Vec::new(),
             counts: ImportCounts::default(),
         }
     }
@@ -180,9 +212,8 @@ impl ImportSink {
     }
 
     /// Puts the size of a fork. A segment that was copied before it was filled up, while a later one was copied with blocks in it, gets
-    /// pages of zeroes: what they hold came later and is in WAL. So does one that is not there at all: its relation was dropped between the two, as WAL
-    /// tells, and recovery would make the file, too (PG 14-18: src/backend/storage/smgr/md.c, _mdfd_getseg). In a stopped cluster PostgreSQL ignores what lies
-    /// behind a segment that is not full, and so it is damage.
+    /// pages of zeroes: what they hold came later and is in WAL. One that is not there at all ends the fork: its relation was dropped between the two, as WAL will
+    /// tell, or else it is damage ([`MissingSegment`]). In a stopped cluster PostgreSQL ignores what lies behind a segment that is not full, and so it is damage.
     fn fork_size(
         &mut self,
         rel: RelTag,
@@ -195,12 +226,15 @@ impl ImportSink {
             return self.put_fork_size(rel, fork, 0);
         };
         for segment_no in 0..*last_segment_no {
-            let damaged =
-                || ImportError::FileDamaged { file: format!("{rel} {fork}, segment {segment_no}"), reason: "not full" };
-            let block_count = segments.get(&segment_no).copied().unwrap_or(0);
-            if block_count < RELSEG_BLOCKS && !self.is_fuzzy {
-                return Err(damaged());
+            let block_count = segments.get(&segment_no).copied();
+            if block_count.unwrap_or(0) < RELSEG_BLOCKS && !self.is_fuzzy {
+                let file = format!("{rel} {fork}, segment {segment_no}");
+                return Err(ImportError::FileDamaged { file, reason: "not full" });
             }
+            let Some(block_count) = block_count else {
+                self.missing_segments.push(MissingSegment { rel, fork, segment_no });
+                return self.put_fork_size(rel, fork, segment_no * RELSEG_BLOCKS);
+            };
             for block_no in block_count..RELSEG_BLOCKS {
                 self.page(Key::block(rel, fork, segment_no * RELSEG_BLOCKS + block_no), &ZERO_PAGE)?;
             }
@@ -301,7 +335,7 @@ impl ImportSink {
     }
 
     /// Puts sizes and prepared transactions, and makes everything durable with a watermark. Errors: a file that every cluster has did not come.
-    pub fn finish(mut self) -> Result<(Box<ControlFile>, ImportCounts), ImportError> {
+    pub fn finish(mut self) -> Result<Imported, ImportError> {
         let control_file = self.control_file.take().ok_or(ImportError::FileMissing { file: "global/pg_control" })?;
         for ((rel, fork), segments) in std::mem::take(&mut self.fork_segments) {
             // A database has a directory in each tablespace that it has relations in; PG_VERSION stands in its own alone.
@@ -317,7 +351,7 @@ impl ImportSink {
         }
         self.put_batch()?;
         self.store.flush(true)?;
-        Ok((control_file, self.counts))
+        Ok(Imported { control_file, missing_segments: self.missing_segments, counts: self.counts })
     }
 
     /// Up to 16, the file's name holds 32 bits of the xid; the epoch follows from the next xid of the checkpoint, which is not far: the next checkpoint may have

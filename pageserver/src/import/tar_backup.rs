@@ -18,6 +18,7 @@ use postgres_ffi::wal::page_header::SEGMENT_BYTES_MAX;
 use super::backup_label::{BACKUP_LABEL, BackupLabel, TABLESPACE_MAP, parse_tablespace_map};
 use super::progress::{ImportProgress, OnProgress, PROGRESS_INTERVAL};
 use super::recovery::recovery_of_backup;
+use super::sink::Imported;
 use super::tar_file::{each_file, find_archive};
 use super::wal_files::{is_wal_file, take_wal};
 use super::{ImportError, ImportSink, ImportSummary};
@@ -109,9 +110,9 @@ impl TarBackup {
         let control_file = sink.control_file().ok_or(ImportError::FileMissing { file: "global/pg_control" })?;
         let recovery = recovery_of_backup(control_file, &self.label)?;
         let wal = take_wal(unpacked_wal, &recovery, &super::wal_layout(wal_dir, control_file))?;
-        let (control_file, counts) = sink.finish()?;
+        let Imported { control_file, missing_segments, counts } = sink.finish()?;
         let (pg_timeline_id, first_readable_lsn) = (wal.timeline_id, wal.whole_lsn);
-        Ok(ImportSummary { control_file, pg_timeline_id, start_lsn, first_readable_lsn, counts })
+        Ok(ImportSummary { control_file, pg_timeline_id, start_lsn, first_readable_lsn, missing_segments, counts })
     }
 }
 

@@ -23,8 +23,9 @@ const BUFFER_BYTES: usize = 1 << 20;
 const GZIP_MAGIC: [u8; 2] = [0x1F, 0x8B];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 const SPARSE: &str = "a sparse file: make it without --sparse";
-/// In the name of a sparse file in an archive of POSIX's format: GNU tar manual, "PAX Format, Version 1.0".
+/// In the name of a sparse file in an archive of POSIX's format, and what names of its extended fields begin with. GNU tar manual, "Storing Sparse Files": PAX formats 0.0 to 1.0.
 const POSIX_SPARSE: &str = "GNUSparseFile.";
+const POSIX_SPARSE_FIELDS: &str = "GNU.sparse.";
 /// Endings of the names that `pg_basebackup` gives, plain first.
 const SUFFIXES: [&str; 3] = ["tar", "tar.gz", "tar.zst"];
 
@@ -51,7 +52,7 @@ pub(super) fn each_file(path: &Path, read_bytes: &Arc<AtomicU64>, each: EachFile
         match entry.header().entry_type() {
             EntryType::Link => return Err(failed(other_form(&name, "a hard link: make it with --hard-dereference"))),
             EntryType::GNUSparse => return Err(failed(other_form(&name, SPARSE))),
-            EntryType::Regular | EntryType::Continuous if name.contains(POSIX_SPARSE) => {
+            EntryType::Regular | EntryType::Continuous if is_posix_sparse(&name, &mut entry).map_err(failed)? => {
                 return Err(failed(other_form(&name, SPARSE)));
             }
             EntryType::Regular | EntryType::Continuous => {}
@@ -67,6 +68,16 @@ pub(super) fn each_file(path: &Path, read_bytes: &Arc<AtomicU64>, each: EachFile
         return Err(ImportError::ArchiveCut { archive: path.display().to_string(), length: input.count });
     }
     Ok(())
+}
+
+fn is_posix_sparse(name: &str, entry: &mut tar::Entry<'_, Counted>) -> io::Result<bool> {
+    let Some(fields) = entry.pax_extensions()? else { return Ok(name.contains(POSIX_SPARSE)) };
+    for field in fields {
+        if field?.key().is_ok_and(|key| key.starts_with(POSIX_SPARSE_FIELDS)) {
+            return Ok(true);
+        }
+    }
+    Ok(name.contains(POSIX_SPARSE))
 }
 
 /// A member that other programs than PostgreSQL's put into an archive, which would be missed if it was passed over.
@@ -208,6 +219,8 @@ mod tests {
         for (arguments, text) in [
             (&["--sparse", "--format=gnu"][..], "as a sparse file"),
             (&["--sparse", "--format=posix"], "as a sparse file"),
+            (&["--sparse", "--format=posix", "--sparse-version=0.0"], "as a sparse file"),
+            (&["--sparse", "--format=posix", "--sparse-version=0.1"], "as a sparse file"),
             (&["--format=gnu"], "as a hard link"),
         ] {
             if text.contains("hard") {

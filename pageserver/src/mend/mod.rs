@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
 use crate::pid_file::{PID_FILE_NAME, PidFile, PidFileError};
-use crate::store::{ColdRead, LostStretch, StoreError, settle};
+use crate::store::{ColdRead, LostStretch, StoreError, is_unsettled, settle};
 use crate::timeline::{RepositoryError, StoppedTimeline, store_of};
 
 /// What is asked for.
@@ -53,6 +53,14 @@ pub enum MendError {
     Unopenable {
         /// Their names.
         names: Vec<String>,
+    },
+    /// A dry run sees something else than the next start would open.
+    #[error(
+        "a flush or a mend was cut off, and what it has left would look like damage: start the server once, or mend without --dry-run. store=`{store}`"
+    )]
+    Unsettled {
+        /// The store's directory.
+        store: PathBuf,
     },
     /// No timeline has this name.
     #[error("no timeline has the name that is to be given up. timeline=`{name}`")]
@@ -135,6 +143,8 @@ pub fn mend(
     let (store_dir, store_config) = store_of(data_dir, &config);
     if !options.dry_run {
         settle(&store_dir)?; // What a mend that crashed has left.
+    } else if is_unsettled(&store_dir) {
+        return Err(MendError::Unsettled { store: store_dir });
     }
     let timelines = StoppedTimeline::all(data_dir)?;
     let given_up = plan::given_up(&timelines, &options.give_up)?;

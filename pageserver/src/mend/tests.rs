@@ -379,6 +379,8 @@ fn what_a_crash_leaves_is_settled_by_the_next_open() {
     // Whole, and the old one still in its place.
     fs::rename(&store, beside("mended")).expect("renamed");
     fs::create_dir_all(store.join("rocksdb")).expect("made");
+    let dry_run = MendOptions { dry_run: true, ..MendOptions::default() };
+    assert!(matches!(rig.mend(&dry_run), Err(MendError::Unsettled { .. })));
     is_right();
     assert!(!beside("mended").exists() && beside("damaged-1").exists());
     // Whole, and the old one moved aside.

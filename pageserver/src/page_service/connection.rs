@@ -141,6 +141,7 @@ impl Connection {
         // Before 3.2 the secret is 4 bytes.
         let secret = &self.control.secret;
         let secret = if startup.protocol >= PROTOCOL_3_2 { &secret[..] } else { &secret[..4] };
+        self.control.told_bytes.store(secret.len(), Ordering::Relaxed);
         message::backend_key_data(out, self.control.connection_id, secret);
         message::ready_for_query(out, false);
     }
@@ -230,13 +231,13 @@ impl Connection {
         Ok(())
     }
 
-    /// Runs `command` and sends its rows. Returns the tag for CommandComplete.
-    fn execute(&mut self, command: &Command, formats: &Formats, describe: bool) -> Result<String, Failure> {
+    /// Runs `command` and sends its rows, described first if it came by the simple protocol. Returns the tag for CommandComplete.
+    fn execute(&mut self, command: &Command, formats: &Formats, is_simple: bool) -> Result<String, Failure> {
         self.wire.begin_cancellable();
         match command {
             Command::Pagestream { version, tenant, timeline } => {
                 let timeline = self.shared.repository.timeline(tenant.as_deref(), timeline)?;
-                pagestream::serve(&mut self.wire, &self.shared, *version, &*timeline)?;
+                pagestream::serve(&mut self.wire, &self.shared, *version, &*timeline, is_simple)?;
                 Ok("COPY 0".to_owned())
             }
             Command::BaseBackup(request) => {
@@ -257,7 +258,7 @@ impl Connection {
                 Ok(if name.is_some() { "DEALLOCATE" } else { "DEALLOCATE ALL" }.to_owned())
             }
             _ => {
-                let mut rows = Rows::new(&mut self.wire, command.columns(), formats, describe);
+                let mut rows = Rows::new(&mut self.wire, command.columns(), formats, is_simple);
                 run::run(command, &self.shared, &mut rows)?;
                 Ok(format!("SELECT {}", rows.finish()))
             }
@@ -300,7 +301,7 @@ impl Connection {
             return Ok(Default::default());
         }
         self.wire.begin_cancellable();
-        let mut rows = Rows::holding(&mut self.wire, command.columns(), formats);
+        let mut rows = Rows::holding(&mut self.wire, command.columns(), formats, self.extended.bytes_left());
         run::run(command, &self.shared, &mut rows)?;
         Ok(rows.into_held())
     }

@@ -1,8 +1,10 @@
 //! The state of the extended query protocol: prepared statements, portals, and whether messages are skipped until Sync.
 //!
-//! Statements take no parameters. A transaction changes nothing but how long portals live: to its end instead of to the next Sync.
+//! - Statements take no parameters. A transaction changes nothing but how long portals live: to its end instead of to the next Sync.
+//! - Statements, portals and the rows that they hold are bounded in number and in bytes, for the whole connection.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use super::command::rows::Formats;
 use super::command::{Command, parse};
@@ -13,6 +15,19 @@ use super::message::{self, Column};
 /// Statements and portals of one connection. A driver's cache holds a few hundred.
 const NAMED_MAX: usize = 2_000;
 
+/// What all of them, and the rows that are held, take together.
+const BYTES_MAX: usize = 64 << 20;
+/// What one takes besides its texts.
+const ENTRY_BYTES: usize = 256;
+
+/// A statement that was prepared. `None`: the empty query.
+#[derive(Debug)]
+struct Statement {
+    command: Option<Arc<Command>>,
+    /// Of the query's text, which the command cannot be much larger than.
+    bytes: usize,
+}
+
 /// Rows that wait for the client to ask for them, encoded.
 pub type HeldRows = VecDeque<Vec<u8>>;
 
@@ -20,7 +35,7 @@ pub type HeldRows = VecDeque<Vec<u8>>;
 #[derive(Debug, Default)]
 pub struct Portal {
     /// `None`: the empty query.
-    pub command: Option<Command>,
+    pub command: Option<Arc<Command>>,
     /// Formats of its columns.
     pub formats: Formats,
     /// Rows not given yet, once it has run.
@@ -38,12 +53,16 @@ impl Portal {
         held.drain(..self.given).for_each(|row| out.extend_from_slice(&row));
         !held.is_empty()
     }
+
+    fn held_bytes(&self) -> usize {
+        self.held.iter().flatten().map(Vec::len).sum()
+    }
 }
 
 /// Prepared statements and portals.
 #[derive(Debug, Default)]
 pub struct Extended {
-    statements: HashMap<String, Option<Command>>,
+    statements: HashMap<String, Statement>,
     portals: HashMap<String, Portal>,
     /// Set by an error, cleared by Sync.
     pub skips_until_sync: bool,
@@ -85,8 +104,10 @@ impl Extended {
             let message = "cannot insert multiple commands into a prepared statement";
             return Err(PgError::new(sqlstate::SYNTAX_ERROR, message));
         }
-        self.check_room(self.statements.len())?;
-        self.statements.insert(statement.to_owned(), commands.pop());
+        let bytes = query.len();
+        self.check_room(self.statements.len(), statement.len() + bytes)?;
+        let command = commands.pop().map(Arc::new);
+        self.statements.insert(statement.to_owned(), Statement { command, bytes });
         Ok(())
     }
 
@@ -98,7 +119,7 @@ impl Extended {
         parameter_count: usize,
         formats: Formats,
     ) -> Result<(), PgError> {
-        let command = self.statement(statement)?.clone();
+        let command = self.statement(statement)?.command.clone();
         if parameter_count > 0 {
             let message = format!(
                 "bind message supplies {parameter_count} parameters, but prepared statement \"{statement}\" requires 0"
@@ -111,17 +132,17 @@ impl Extended {
                 format!("bind message has {} result formats but query has {column_count} columns", formats.len());
             return Err(PgError::new(sqlstate::PROTOCOL_VIOLATION, message));
         }
-        self.check_room(self.portals.len())?;
+        self.check_room(self.portals.len(), portal.len())?;
         self.portals.insert(portal.to_owned(), Portal { command, formats, ..Portal::default() });
         Ok(())
     }
 
     /// Describe.
     pub fn describe(&self, target: Target<'_>) -> Result<Description, PgError> {
-        let columns = |command: &Option<Command>| command.as_ref().map_or(&[][..], Command::columns);
+        let columns = |command: &Option<Arc<Command>>| command.as_ref().map_or(&[][..], |command| command.columns());
         match target {
             Target::Statement(name) => {
-                let columns = columns(self.statement(name)?);
+                let columns = columns(&self.statement(name)?.command);
                 Ok(Description { columns, formats: Formats::default(), of_statement: true })
             }
             Target::Portal(name) => {
@@ -183,15 +204,25 @@ impl Extended {
         self.portals.remove("");
     }
 
-    fn statement(&self, name: &str) -> Result<&Option<Command>, PgError> {
+    fn statement(&self, name: &str) -> Result<&Statement, PgError> {
         self.statements.get(name).ok_or_else(|| no_statement(name))
     }
 
-    fn check_room(&self, count: usize) -> Result<(), PgError> {
-        if count < NAMED_MAX {
+    /// How many more bytes there may be on this connection.
+    pub fn bytes_left(&self) -> usize {
+        let statements = self.statements.iter().map(|(name, statement)| ENTRY_BYTES + name.len() + statement.bytes);
+        let portals = self.portals.iter().map(|(name, portal)| ENTRY_BYTES + name.len() + portal.held_bytes());
+        BYTES_MAX.saturating_sub(statements.chain(portals).sum())
+    }
+
+    /// For one more that is like `count` others.
+    fn check_room(&self, count: usize, bytes: usize) -> Result<(), PgError> {
+        if count < NAMED_MAX && ENTRY_BYTES + bytes <= self.bytes_left() {
             return Ok(());
         }
-        let message = format!("too many prepared statements or portals on this connection. count_max=`{NAMED_MAX}`");
+        let message = format!(
+            "too many prepared statements or portals on this connection. count_max=`{NAMED_MAX}`, bytes_max=`{BYTES_MAX}`"
+        );
         Err(PgError::new(sqlstate::CONFIGURATION_LIMIT_EXCEEDED, message).with_hint("Close those that are not needed."))
     }
 }

@@ -5,8 +5,9 @@ use std::ops::ControlFlow;
 use super::backend::{BackendError, ImportProgress};
 use super::message::{Column, Value};
 use super::timeline_change::OnProgress;
+use crate::replication::one_line;
 use crate::timeline::gc::{OwnRetention, RemovedOfClass};
-use crate::timeline::{GcReport, GcStatus, Repository};
+use crate::timeline::{GcReport, GcStatus, ReadError, Repository, RepositoryError};
 
 /// What is to be done about garbage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +121,17 @@ fn run(
         let mut on_progress = |bytes_done, bytes_total| -> ControlFlow<()> {
             progress(&ImportProgress { phase: "gc".to_owned(), bytes_done, bytes_total: Some(bytes_total) })
         };
-        let report = repository.collect_garbage(&name, dry_run, &mut on_progress)?;
+        let report = match repository.collect_garbage(&name, dry_run, &mut on_progress) {
+            // Of all that there are: one that has gone meanwhile, or could not be opened, keeps no other from its pass.
+            Err(
+                error @ (RepositoryError::TimelineMissing { .. }
+                | RepositoryError::Read(ReadError::Gone { .. } | ReadError::Unopened { .. })),
+            ) if timeline.is_none() => {
+                answer.notices.push(format!("`{name}` is left out: {}", one_line(&error)));
+                continue;
+            }
+            report => report?,
+        };
         answer.notices.push(summary(&report, dry_run));
         let classes =
             report.counts.removed.iter().map(|(class, removed)| removed_row(&report.timeline, class, removed));

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -65,6 +65,8 @@ pub struct Control {
     pub connection_id: u32,
     /// What a cancel request must repeat.
     pub secret: [u8; 32],
+    /// How much of it the client was told: the first 4 bytes before protocol 3.2. 0: nothing yet.
+    pub told_bytes: AtomicUsize,
     /// Set by a cancel request.
     pub cancelled: AtomicBool,
     stream: Arc<TcpStream>,
@@ -178,9 +180,9 @@ impl Shared {
     /// Sets the cancel flag of the connection that `connection_id` and `secret` name. A wrong secret changes nothing and is not told.
     pub fn cancel(&self, connection_id: u32, secret: &[u8]) {
         let control = self.connections.lock().get(&connection_id).cloned();
-        // Clients of protocol 3.0 know the first 4 bytes only.
         if let Some(control) = control
-            && (secret == control.secret || secret == &control.secret[..4])
+            && !secret.is_empty()
+            && secret == &control.secret[..control.told_bytes.load(Ordering::Relaxed)]
         {
             control.cancelled.store(true, Ordering::Relaxed);
         }
@@ -195,8 +197,13 @@ impl Shared {
                 break id;
             }
         };
-        let control =
-            Arc::new(Control { connection_id, secret: rand::random(), cancelled: AtomicBool::new(false), stream });
+        let control = Arc::new(Control {
+            connection_id,
+            secret: rand::random(),
+            told_bytes: AtomicUsize::new(0),
+            cancelled: AtomicBool::new(false),
+            stream,
+        });
         connections.insert(connection_id, control.clone());
         (control, connections.len())
     }

@@ -104,8 +104,8 @@ impl Connection {
         frames.limit(Some(conninfo.connect_timeout));
         frames.send(&startup)?;
         authenticate(&mut frames, &credentials)?;
-        frames.set_body_bytes_max(BODY_BYTES_MAX);
         let parameters = read_parameters(&mut frames)?;
+        frames.set_body_bytes_max(BODY_BYTES_MAX);
         frames.limit(None);
         let version = server_version(&parameters)?;
         if conninfo.primary_only && parameters.get("in_hot_standby").is_some_and(|value| value == "on") {

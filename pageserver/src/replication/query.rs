@@ -11,6 +11,9 @@ use super::frames::{Body, Frame};
 /// No command of ours answers with more. The list of tablespaces is the longest.
 const ROWS_MAX: usize = 100_000;
 
+/// Nor with more bytes.
+const ROWS_BYTES_MAX: usize = 32 << 20;
+
 /// One row: texts, `None` for NULL.
 pub(super) struct Row(Vec<Option<Bytes>>);
 
@@ -46,6 +49,24 @@ impl Row {
 
     pub(super) fn lsn(&self, column: usize) -> Result<Lsn, ReplicationError> {
         self.parsed(column, "LSN")
+    }
+}
+
+/// The rows of an answer, no more than there can be.
+#[derive(Default)]
+struct Rows {
+    rows: Vec<Row>,
+    bytes: usize,
+}
+
+impl Rows {
+    fn push(&mut self, body: &Bytes) -> Result<(), ReplicationError> {
+        self.bytes += body.len();
+        if self.rows.len() == ROWS_MAX || self.bytes > ROWS_BYTES_MAX {
+            return Err(protocol("too many rows"));
+        }
+        self.rows.push(Row::parse(body)?);
+        Ok(())
     }
 }
 
@@ -91,15 +112,14 @@ impl Connection {
     }
 
     fn rows(&mut self) -> Result<Vec<Row>, ReplicationError> {
-        let mut rows = Vec::new();
+        let mut rows = Rows::default();
         loop {
             let frame = self.next_message()?;
             match frame.tag {
-                b'D' if rows.len() < ROWS_MAX => rows.push(Row::parse(&frame.body)?),
-                b'D' => return Err(protocol("too many rows")),
+                b'D' => rows.push(&frame.body)?,
                 // RowDescription, CommandComplete, EmptyQueryResponse
                 b'T' | b'C' | b'I' => {}
-                b'Z' => return Ok(rows),
+                b'Z' => return Ok(rows.rows),
                 tag => return Err(protocol(format!("message {:?} as answer to a command", char::from(tag)))),
             }
         }
@@ -111,13 +131,13 @@ impl Connection {
 
     /// The rows of one result set, up to its CommandComplete.
     pub(super) fn result_set(&mut self) -> Result<Vec<Row>, ReplicationError> {
-        let mut rows = Vec::new();
+        let mut rows = Rows::default();
         loop {
             let frame = self.next_message()?;
             match frame.tag {
                 b'T' => {}
-                b'D' if rows.len() < ROWS_MAX => rows.push(Row::parse(&frame.body)?),
-                b'C' => return Ok(rows),
+                b'D' => rows.push(&frame.body)?,
+                b'C' => return Ok(rows.rows),
                 tag => return Err(protocol(format!("message {:?} in a result set", char::from(tag)))),
             }
         }

@@ -100,6 +100,11 @@ impl ManifestBefore {
     }
 }
 
+/// True if an ingestion has failed, and nobody has looked since.
+pub(super) fn is_marked(dir: &Path) -> bool {
+    dir.join(FILE_NAME).exists()
+}
+
 /// Takes the mark away, durably. To be called when RocksDB is open.
 pub(super) fn clear_mark(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join(FILE_NAME)) {

@@ -30,6 +30,10 @@ pub(super) struct FileSet<'a> {
     writer: Option<SstFileWriter<'a>>,
     last_key: Option<Key>,
     split_before_blocks: bool,
+    /// For the last level RocksDB keeps a file in memory until it is finished, to make the dictionary of its blocks, and tells no size of it before.
+    is_buffered: bool,
+    /// Of keys and values in the file that is being written.
+    file_bytes: u64,
     files: Vec<PathBuf>,
     /// Sees every version that is written.
     pub chains: ChainFinder,
@@ -43,6 +47,8 @@ impl<'a> FileSet<'a> {
     pub fn new(db: &'a Db, timeline: TimelineNo, split_before_blocks: bool) -> Self {
         FileSet {
             split_before_blocks,
+            is_buffered: false,
+            file_bytes: 0,
             options: db.file_options(),
             db,
             timeline,
@@ -59,6 +65,7 @@ impl<'a> FileSet<'a> {
     pub fn for_last_level(db: &'a Db, timeline: TimelineNo) -> Self {
         let mut set = FileSet::new(db, timeline, false);
         set.options = db.last_level_options();
+        set.is_buffered = true;
         set
     }
 
@@ -104,12 +111,13 @@ impl<'a> FileSet<'a> {
     pub fn finish(mut self, store: &TimelineStore, points: [Failpoint; 2]) -> Result<u64, StoreError> {
         self.close_file().map_err(|error| write_error(&error))?;
         let inner = store.store().inner();
-        if !wait_for_level0(inner).map_err(|error| write_error(&error))? {
+        let state = store.state();
+        if !wait_for_level0(inner, state) {
+            state.check_not_deleted()?;
             return Err(StoreError::ShuttingDown);
         }
         let bytes = self.bytes;
         // Whoever deletes the timeline takes this lock first: nothing comes in behind it.
-        let state = store.state();
         let _writer = state.writer.lock();
         state.check_not_deleted()?;
         inner.check_writable()?;
@@ -153,7 +161,11 @@ impl<'a> FileSet<'a> {
     /// Adds the removal of a version. Requires: keys come in ascending order.
     pub fn remove(&mut self, key: &Key, lsn: Lsn, kind: Kind) -> Result<(), rocksdb::Error> {
         let version = VersionKey { timeline: self.timeline, key: *key, lsn, kind };
-        self.writer_for(key)?.delete(version.encode())
+        let encoded = version.encode();
+        let writer = self.writer_for(key)?;
+        writer.delete(encoded)?;
+        self.file_bytes += encoded.len() as u64;
+        Ok(())
     }
 
     /// True when nothing was added.
@@ -166,7 +178,11 @@ impl<'a> FileSet<'a> {
         let version = VersionKey { timeline: self.timeline, key: *key, lsn, kind };
         self.versions += 1;
         self.chains.add(key, kind);
-        self.writer_for(key)?.put(version.encode(), value)
+        let encoded = version.encode();
+        let writer = self.writer_for(key)?;
+        writer.put(encoded, value)?;
+        self.file_bytes += (encoded.len() + value.len()) as u64;
+        Ok(())
     }
 
     /// The file that the next version of `key` goes into.
@@ -176,7 +192,9 @@ impl<'a> FileSet<'a> {
                 self.close_file()?;
             }
             self.last_key = Some(*key);
-            let is_full = |writer: &SstFileWriter<'_>| writer.file_size() >= self.db.flushed_file_bytes;
+            let file_size =
+                |writer: &SstFileWriter<'_>| if self.is_buffered { self.file_bytes } else { writer.file_size() };
+            let is_full = |writer: &SstFileWriter<'_>| file_size(writer) >= self.db.flushed_file_bytes;
             if self.writer.as_ref().is_some_and(is_full) {
                 self.close_file()?;
             }
@@ -190,6 +208,7 @@ impl<'a> FileSet<'a> {
     /// Ends the file that is being written, if there is one.
     pub fn close_file(&mut self) -> Result<(), rocksdb::Error> {
         let Some(mut writer) = self.writer.take() else { return Ok(()) };
+        self.file_bytes = 0;
         writer.finish()?;
         Failpoint::StoreFileWritten.pass();
         self.bytes += writer.file_size();
@@ -239,4 +258,37 @@ pub(super) fn delete_timeline(db: &Db, timeline: TimelineNo) -> Result<(), Inges
     set.ingest()?;
     Failpoint::StoreDeleted.pass();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: files end where they are large enough, whatever RocksDB tells of their size. Method: images that do not compress.
+
+    use postgres_ffi::{ForkNumber, RelTag};
+    use rand::rngs::SmallRng;
+    use rand::{RngCore, SeedableRng};
+
+    use super::*;
+    use crate::store::{Store, StoreConfig};
+
+    #[test]
+    fn files_for_the_last_level_have_their_size() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = StoreConfig { file_bytes: 64 << 10, ..StoreConfig::default() };
+        let store = Store::open(dir.path(), &config).expect("the store opens");
+        let db = &store.inner().db;
+        let rel = RelTag { spc_oid: 1663, db_oid: 5, rel_number: 16384 };
+        let mut random = SmallRng::seed_from_u64(1);
+        let mut image = [0; 8192];
+        let image_count = 4 * db.flushed_file_bytes / image.len() as u64;
+        for mut set in [FileSet::for_last_level(db, TimelineNo(1)), FileSet::new(db, TimelineNo(1), false)] {
+            for block_no in 0..image_count {
+                random.fill_bytes(&mut image);
+                let key = Key::block(rel, ForkNumber::Main, u32::try_from(block_no).expect("a few"));
+                set.put(&key, Lsn::new(8), Kind::Image, &image).expect("put");
+            }
+            set.close_file().expect("closed");
+            assert!((4..=6).contains(&set.files.len()), "{}", set.files.len());
+        }
+    }
 }

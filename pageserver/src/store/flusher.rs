@@ -83,7 +83,7 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, IngestionError> {
     }
     let stop = || inner.is_stopping() || state.is_deleted();
     let is_whole = set.write(&frozen.layer.read(), &extra, &stop)?;
-    if !is_whole || !wait_for_level0(inner)? {
+    if !is_whole || !wait_for_level0(inner, state) {
         return Ok(if state.is_deleted() { Outcome::Done } else { Outcome::Stopped });
     }
     let (versions, bytes, chains) = (set.versions, set.bytes, set.chains.take());
@@ -149,16 +149,23 @@ fn extra_images(inner: &Inner, job: &FlushJob) -> Vec<ExtraImage> {
     extra
 }
 
-/// False: the store closes.
-pub(super) fn wait_for_level0(inner: &Inner) -> Result<bool, rocksdb::Error> {
-    while inner.db.level0_files() >= inner.db.level0_files_max() && inner.db.background_errors() == 0 {
-        if inner.is_stopping() {
-            return Ok(false);
+/// Waits until level 0 has room for files of the timeline. False: the store closes, or the timeline is deleted. True also when the store takes no more writes: what
+/// follows says why.
+pub(super) fn wait_for_level0(inner: &Inner, state: &TimelineState) -> bool {
+    while inner.db.level0_files() >= inner.db.level0_files_max() {
+        if inner.db.background_errors() > 0 || inner.poisoned().is_some() {
+            return true;
+        }
+        if inner.is_closing() && inner.db.pause().is_set() {
+            // Nobody makes room. What is in memory comes again from WAL.
+            inner.request_stop();
+        }
+        if inner.is_stopping() || state.is_deleted() {
+            return false;
         }
         thread::sleep(LEVEL0_CHECK_INTERVAL);
     }
-    // With a background error the ingestion that follows fails and says why.
-    Ok(true)
+    true
 }
 
 fn freeze_old_layers(inner: &Inner) {

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -44,6 +44,7 @@ pub(super) struct Inner {
     /// A job is done, memory is free, or the store is poisoned or closes.
     progress: Condvar,
     poison: OnceLock<String>,
+    closing: AtomicBool,
     long_chains: (Sender<LongChains>, Receiver<LongChains>),
 }
 
@@ -89,6 +90,7 @@ impl Inner {
             work: Condvar::new(),
             progress: Condvar::new(),
             poison: OnceLock::new(),
+            closing: AtomicBool::new(false),
             long_chains: bounded(LONG_CHAINS_QUEUE_LEN),
         }
     }
@@ -119,8 +121,8 @@ impl Inner {
         self.check_writable().is_ok() && self.memory.layers() < self.config.layer_bytes
     }
 
-    /// Waits until the layers take less than they may.
-    pub fn wait_for_room(&self) -> Result<(), StoreError> {
+    /// Waits until the layers take less than they may. Errors: also when somebody wants the timeline's writer to end.
+    pub fn wait_for_room(&self, state: &TimelineState) -> Result<(), StoreError> {
         self.check_writable()?;
         if self.memory.layers() < self.config.layer_bytes {
             return Ok(());
@@ -132,7 +134,7 @@ impl Inner {
                 self.freeze_largest();
             }
             let mut queue = self.queue.lock();
-            if queue.stopping {
+            if queue.stopping || state.is_waited_for() {
                 return Err(StoreError::ShuttingDown);
             }
             if self.memory.layers() >= self.config.layer_bytes && self.poisoned().is_none() {
@@ -262,9 +264,25 @@ impl Inner {
         self.long_chains.1.clone()
     }
 
-    pub fn stop(&self) {
+    /// Ends whatever waits, and the flusher.
+    pub fn request_stop(&self) {
         self.queue.lock().stopping = true;
         self.work.notify_all();
+        self.progress.notify_all();
+    }
+
+    /// From now on nobody waits for what does not come by itself.
+    pub fn begin_closing(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    /// Has who waits for room look again.
+    pub fn wake_waiting(&self) {
+        let _queue = self.queue.lock(); // Nobody is between looking and waiting.
         self.progress.notify_all();
     }
 

@@ -139,6 +139,11 @@ pub(crate) fn settle(dir: &Path) -> Result<(), StoreError> {
     settle().map_err(|error| refused(dir, &error))
 }
 
+/// True if [`settle`] has something to do that changes the store: as it is, it is not what the next start would open.
+pub(crate) fn is_unsettled(dir: &Path) -> bool {
+    failed_ingest::is_marked(dir) || beside(dir, MENDED).exists()
+}
+
 /// Where the old store is now.
 fn take_place(dir: &Path) -> io::Result<PathBuf> {
     let is_free = |aside: &PathBuf| !aside.exists();

@@ -58,6 +58,9 @@ pub(super) fn scan_newest(
     }
 }
 
+/// About so many bytes of RocksDB are in one answer of [`history`].
+const HISTORY_BYTES: usize = 16 << 20;
+
 /// See `TimelineStore::history`.
 pub(super) fn history(
     db: &Db,
@@ -76,11 +79,18 @@ pub(super) fn history(
     let prefix = VersionKey::object_prefix(timeline, key);
     let mut versions = db.object_iterator(timeline, key);
     versions.seek_for_prev(bound.version_key(timeline, key).encode());
+    let (mut bytes, mut oldest_lsn) = (0, Lsn::MAX);
     while let Some((found_key, value)) = versions.item() {
         let (lsn, kind) = decode_version(found_key)?;
         if !found_key.starts_with(&prefix) || lsn < lsn_range.start {
             break;
         }
+        if HISTORY_BYTES <= bytes && lsn < oldest_lsn {
+            // Above, what is in the layers is all there is.
+            found.retain(|(found_lsn, _), _| oldest_lsn <= *found_lsn);
+            break;
+        }
+        (bytes, oldest_lsn) = (bytes + found_key.len() + value.len(), lsn);
         found.entry((lsn, kind)).or_insert_with(|| Bytes::copy_from_slice(value));
         versions.prev();
     }

@@ -149,6 +149,11 @@ impl Store {
         self.inner.db.sst_bytes()
     }
 
+    /// The server ends: where compaction is paused and level 0 is full, nobody waits for room any more, but gets `ShuttingDown`. What is in memory then is not written.
+    pub fn begin_closing(&self) {
+        self.inner.begin_closing();
+    }
+
     /// Why compaction is paused; `None`: it is not.
     pub fn compaction_paused(&self) -> Option<String> {
         self.inner.db.pause().get().map(|pause| pause.cause)
@@ -195,7 +200,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.inner.stop();
+        self.inner.request_stop();
         if let Some(flusher) = self.flusher.take() {
             let _ = flusher.join(); // A panic there has poisoned the store and was printed.
         }

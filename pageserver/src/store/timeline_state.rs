@@ -27,6 +27,8 @@ pub(super) struct TimelineState {
     /// What was taken out of it because it could not be read.
     pub lost: LostStretches,
     deleted: AtomicBool,
+    /// Somebody waits for whoever puts to end.
+    waited_for: AtomicBool,
     /// What could not be read of it, the first time.
     damage: OnceLock<String>,
 }
@@ -64,6 +66,7 @@ impl TimelineState {
             carried: Mutex::new(carried),
             lost,
             deleted: AtomicBool::new(false),
+            waited_for: AtomicBool::new(false),
             damage: OnceLock::new(),
         }
     }
@@ -73,6 +76,14 @@ impl TimelineState {
         let all = LostStretch { after: None, before: None, through_lsn: Lsn::MAX };
         let state = TimelineState::new(timeline, None, Carried::default(), LostStretches::new(vec![all]));
         TimelineState { damage: OnceLock::from(cause.to_owned()), ..state }
+    }
+
+    pub fn set_waited_for(&self, waited_for: bool) {
+        self.waited_for.store(waited_for, Ordering::SeqCst);
+    }
+
+    pub fn is_waited_for(&self) -> bool {
+        self.waited_for.load(Ordering::SeqCst)
     }
 
     /// Refuses every later write to this timeline. Err: it was marked before.

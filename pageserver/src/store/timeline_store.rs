@@ -83,7 +83,7 @@ impl TimelineStore {
     /// when it has become an eighth heavier. See [`TimelineStore::settle`].
     pub fn put_weighed(&self, batch: &Batch, last_record_lsn: Lsn) -> Result<Vec<HeavyChain>, StoreError> {
         let inner = self.store.inner();
-        inner.wait_for_room()?;
+        inner.wait_for_room(&self.state)?;
         let mut heavy = HeavyFinder::new(inner.config.chain_weight_max);
         {
             let mut writer = self.state.writer.lock();
@@ -105,6 +105,12 @@ impl TimelineStore {
         inner.counters.put_value_bytes.add(batch.value_bytes() as u64);
         inner.freeze_if_full();
         Ok(heavy.found)
+    }
+
+    /// True: a `put` that waits for room ends with `ShuttingDown`, as somebody waits for whoever puts and will not need it. False: it waits again.
+    pub fn set_waited_for(&self, waited_for: bool) {
+        self.state.set_waited_for(waited_for);
+        self.store.inner().wake_waiting();
     }
 
     /// Flushes all that was put and returns when it is durable.
@@ -209,7 +215,8 @@ impl TimelineStore {
         if is_whole { expected.end() } else { Ok(()) }
     }
 
-    /// Every version of `key` with an LSN in `lsn_range` (end exclusive), newest first. Errors: `Corrupt`, `Read`.
+    /// Versions of `key` with an LSN in `lsn_range` (end exclusive), newest first: all of them, or where they are many the newest of all. The others are asked for with the LSN of the last
+    /// one as the end. Errors: `Corrupt`, `Read`.
     pub fn history(&self, key: &Key, lsn_range: Range<Lsn>) -> Result<Vec<(Lsn, Kind, Bytes)>, StoreError> {
         let layers = self.state.layers.current();
         self.note(scan::history(&self.store.inner().db, self.state.timeline, &layers, key, lsn_range))
@@ -255,6 +262,9 @@ impl TimelineStore {
             return inner.counters.cache_back_dropped_pages.add(1);
         }
         let mut queue = self.state.cache_back.lock();
+        if self.state.is_deleted() {
+            return inner.counters.cache_back_dropped_pages.add(1); // Marked first, and then emptied under this lock.
+        }
         queued.fetch_add(queue.push(key, lsn, page), Ordering::Relaxed);
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::gc::OwnRetention;
 use super::id::{TenantId, TimelineId};
 use crate::failpoint::Failpoint;
+use crate::import::MissingSegment;
 use crate::replication::ConnInfo;
 use crate::sealed_file;
 
@@ -101,6 +102,16 @@ pub struct Imported {
     pub start_lsn: Lsn,
     /// Nothing below it can be read: pages of a running primary's backup were copied while they changed.
     pub first_readable_lsn: Lsn,
+    /// Files that the backup lacks. There their relations must be gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing_segments: Vec<MissingSegment>,
+}
+
+impl Imported {
+    /// An import of all files.
+    pub(crate) fn at(start_lsn: Lsn, first_readable_lsn: Lsn) -> Self {
+        Imported { start_lsn, first_readable_lsn, missing_segments: Vec::new() }
+    }
 }
 
 /// The primary that a timeline follows.

@@ -175,7 +175,8 @@ impl Timeline {
         self.store.lost()
     }
 
-    /// Every version of `object` with an LSN in `lsn_range` that is stored, newest first, from this timeline and its ancestors.
+    /// Versions of `object` with an LSN in `lsn_range` that are stored, newest first, of this timeline or the nearest ancestor that has some. Older ones are asked for with the LSN of
+    /// the last one as the end, until none comes.
     pub fn history(
         &self,
         object: Object,
@@ -187,8 +188,8 @@ impl Timeline {
             let mut versions = self.store.history(&key, lsn_range.clone())?;
             for (ancestor, branch_lsn) in ancestors {
                 let end = branch_lsn.checked_add(1).unwrap_or(Lsn::MAX).min(lsn_range.end);
-                if lsn_range.start < end {
-                    versions.extend(ancestor.store.history(&key, lsn_range.start..end)?);
+                if versions.is_empty() && lsn_range.start < end {
+                    versions = ancestor.store.history(&key, lsn_range.start..end)?;
                 }
             }
             Ok(versions)

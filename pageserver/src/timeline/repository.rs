@@ -304,12 +304,22 @@ impl Repository {
             Err(error) if is_damage(&error) => {
                 let reason = one_line(&error);
                 error!(timeline = %metadata.name, timeline_id = %metadata.timeline_id, reason, "a timeline cannot be opened; the others go on without it");
-                let damaged = Arc::new(self.damaged_timeline(metadata, &reason)?);
-                self.timelines.write().insert(damaged.metadata().timeline_id, damaged);
+                self.show_unopened(metadata, error)?;
             }
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// A timeline that cannot be opened for `error`, which comes back, is there as damaged until the next start: it keeps what it needs.
+    fn show_unopened(
+        &self,
+        metadata: TimelineMetadata,
+        error: RepositoryError,
+    ) -> Result<RepositoryError, RepositoryError> {
+        let damaged = Arc::new(self.damaged_timeline(metadata, &one_line(&error))?);
+        self.timelines.write().insert(damaged.metadata().timeline_id, damaged);
+        Ok(error)
     }
 
     fn damaged_timeline(&self, metadata: TimelineMetadata, reason: &str) -> Result<Timeline, RepositoryError> {
@@ -450,6 +460,8 @@ impl Repository {
 
     /// Ends the backlog and the receivers, wakes who waits, and writes out what is in memory.
     pub fn shutdown(&self) -> Result<(), RepositoryError> {
+        // First: where nobody makes room, whoever holds `changes` may wait for it.
+        self.store.begin_closing();
         {
             let _changes = self.changes.lock();
             self.is_closing.store(true, Ordering::SeqCst);
@@ -471,7 +483,12 @@ impl Repository {
                 continue;
             }
             if timeline.store.watermark().is_some() {
-                timeline.store.flush(true)?;
+                match timeline.store.flush(true) {
+                    Err(StoreError::ShuttingDown) => {
+                        warn!(timeline = %timeline.metadata().name, "compaction is paused and level 0 is full: what is in memory is not written out, and comes again from WAL");
+                    }
+                    flushed => flushed?,
+                }
             }
             info!(timeline = %timeline.metadata().name, durable_lsn = ?timeline.durable_lsn(), "flushed");
         }

@@ -3,17 +3,19 @@
 //! - Takes only WAL that is fsynced: what is put may become durable in the store, which must not be ahead of the WAL on disk.
 //! - A record that cannot be ingested stops the timeline at the end of the record before it; nothing is skipped.
 
+use std::error::Error as _;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keyenc::Key;
+use keyenc::{Key, Object};
 use postgres_ffi::wal::{DecodeError, DecodedRecord, WalError, WalStreamDecoder};
 use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 use tracing::{error, info, warn};
 
 use super::{ReadError, Timeline, TimelineState};
+use crate::import::MissingSegment;
 use crate::ingest::{IngestError, StateError, TimelineReader, WalIngest};
 use crate::redo::RedoError;
 use crate::seq_wait::WaitError;
@@ -48,6 +50,24 @@ pub enum TimelineIngestError {
     /// The store takes no writes.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The import's backup was not whole.
+    #[error(
+        "the backup lacked a file of a relation that is there at its end: delete the timeline and import it anew. relation=`{}`, fork=`{}`, segment_no=`{}`",
+        .0.rel, .0.fork, .0.segment_no
+    )]
+    MissingSegment(MissingSegment),
+}
+
+impl TimelineIngestError {
+    /// True if nothing is wrong: somebody waits for ingest to end.
+    fn is_end(&self) -> bool {
+        let causes = std::iter::successors(self.source(), |&cause| cause.source());
+        let is_end = |error: &StoreError| matches!(error, StoreError::ShuttingDown);
+        match self {
+            TimelineIngestError::Store(error) => is_end(error),
+            _ => causes.filter_map(|cause| cause.downcast_ref()).any(is_end),
+        }
+    }
 }
 
 /// Feeds one timeline with WAL. There is one at a time, owned by whoever reads the timeline's WAL.
@@ -58,6 +78,9 @@ pub struct TimelineIngest {
     ingest: WalIngest,
     batch: Batch,
     batch_versions_max: usize,
+    /// Files that the import lacked, up to the end of its backup.
+    missing_segments: Vec<MissingSegment>,
+    backup_end_lsn: Lsn,
 }
 
 impl TimelineIngest {
@@ -66,7 +89,10 @@ impl TimelineIngest {
         assert!(timeline.inherits_all(), "ingest goes on behind what is there");
         let cluster = timeline.metadata().cluster.clone();
         let start_lsn = timeline.last_record_lsn();
-        let backup_end_lsn = timeline.metadata().imported.as_ref().map_or(Lsn::ZERO, |it| it.first_readable_lsn);
+        let imported = timeline.metadata().imported.clone();
+        let backup_end_lsn = imported.as_ref().map_or(Lsn::ZERO, |imported| imported.first_readable_lsn);
+        let missing_segments =
+            imported.filter(|_| start_lsn < backup_end_lsn).map(|imported| imported.missing_segments);
         let ingest = WalIngest::new(cluster.pg_version, start_lsn, &*timeline)?;
         let ingest = ingest.over_backup_until(backup_end_lsn, &*timeline)?;
         Ok(TimelineIngest {
@@ -76,6 +102,8 @@ impl TimelineIngest {
             ingest,
             batch: Batch::new(),
             batch_versions_max: timeline.batch_versions_max(),
+            missing_segments: missing_segments.unwrap_or_default(),
+            backup_end_lsn,
             timeline,
         })
     }
@@ -90,7 +118,8 @@ impl TimelineIngest {
         Lsn::new(self.ingest.checkpoint().redo)
     }
 
-    /// The PostgreSQL timeline of the last record: the first one on a new timeline names it, PG 14-18: src/backend/access/transam/xlog.c, StartupXLOG.
+    /// The PostgreSQL timeline of the last record, as far as a record has named it: one of the first on a new timeline does, before anybody writes there.
+    /// PG 14-18: src/backend/access/transam/xlog.c, StartupXLOG.
     pub fn pg_timeline_id(&self) -> TimeLineId {
         self.ingest.checkpoint().this_tli
     }
@@ -101,18 +130,38 @@ impl TimelineIngest {
     }
 
     /// Ingests every record that is whole with `bytes`, which follow those given before. The end of the last one, readable by then.
-    /// Blocks while the store is behind. On an error the timeline is stopped with its reason, and this value is of no more use.
+    /// Blocks while the store is behind. On an error the timeline is stopped with its reason, unless somebody wants ingest to end, and this value is of no more use.
     pub fn feed(&mut self, bytes: Bytes) -> Result<Lsn, TimelineIngestError> {
         self.timeline.wal_bytes_ingested.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
         self.decoder.feed(bytes);
         let outcome = self.ingest_whole_records();
-        if let Err(error) = &outcome {
+        if let Err(error) = &outcome
+            && !error.is_end()
+        {
             if !matches!(error, TimelineIngestError::Store(_)) {
                 self.keep_what_was_before();
             }
             self.timeline.stop(error);
         }
         outcome
+    }
+
+    /// Before the record with which the timeline can be read: the relations of files that the import lacked are gone, or no longer than without them.
+    fn check_missing_segments(&mut self) -> Result<(), TimelineIngestError> {
+        let last_record_lsn = self.ingest.last_record_lsn();
+        self.timeline.commit_batch(&mut self.batch, last_record_lsn)?;
+        for missing in std::mem::take(&mut self.missing_segments) {
+            let key = Key::from(Object::RelationSize { rel: missing.rel, fork: missing.fork });
+            let value = self
+                .timeline
+                .object_unchecked(&key, last_record_lsn)
+                .map_err(|error| IngestError::State { source: error.into() })?;
+            let block_count = value.and_then(|value| value.as_ref().try_into().ok().map(u32::from_be_bytes));
+            if block_count.is_some_and(|block_count| missing.first_block_no() < block_count) {
+                return Err(TimelineIngestError::MissingSegment(missing));
+            }
+        }
+        Ok(())
     }
 
     /// Makes what was ingested before a record that cannot be readable: the timeline stops right in front of that record.
@@ -128,6 +177,9 @@ impl TimelineIngest {
         while let Some((start_lsn, end_lsn, raw)) = self.decoder.next_record()? {
             let record = DecodedRecord::decode(self.version, start_lsn, end_lsn, raw)
                 .map_err(|source| TimelineIngestError::Decode { start_lsn, source })?;
+            if self.backup_end_lsn <= end_lsn && !self.missing_segments.is_empty() {
+                self.check_missing_segments()?;
+            }
             self.ingest.ingest_record(&record, &mut self.batch, &*self.timeline)?;
             if self.batch.value_bytes() >= BATCH_BYTES_MAX || self.batch.len() >= self.batch_versions_max {
                 self.timeline.commit_batch(&mut self.batch, end_lsn)?;

@@ -223,6 +223,10 @@ impl WalLog {
             })?;
         }
         self.timeline_id = timeline_id;
+        if self.record_end_lsn.is_none() {
+            // What came before is of the older one: a server on the new one has this segment, and perhaps no other.
+            self.begin_lsn = self.layout.segment_start(switch_lsn);
+        }
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //!   the last segment, with whole records behind it, is not looked at: if it is not right, ingest stops there and loses nothing.
 //! - Behind the last whole record everything is zeroed, later files are removed, a copy of what has whole records there is kept; in front of it the last file is written and fsynced once more.
 //! - A record that fails its checks although it lies wholly in durable segments is corruption and not an end: that is an error, and nothing is touched.
-//! - Damage in the last segment in front of what is ingested is no end either, as long as what follows it leads there: it is stepped over, and left to a check.
+//! - Damage in the last segment in front of what is ingested is no end either, if the log goes on or ends where that ends: it is stepped over, and left to a check.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,7 +15,7 @@ use postgres_ffi::wal::find_end::{WalEnd, find_end};
 use postgres_ffi::wal::page_header::{LONG_HEADER_LEN, PageHeader, WAL_PAGE_BYTES};
 use postgres_ffi::wal::stream::WalErrorReason;
 use postgres_ffi::wal::{WalError, WalErrorKind, WalStreamDecoder};
-use postgres_ffi::{Lsn, TimeLineId};
+use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 
 use super::error::{WalFileError, io_error};
 use super::layout::{Segment, WalLayout};
@@ -25,8 +25,8 @@ use super::log::{WalLog, cut};
 const READ_BYTES: usize = 1024 * 1024;
 /// Of the copy of a file that was cut although records stand behind the cut.
 pub(super) const KEPT_EXTENSION: &str = "cut";
-/// How much is read from a page on to find a whole record.
-const RECORD_LOOK_BYTES: usize = 64 * 1024;
+/// How much is read from a page on to find a whole record: more than one of 32 pages, of which bulk loads make many.
+const RECORD_LOOK_BYTES: usize = 1024 * 1024;
 /// On so many pages at most: one record that was not received to its end may take many.
 const RECORD_LOOKS: u32 = 1000;
 
@@ -66,7 +66,8 @@ fn end_of(
         if first + 1 < segments.len() && segments[first].segment_no + 1 != segments[first + 1].segment_no {
             break; // A hole: what lies before it does not lead to the end.
         }
-        let (end, timeline_id) = scan(layout, &segments[first..], layout.start_of(segments[first].segment_no))?;
+        let start_lsn = layout.start_of(segments[first].segment_no);
+        let (end, timeline_id) = scan(layout, &segments[first..], start_lsn, WalStreamDecoder::new_at_page)?;
         if let Some(error) = &end.stopped_by {
             check_is_an_end(layout, &segments[first..], error)?;
         }
@@ -85,21 +86,29 @@ fn end_of(
     }
 }
 
-/// Where the log really ends if reading stopped at `stopped_lsn` for damage in the last segment: what was ingested was durable here before, so a log that leads to
-/// `ingested_lsn` or further has not ended in front of it. `None`: it is no damage, or nothing leads there.
+/// Where the log really ends if reading stopped at `stopped_lsn` for damage in the last segment, in front of `ingested_lsn`: what was ingested was durable here before. Either
+/// whole records begin there, or the last one ends there. `None`: it is no such damage.
 fn end_behind_damage(
     layout: &WalLayout,
     last: Segment,
     stopped_lsn: Lsn,
     ingested_lsn: Lsn,
 ) -> Result<Option<Lsn>, WalFileError> {
+    if ingested_lsn <= stopped_lsn || ingested_lsn < layout.start_of(last.segment_no) {
+        return Ok(None);
+    }
+    let (end, _) = scan(layout, &[last], ingested_lsn, WalStreamDecoder::new)?;
+    if end.record_count > 0 {
+        return Ok(Some(end.end_lsn));
+    }
     let mut end_lsn = stopped_lsn;
     while end_lsn < ingested_lsn {
-        let Some(page_lsn) = page_with_record_behind(layout, last, end_lsn)? else { return Ok(None) };
-        let (end, _) = scan(layout, &[last], page_lsn)?;
+        let page_lsn = page_with_record_behind(layout, last, end_lsn)?;
+        let Some(page_lsn) = page_lsn.filter(|page_lsn| *page_lsn < ingested_lsn) else { return Ok(None) };
+        let (end, _) = scan(layout, &[last], page_lsn, WalStreamDecoder::new_at_page)?;
         end_lsn = end.end_lsn.max(page_lsn);
     }
-    Ok((stopped_lsn < end_lsn).then_some(end_lsn))
+    Ok((end_lsn == ingested_lsn).then_some(end_lsn))
 }
 
 fn page_of(lsn: Lsn) -> Lsn {
@@ -210,10 +219,14 @@ fn check_length(layout: &WalLayout, segment: Segment) -> Result<(), WalFileError
     Ok(())
 }
 
-/// Reads the segments from the page at `from_lsn` in the first of them on, to the last whole record; and the timeline of the file in which it ends.
-fn scan(layout: &WalLayout, segments: &[Segment], from_lsn: Lsn) -> Result<(WalEnd, TimeLineId), WalFileError> {
-    let decoder =
-        WalStreamDecoder::new_at_page(layout.version, from_lsn, layout.segment_bytes).with_system_id(layout.system_id);
+/// Reads the segments from `from_lsn` in the first of them on, with a decoder that begins there, to the last whole record; and the timeline of the file in which it ends.
+fn scan(
+    layout: &WalLayout,
+    segments: &[Segment],
+    from_lsn: Lsn,
+    begin: fn(PgVersion, Lsn, u32) -> WalStreamDecoder,
+) -> Result<(WalEnd, TimeLineId), WalFileError> {
+    let decoder = begin(layout.version, from_lsn, layout.segment_bytes).with_system_id(layout.system_id);
     let mut failed = None;
     let pieces = segments.iter().flat_map(|segment| {
         let start_lsn = layout.start_of(segment.segment_no);

@@ -164,6 +164,8 @@ struct DamagedLog {
     directory: TempDir,
     /// The damaged record's begin and end.
     damaged: (Lsn, Lsn),
+    /// Where each record ends.
+    ends: Vec<Lsn>,
     end_lsn: Lsn,
     /// Name of the damaged file, and its content.
     name: String,
@@ -187,7 +189,8 @@ impl DamagedLog {
         let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
         file.write_all_at(&[0xFF; 4], damaged.0.saturating_sub(segment_start) + 20).unwrap();
         let content = fs::read(&path).unwrap();
-        Some(DamagedLog { directory, damaged, end_lsn, name, content })
+        let ends = records.into_iter().map(|(_, end_lsn)| end_lsn).collect();
+        Some(DamagedLog { directory, damaged, ends, end_lsn, name, content })
     }
 
     fn open(&self, ingested_lsn: Lsn) -> Lsn {
@@ -216,10 +219,10 @@ fn what_stands_behind_damage_in_the_last_segment_is_kept() {
 #[test]
 fn damage_below_what_is_ingested_is_no_end() {
     for log in (10..40).filter_map(DamagedLog::new) {
-        // Ingested behind the damaged record at once, far behind it, to the end.
+        // Ingested behind the damaged record at once, and further, to the end.
         let (_, behind_damage) = log.damaged;
-        let far = Lsn::new((behind_damage.as_u64() + log.end_lsn.as_u64()) / 2);
-        for ingested_lsn in [behind_damage, far, log.end_lsn] {
+        let later = log.ends.iter().copied().filter(|end_lsn| behind_damage <= *end_lsn);
+        for ingested_lsn in later.step_by(7).chain([log.end_lsn]) {
             assert_eq!(log.open(ingested_lsn), log.end_lsn);
             assert!(kept(&log.directory).is_empty());
             assert!(log.content_of(&log.name) == log.content);
@@ -227,6 +230,44 @@ fn damage_below_what_is_ingested_is_no_end() {
         // Behind the end: the log never led there, and it is cut where it cannot be read.
         assert!(log.open(Lsn::new(log.end_lsn.as_u64() + 8)) <= log.damaged.0);
         assert_eq!(kept(&log.directory), [format!("{}.cut", log.name)]);
+    }
+}
+
+#[test]
+fn damage_over_where_ingest_goes_on_is_cut_as_any_end() {
+    for log in (10..40).filter_map(DamagedLog::new) {
+        // The record that comes next is damaged, too, and good ones follow.
+        let (damaged_lsn, ingested_lsn) = log.damaged;
+        let path = log.directory.path().join("wal").join(&log.name);
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&[0xEE; 4], layout(&log.directory).segment_offset(ingested_lsn) + 20).unwrap();
+        assert!(log.open(ingested_lsn) <= damaged_lsn);
+        assert_eq!(kept(&log.directory), [format!("{}.cut", log.name)]);
+    }
+}
+
+#[test]
+fn records_of_many_pages_behind_damage_are_found() {
+    let start_lsn = Lsn::new(FIRST_SEGMENT_NO * u64::from(SEGMENT_BYTES));
+    let mut writer = WalWriter::new(PgVersion::V15, start_lsn, SEGMENT_BYTES);
+    writer.append(&long_record(100));
+    let (damaged_lsn, ..) = writer.append(&long_record(100));
+    let ends: Vec<Lsn> = (0..3).map(|_| writer.append(&long_record(32 * 8192)).1).collect();
+    let end_lsn = writer.position();
+    let wal = writer.into_bytes();
+    for ingested_lsn in ends {
+        let directory = TempDir::new().unwrap();
+        let mut log = WalLog::create(layout(&directory), 1, start_lsn).unwrap();
+        write(&mut log, &wal, &mut SmallRng::seed_from_u64(1));
+        drop(log);
+        let name = names::segment_file_name(1, FIRST_SEGMENT_NO, SEGMENT_BYTES);
+        let file = fs::OpenOptions::new().write(true).open(directory.path().join("wal").join(&name)).unwrap();
+        file.write_all_at(&[0xFF], damaged_lsn.saturating_sub(start_lsn) + 30).unwrap();
+        assert_eq!(WalLog::open(layout(&directory), ingested_lsn).unwrap().unwrap().written_lsn(), end_lsn);
+        assert!(kept(&directory).is_empty());
+        // Not ingested: an end, and what stands behind it is kept.
+        assert_eq!(WalLog::open(layout(&directory), damaged_lsn).unwrap().unwrap().written_lsn(), damaged_lsn);
+        assert_eq!(kept(&directory), [format!("{name}.cut")]);
     }
 }
 

@@ -38,7 +38,9 @@ pub fn fetch_segment(
     };
     let mut connection = Connection::connect(conninfo, Mode::Replication)?;
     let identity = check_identity(&mut connection, layout.system_id, layout.version)?;
-    let told_lsn = connection.read_slot(slot)?.and_then(|slot| slot.restart_lsn);
+    // One that was made at a promoted server, before anything came from there, stands where nothing of ours is.
+    let slot = connection.read_slot(slot)?.filter(|slot| slot.restart_timeline_id == Some(last.timeline_id));
+    let told_lsn = slot.and_then(|slot| slot.restart_lsn);
     let needed_lsn = needed_lsn.max(told_lsn.unwrap_or(Lsn::ZERO));
     let primary = fetch_history(&mut connection, identity.timeline_id)?;
     let ours = layout.history(last.timeline_id)?;

@@ -106,7 +106,10 @@ fn what_was_not_handed_over_is_not_thrown_away() -> Result<()> {
 #[test]
 fn a_branch_that_follows_another_server_is_left_to_it() -> Result<()> {
     let dir = TestDir::new("compute-left-branch")?;
-    let (server, computes) = rig(&dir, PgVersion::V15)?;
+    let (mut server, computes) = rig(&dir, PgVersion::V15)?;
+    for text in ["diverged", "does not descend", "its history is not ours"] {
+        server.expect_in_log(text);
+    }
     let dev = computes.create("dev", "main", &["--no-sync"])?;
     dev.execute("CREATE TABLE t AS SELECT 1 AS n")?;
     let standby = computes.create("standby", "main", &["--standby"])?;
@@ -127,6 +130,15 @@ fn a_branch_that_follows_another_server_is_left_to_it() -> Result<()> {
     computes.run(&["destroy", "dev", "--confirm", "--force"])?;
     assert!(!dev.root().exists());
     assert_eq!(server.timeline("main", "receiver")?, "streaming");
+
+    // Nor is one deleted that was made for it.
+    let own = computes.create("own", "main", &["--no-sync"])?;
+    assert_eq!(own.report["branch"], "own");
+    computes.run(&["stop", "own"])?;
+    server.query(&format!("TIMELINE FOLLOW own FROM 'host=127.0.0.1 port={port} user=postgres'"))?;
+    let done = computes.run(&["destroy", "own", "--confirm", "--force", "--with-branch"])?;
+    assert_eq!(done["branch_deleted"], false);
+    assert!(server.timeline("own", "primary")?.ends_with(&port));
     assert!(server.timeline("main", "primary")?.ends_with(&port));
     Ok(())
 }

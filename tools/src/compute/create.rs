@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::geteuid;
+use pageserver::client::ClientError;
 use postgres_ffi::checkpoint::Checkpoint;
 use postgres_ffi::control_file::ControlFile;
 use postgres_ffi::{Lsn, PgVersion};
@@ -50,7 +51,7 @@ pub struct Create {
     #[arg(long, conflicts_with = "time")]
     lsn: Option<Lsn>,
     /// Start as of this time, as PostgreSQL writes it
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     time: Option<String>,
     /// Port to listen on; a free one is chosen without
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
@@ -291,7 +292,7 @@ impl Create {
             }
             created => created.with_context(|| format!("create {}", root.display()))?,
         }
-        *busy = record::occupy(&plan.place)?;
+        *busy = record::occupy(&plan.place).inspect_err(|_| _ = fs::remove_dir(root))?;
         made.directory = true;
         plan.record.save(&plan.place)
     }
@@ -354,7 +355,8 @@ impl Create {
             _ = page_server.wait_for(&plan.source.id, LSN_TIMEOUT, |source| lsn <= source.last_record_lsn)?;
         }
         let created = page_server.create_branch(self.name.as_str(), &plan.source, &self.start_at());
-        if created.is_err() {
+        // Not after a refusal.
+        if created.as_ref().is_err_and(anyhow::Error::is::<ClientError>) {
             self.tell_of_branch(server);
         }
         let branch = created?;

@@ -1,7 +1,8 @@
 //! `pagectl compute destroy`: a compute is thrown away. Its branch stays, with everything that was handed over.
 //!
 //! - Without `--confirm` it only tells what it would do.
-//! - Nothing is removed while the page server might lack something that a client was told is committed, unless `--force` says so.
+//! - Nothing is removed while the page server might lack something that a client was told is committed, unless `--force` says so. After a crash the compute's
+//!   configuration says whether commits waited; roles, databases and sessions that were told not to wait have chosen so.
 
 use std::path::PathBuf;
 
@@ -94,7 +95,7 @@ impl Destroy {
             directory: place.root().to_owned(),
             disk_bytes: disk_bytes(place.root()),
             branch: record.as_ref().map(|record| record.branch.clone()),
-            branch_deleted: self.with_branch && record.is_some(),
+            branch_deleted: self.with_branch && record.is_some() && !self.confirm,
             handed_over: String::new(),
         };
         if let Some(record) = &record
@@ -107,25 +108,25 @@ impl Destroy {
             );
         }
         if self.confirm {
-            report.handed_over = self.destroy(server, &place, record.as_ref())?;
+            (report.handed_over, report.branch_deleted) = self.destroy(server, &place, record.as_ref())?;
         }
         output.value(&report)?;
         Ok(Outcome::Good)
     }
 
-    /// Ends the server, then the branch's following, then removes the directory. What the page server has.
-    fn destroy(&self, server: &ServerArgs, place: &Place, record: Option<&Record>) -> Result<String> {
+    /// Ends the server, then the branch's following, then removes the directory. What the page server has, and whether the branch is deleted.
+    fn destroy(&self, server: &ServerArgs, place: &Place, record: Option<&Record>) -> Result<(String, bool)> {
         let Some(record) = record else {
             if postmaster::state(place).0 == ProcessState::Running {
                 bail!("its server runs, and compute.json does not tell as whom: end it first");
             }
             remove_directory(place)?;
-            return Ok(String::new());
+            return Ok((String::new(), false));
         };
         if record.standby_of.is_some() {
             postmaster::stop(place, record, Mode::Immediate, self.timeout)?;
             remove_directory(place)?;
-            return Ok(String::new());
+            return Ok((String::new(), false));
         }
         // Asked before anything ends: what cannot be handed over should not be stopped.
         let mut page_server = self.unless_forced(PageServer::connect(server))?;
@@ -138,15 +139,15 @@ impl Destroy {
         if postmaster::stop(place, record, Mode::Fast, self.timeout).is_err() {
             postmaster::stop(place, record, Mode::Immediate, self.timeout)?;
         }
-        let mut told = String::new();
+        let (mut told, mut branch_deleted) = (String::new(), false);
         if let Some(page_server) = &mut page_server {
             if record.progress == Progress::Ready {
                 told = self.unless_forced(self.check_handed_over(place, record, page_server))?.unwrap_or_default();
             }
-            self.unless_forced(self.leave_branch(place, record, page_server))?;
+            branch_deleted = self.unless_forced(self.leave_branch(place, record, page_server))?.unwrap_or(false);
         }
         remove_directory(place)?;
-        Ok(told)
+        Ok((told, branch_deleted))
     }
 
     /// Errors: the page server may lack something that was acknowledged.
@@ -165,21 +166,25 @@ impl Destroy {
         )
     }
 
-    /// The branch follows nobody any more, and is deleted if that was asked for.
-    fn leave_branch(&self, place: &Place, record: &Record, page_server: &mut PageServer) -> Result<()> {
+    /// The branch follows nobody any more, and is deleted if that was asked for: true then. One that has come to follow another server is left alone.
+    fn leave_branch(&self, place: &Place, record: &Record, page_server: &mut PageServer) -> Result<bool> {
         let id = match &record.branch_id {
             Some(id) => id.clone(),
             // `create` was interrupted before it could note the id of a branch that it may have made.
             None => record.branch.clone(),
         };
-        let Some(branch) = page_server.branch_if_there(&id)? else { return Ok(()) };
-        if branch.follows() && record.branch_id.is_some() && branch.follows_another(place, record).is_none() {
+        let Some(branch) = page_server.branch_if_there(&id)? else { return Ok(false) };
+        if let Some(other) = branch.follows_another(place, record) {
+            eprintln!("pagectl: branch {} follows another server, {other}: it is left alone", branch.name);
+            return Ok(false);
+        }
+        if branch.follows() && record.branch_id.is_some() {
             page_server.unfollow(&id)?;
         }
         if self.with_branch {
             page_server.delete_branch(&id).with_context(|| format!("delete branch {}", branch.name))?;
         }
-        Ok(())
+        Ok(self.with_branch)
     }
 
     /// With `--force` an error is told and `None` comes back.

@@ -82,7 +82,7 @@ impl PageServer {
         self.branch(name)
     }
 
-    /// Deletes the branch with this name or id. Errors: there are branches off it, or it follows somebody.
+    /// Deletes the branch with this name or id, whoever it follows. Errors: there are branches off it, or leases on it.
     pub fn delete_branch(&mut self, name: &str) -> Result<()> {
         self.run(&format!("BRANCH DELETE {}", quote(name)))
     }
@@ -188,12 +188,21 @@ impl Branch {
         let primary = self.primary.as_deref()?;
         // Before it had a role nobody could follow it.
         let ours = conninfo_for_page_server(place, record).ok().and_then(|text| text.parse::<ConnInfo>().ok());
-        ours.is_none_or(|ours| ours.to_string() != primary).then_some(primary)
+        ours.is_none_or(|ours| address(&ours.to_string()) != address(primary)).then_some(primary)
     }
 
     /// True when WAL comes in now.
     pub fn streams(&self) -> bool {
         self.receiver.as_deref() == Some(STREAMING)
+    }
+}
+
+/// Where a server listens, of `user@host:port`, whatever this machine is called there.
+fn address(server: &str) -> String {
+    let address = server.split_once('@').map_or(server, |(_, address)| address);
+    match address.rsplit_once(':') {
+        Some(("localhost" | "[::1]", port)) => format!("127.0.0.1:{port}"),
+        _ => address.to_owned(),
     }
 }
 

@@ -191,8 +191,8 @@ pub fn occupy(place: &Place) -> Result<Option<File>> {
         opened => opened.with_context(|| format!("open {}", place.root().display()))?,
     };
     match directory.try_lock() {
-        Ok(()) => Ok(Some(directory)),
-        Err(TryLockError::WouldBlock) => {
+        Ok(()) if is_at(&directory, place.root()) => Ok(Some(directory)),
+        Ok(()) | Err(TryLockError::WouldBlock) => {
             bail!(
                 "another pagectl is at work on this compute: try again when it has ended. path=`{}`",
                 place.root().display()
@@ -200,6 +200,12 @@ pub fn occupy(place: &Place) -> Result<Option<File>> {
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", place.root().display())),
     }
+}
+
+/// False: another one stands at `path` since it was opened, or none.
+fn is_at(directory: &File, path: &Path) -> bool {
+    let place = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
+    matches!((directory.metadata(), fs::metadata(path)), (Ok(opened), Ok(there)) if place(&opened) == place(&there))
 }
 
 #[cfg(test)]

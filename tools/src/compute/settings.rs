@@ -70,7 +70,7 @@ pub struct Choices<'a> {
 }
 
 /// Whether no commit was acknowledged before the page server had it on disk, as far as the compute's configuration says so: it can be changed after it was made.
-/// A session that has set `synchronous_commit` for itself has chosen otherwise.
+/// A role, a database or a session for which `synchronous_commit` was set has chosen otherwise, and does not show here; nor does what has been changed back.
 pub fn waits_for_page_server(place: &Place, record: &Record) -> Result<bool> {
     let names = postmaster::setting(place, record, "synchronous_standby_names")?;
     let level = postmaster::setting(place, record, "synchronous_commit")?;

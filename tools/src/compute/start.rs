@@ -83,8 +83,7 @@ impl FollowedBranch {
         let id = record.branch_id.clone().context("compute.json names no branch")?;
         let mut page_server = PageServer::connect(server)?;
         let branch = page_server.branch(&id).with_context(|| format!("branch {} of this compute", record.branch))?;
-        // One that it does not reach may be this compute at an older address.
-        if let Some(other) = branch.follows_another(place, record).filter(|_| branch.streams()) {
+        if let Some(other) = branch.follows_another(place, record) {
             bail!(
                 "branch {name} has come to follow another server, {other}: what that one writes and what this compute has cannot both be in it. \
                  To give up the other one: `pagectl timeline unfollow {name}`",

@@ -45,21 +45,26 @@ pub struct Rows<'a> {
     /// Where rows go instead of the wire, when the client takes them in portions.
     held: Option<HeldRows>,
     held_bytes: usize,
+    /// Most that is held for a client that takes rows in portions.
+    held_bytes_max: usize,
     count: u64,
 }
-
-/// Most that is held for a client that takes rows in portions.
-const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl<'a> Rows<'a> {
     /// Rows of `columns`, sent over `wire`.
     pub fn new(wire: &'a mut Wire, columns: &'static [Column], formats: &'a Formats, describe: bool) -> Self {
-        Rows { wire, columns, formats, describe, held: None, held_bytes: 0, count: 0 }
+        Rows { wire, columns, formats, describe, held: None, held_bytes: 0, held_bytes_max: 0, count: 0 }
     }
 
-    /// Rows of `columns`, held for [`Rows::into_held`].
-    pub fn holding(wire: &'a mut Wire, columns: &'static [Column], formats: &'a Formats) -> Self {
-        Rows { wire, columns, formats, describe: false, held: Some(HeldRows::new()), held_bytes: 0, count: 0 }
+    /// Rows of `columns`, held for [`Rows::into_held`], no more than `held_bytes_max` of them.
+    pub fn holding(
+        wire: &'a mut Wire,
+        columns: &'static [Column],
+        formats: &'a Formats,
+        held_bytes_max: usize,
+    ) -> Self {
+        let held = Some(HeldRows::new());
+        Rows { held, held_bytes_max, ..Rows::new(wire, columns, formats, false) }
     }
 
     /// The rows that were held.
@@ -79,7 +84,7 @@ impl<'a> Rows<'a> {
                 message::data_row(&mut row, values, |i| formats.of(i));
                 self.held_bytes += row.len();
                 held.push_back(row);
-                check_held(self.held_bytes)?;
+                check_held(self.held_bytes, self.held_bytes_max)?;
             }
             None => {
                 message::data_row(self.wire.out.bytes(), values, |i| formats.of(i));
@@ -115,11 +120,11 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn check_held(held_bytes: usize) -> Result<(), PgError> {
-    if held_bytes <= HELD_BYTES_MAX {
+fn check_held(held_bytes: usize, held_bytes_max: usize) -> Result<(), PgError> {
+    if held_bytes <= held_bytes_max {
         return Ok(());
     }
-    let message = format!("result is too large to be taken in portions. held_bytes_max=`{HELD_BYTES_MAX}`");
+    let message = format!("result is too large to be taken in portions. held_bytes_max=`{held_bytes_max}`");
     Err(PgError::new(sqlstate::CONFIGURATION_LIMIT_EXCEEDED, message)
         .with_hint("Ask for all rows at once (fetch size 0)."))
 }

@@ -353,18 +353,22 @@ fn page_history(
     to: Option<Lsn>,
     rows: &mut Rows<'_>,
 ) -> Result<(), Failure> {
-    let end = to.unwrap_or_else(|| timeline.last_record_lsn()).checked_add(1).unwrap_or(Lsn::MAX);
+    let mut end = to.unwrap_or_else(|| timeline.last_record_lsn()).checked_add(1).unwrap_or(Lsn::MAX);
     let start = from.unwrap_or(Lsn::ZERO).min(end);
-    for (version_lsn, kind, value) in timeline.history(address.key(), start..end)? {
-        let kind = match kind {
-            Kind::Tombstone => "tombstone",
-            Kind::Delta => "delta",
-            Kind::InitDelta => "init_delta",
-            Kind::Image => "image",
-        };
-        rows.row(&[lsn(Some(version_lsn)), kind.into(), Value::count(value.len() as u64), Value::Bytes(value)])?;
+    loop {
+        let versions = timeline.history(address.key(), start..end)?;
+        let Some((oldest_lsn, ..)) = versions.last() else { return Ok(()) };
+        end = *oldest_lsn;
+        for (version_lsn, kind, value) in versions {
+            let kind = match kind {
+                Kind::Tombstone => "tombstone",
+                Kind::Delta => "delta",
+                Kind::InitDelta => "init_delta",
+                Kind::Image => "image",
+            };
+            rows.row(&[lsn(Some(version_lsn)), kind.into(), Value::count(value.len() as u64), Value::Bytes(value)])?;
+        }
     }
-    Ok(())
 }
 
 fn select_value(item: &SelectItem) -> Value {

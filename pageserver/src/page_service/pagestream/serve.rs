@@ -30,17 +30,19 @@ const STREAM_MESSAGE_LENGTH_MAX: usize = 64 * 1024;
 /// While waiting for WAL, how often we look whether anybody still wants the answer.
 const WAIT_SLICE: Duration = Duration::from_millis(200);
 
-/// Serves a page stream on `wire` until the client ends it. Errors: CopyFail, cancel (the connection goes on); everything that ends the connection.
+/// Serves a page stream on `wire` until the client ends it: with Sync too if `sync_ends` it, which it does not in the extended protocol, as in COPY: drivers send one right behind Execute.
+/// Errors: CopyFail, cancel (the connection goes on); everything that ends the connection.
 pub(in crate::page_service) fn serve(
     wire: &mut Wire,
     shared: &Shared,
     version: Version,
     timeline: &dyn TimelineBackend,
+    sync_ends: bool,
 ) -> Result<(), Failure> {
     message::copy_both_response(wire.out.bytes());
     wire.flush()?;
     wire.set_length_max(STREAM_MESSAGE_LENGTH_MAX);
-    let mut stream = Stream { wire, shared, version, timeline, requests: Vec::new(), reads: Vec::new() };
+    let mut stream = Stream { wire, shared, version, timeline, sync_ends, requests: Vec::new(), reads: Vec::new() };
     let result = stream.run();
     wire.set_length_max(MESSAGE_LENGTH_MAX);
     result
@@ -51,6 +53,7 @@ struct Stream<'a> {
     shared: &'a Shared,
     version: Version,
     timeline: &'a dyn TimelineBackend,
+    sync_ends: bool,
     /// The batch being gathered: requests, and what to read for each.
     requests: Vec<Request>,
     reads: Vec<(Key, Lsn)>,
@@ -94,7 +97,8 @@ impl Stream<'_> {
                     )
                     .into());
                 }
-                FrontendMessage::Sync => return Ok(()),
+                FrontendMessage::Sync if self.sync_ends => return Ok(()),
+                FrontendMessage::Sync => {}
                 FrontendMessage::Flush => self.wire.flush()?,
                 FrontendMessage::Terminate => return Err(End::Client.into()),
                 _ => {

@@ -318,4 +318,20 @@ fn statements_are_bounded() {
     let (last, parsed) = messages.split_last().map(|(_, rest)| rest.split_last().expect("an error")).expect("Z");
     assert_eq!(parsed.len(), 2_000);
     assert_eq!(sqlstate(&last.1), "53400");
+
+    // In bytes, too, whatever they stand in.
+    let mut socket = fixture.session();
+    let long = "x".repeat(1 << 19);
+    let mut out = message(b'Q', b"begin\0");
+    for i in 0..80 {
+        out.extend(message(b'P', format!("s{i}\0select '{long}'\0\0\0").as_bytes()));
+        out.extend(message(b'B', format!("{i}{long}\0s{i}\0\0\0\0\0\0\0").as_bytes()));
+    }
+    out.extend(message(b'S', b""));
+    socket.write_all(&out).expect("writes");
+    assert_eq!(tags(&read_until_ready(&mut socket)), "CZ");
+    let messages = read_until_ready(&mut socket);
+    let (last, made) = messages.split_last().map(|(_, rest)| rest.split_last().expect("an error")).expect("Z");
+    assert!((120..128).contains(&made.len()), "{}", made.len());
+    assert_eq!(sqlstate(&last.1), "53400");
 }

@@ -248,6 +248,11 @@ fn endings_of_the_extended_protocol() {
     let mut socket = raw_stream(&fixture, &start);
     socket.write_all(&[message(b'f', b"enough\0"), message(b'S', b"")].concat()).expect("writes");
     assert_eq!(tags(&read_until_ready(&mut socket)), "EZ");
+
+    // With a Sync right behind Execute, as libpq sends it; the second one is the end's.
+    let mut socket = raw_stream(&fixture, &[&start[..], &message(b'S', b"")].concat());
+    socket.write_all(&[message(b'c', b""), message(b'S', b"")].concat()).expect("writes");
+    assert_eq!(tags(&read_until_ready(&mut socket)), "cCZ");
 }
 
 #[test]

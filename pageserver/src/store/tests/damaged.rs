@@ -1,6 +1,7 @@
 //! Goal: a damaged file that a compaction meets stops ingest once, not after each restart; deleting the timeline that it is of takes it away. Method: flipped bytes
 //! in files of the store; compactions that meet them; opened again.
 
+use std::fs;
 use std::time::Instant;
 
 use rand::rngs::SmallRng;
@@ -273,4 +274,53 @@ fn a_failed_write_of_compaction_is_no_damage() {
     store.compact_all();
     put_all(&store, 2, 32).expect("flush");
     assert_eq!((store.inner().db.background_errors(), corrupt(&store, 2, 32)), (0, 0));
+}
+
+/// Waits until what `is_so` says holds.
+fn wait_until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_full_level_0_that_nobody_empties_keeps_nobody_from_deleting_stopping_or_closing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join(MARK), "").expect("paused");
+    let config = StoreConfig { level0_files_max: 4, ..small_config() };
+    let store = Store::open(dir.path(), &config).expect("the store opens");
+    let is_full = || store.inner().db.level0_files() >= store.inner().db.level0_files_max();
+    let fill = |timeline: &TimelineStore| {
+        (1_u64..).find_map(|n| {
+            let batch = batch(&[(block(1), n * 8, Kind::Image, &[7; 100])]);
+            timeline.put(&batch, Lsn::new(n * 8)).and_then(|()| timeline.flush(true)).err()
+        })
+    };
+    let [first, second, third] = ALL.map(|no| store.timeline(TimelineNo(no)).expect("a timeline"));
+    std::thread::scope(|scope| {
+        // Somebody waits for a flush, which waits for level 0.
+        let flushing = scope.spawn(|| fill(&first));
+        wait_until(is_full);
+        store.delete_timeline(T1).expect("deleted");
+        assert!(matches!(flushing.join(), Ok(Some(StoreError::TimelineDeleted { .. }))));
+
+        // Somebody waits for room.
+        let flushing = scope.spawn(|| fill(&second));
+        wait_until(is_full);
+        let putting = scope.spawn(|| {
+            let value = vec![7; 100_000];
+            (1_u64..).find_map(|n| third.put(&batch(&[(block(1), n * 8, Kind::Image, &value)]), Lsn::new(n * 8)).err())
+        });
+        wait_until(|| !store.inner().has_room());
+        third.set_waited_for(true);
+        assert!(matches!(putting.join(), Ok(Some(StoreError::ShuttingDown))));
+
+        store.begin_closing();
+        assert!(matches!(flushing.join(), Ok(Some(StoreError::ShuttingDown))));
+    });
+    drop((first, second, third, store));
+    fs::remove_file(dir.path().join(MARK)).expect("goes on");
+    let store = Store::open(dir.path(), &config).expect("the store opens");
+    put_all(&store, 2, 8).expect("there is room again");
+    assert!(is_empty(&store, 1));
 }

@@ -124,9 +124,7 @@ impl Rig {
                 data_checksums: false,
                 pg_timeline_id: 1,
             },
-            imported: ancestor
-                .is_none()
-                .then_some(Imported { start_lsn: Lsn::new(8), first_readable_lsn: Lsn::new(8) }),
+            imported: ancestor.is_none().then_some(Imported::at(Lsn::new(8), Lsn::new(8))),
             primary: None,
             retention: None,
             gc: None,
@@ -293,7 +291,7 @@ fn ends_though_chains_wait() {
 
 fn not_readable_below(timeline: &Timeline, first_readable_lsn: Lsn) -> Arc<TimelineMetadata> {
     let mut metadata = (*timeline.metadata()).clone();
-    metadata.imported = Some(Imported { start_lsn: Lsn::new(8), first_readable_lsn });
+    metadata.imported = Some(Imported::at(Lsn::new(8), first_readable_lsn));
     Arc::new(metadata)
 }
 

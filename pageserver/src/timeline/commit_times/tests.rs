@@ -57,7 +57,7 @@ impl Rig {
                 data_checksums: false,
                 pg_timeline_id: 1,
             },
-            imported: ancestor.is_none().then_some(Imported { start_lsn: START_LSN, first_readable_lsn }),
+            imported: ancestor.is_none().then_some(Imported::at(START_LSN, first_readable_lsn)),
             primary: None,
             retention: None,
             gc: None,

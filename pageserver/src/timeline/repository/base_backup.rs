@@ -23,10 +23,13 @@ impl Repository {
     ) -> Result<BaseBackup, BackupError> {
         timeline.check_readable(request_lsn)?;
         let layouts = self.wal_layouts(&timeline, request_lsn);
-        let mut end = RecordEnd::find(&layouts, wal_place(&timeline.metadata().cluster), request_lsn)?;
+        let place = wal_place(&timeline.metadata().cluster);
+        let mut end = RecordEnd::find(&layouts, place, request_lsn)?;
         if timeline.check_in_history(end.lsn).is_err() {
-            // Aligned down from a first readable LSN that is no record's end.
-            end = RecordEnd { lsn: request_lsn, old_wal: None };
+            // The record's end is given up already, but not what is pinned with the LSN; or it is aligned down from a first readable LSN that is no record's end.
+            let lsn = Some(place.record_end_at_or_before(request_lsn));
+            let lsn = lsn.filter(|lsn| timeline.check_in_history(*lsn).is_ok()).unwrap_or(request_lsn);
+            end = RecordEnd { lsn, old_wal: None };
         }
         let history = self.pg_history_at(&timeline, end.lsn)?;
         let becomes = if for_standby {

@@ -184,7 +184,7 @@ impl Repository {
     ) -> Result<GcReport, RepositoryError> {
         let timeline = self.timeline_named(name)?;
         // Who only looks is in nobody's way.
-        let one_at_a_time = self.collecting.one_at_a_time.try_lock();
+        let one_at_a_time = if dry_run { None } else { self.collecting.one_at_a_time.try_lock() };
         if one_at_a_time.is_none() && !dry_run {
             return Err(GcError::Busy.into());
         }

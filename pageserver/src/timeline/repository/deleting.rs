@@ -14,6 +14,7 @@ use super::branching::{BranchPoint, Changed};
 use super::marks::{DELETING, RESETTING, clear_mark, read_mark, set_mark};
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
+use crate::replication::one_line;
 use crate::timeline::metadata::{Ancestor, TimelineMetadata};
 use crate::timeline::{Timeline, TimelineId};
 
@@ -26,7 +27,7 @@ impl Repository {
     ///
     /// Errors: [`BranchError::HasBranches`], [`BranchError::Leased`], [`BranchError::Busy`]; no such timeline; the disk.
     pub fn delete_timeline(&self, name: &str) -> Result<Changed, RepositoryError> {
-        let _changes = self.changes.lock();
+        let changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
         self.check_unused(&timeline)?;
         let metadata = timeline.metadata();
@@ -34,18 +35,23 @@ impl Repository {
         metadata.primary.iter().try_for_each(|primary| self.left_slots.add(primary))?;
         set_mark(&dir, DELETING, metadata.timeline_no)?;
         Failpoint::DeleteMarked.pass();
-        timeline.stop_receiver();
-        let mut notices: Vec<String> =
-            metadata.primary.iter().map(|primary| self.left_slots.take(primary).drop_slot()).collect();
-        Failpoint::DeleteSlotDropped.pass();
+        timeline.end_receiver();
         timeline.mark_gone();
         self.timelines.write().remove(&metadata.timeline_id);
+        let mut notices = Vec::new();
         if !self.take_away(&dir, DELETING)? {
             notices.push(VERSIONS_STAY.to_owned());
         }
         self.forget_tenant_without_timelines(&metadata)?;
         Failpoint::DeleteDone.pass();
         info!(timeline = %metadata.name, timeline_id = %metadata.timeline_id, "timeline deleted");
+        let slot = metadata.primary.as_ref().map(|primary| self.left_slots.take(primary));
+        // Who had it in hand, an import that has just ended, may have kept it.
+        let listed = metadata.primary.iter().try_for_each(|primary| self.left_slots.add(primary));
+        notices.extend(listed.err().map(|error| one_line(&error)));
+        drop(changes); // Its primary may take its time.
+        notices.extend(slot.map(|slot| slot.drop_slot()));
+        Failpoint::DeleteSlotDropped.pass();
         Ok(Changed { timeline, notices })
     }
 
@@ -64,7 +70,7 @@ impl Repository {
     ///
     /// Errors: as [`Repository::delete_timeline`] and [`Repository::create_branch`]; [`BranchError::NotABranch`].
     pub fn reset_branch(&self, name: &str, point: BranchPoint) -> Result<Changed, RepositoryError> {
-        let _changes = self.changes.lock();
+        let changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
         let metadata = timeline.metadata();
         let not_a_branch = || BranchError::NotABranch { timeline: metadata.name.clone() };
@@ -81,24 +87,38 @@ impl Repository {
         metadata.primary.iter().try_for_each(|primary| self.left_slots.add(primary))?;
         set_mark(&dir, RESETTING, metadata.timeline_no)?;
         Failpoint::ResetMarked.pass();
-        timeline.stop_receiver();
+        timeline.end_receiver();
         if let Err(error) = new.save(&dir) {
-            self.follow_again(&timeline);
-            return Err(error.into());
+            return Err(self.take_back_reset(&timeline, error.into()));
         }
         Failpoint::ResetMetadataSaved.pass();
-        // Only now: before, a crash leaves a branch that still follows.
         let mut notices = found.notices;
-        notices.extend(metadata.primary.iter().map(|primary| self.left_slots.take(primary).drop_slot()));
-        Failpoint::ResetSlotDropped.pass();
         timeline.mark_gone();
-        if !self.finish_reset(&dir, &new)? {
+        let opened =
+            self.finish_reset(&dir, &new).and_then(|all_gone| Ok((all_gone, self.open_timeline(new.clone())?)));
+        let (all_gone, timeline) = opened.or_else(|error| Err(self.show_unopened(new, error)?))?;
+        if !all_gone {
             notices.push(VERSIONS_STAY.to_owned());
         }
         Failpoint::ResetDone.pass();
-        let timeline = self.open_timeline(new)?;
         info!(branch = name, branch_lsn = %found.branch_lsn, "branch reset");
+        let slot = metadata.primary.as_ref().map(|primary| self.left_slots.take(primary));
+        drop(changes); // Its primary may take its time.
+        notices.extend(slot.map(|slot| slot.drop_slot()));
+        Failpoint::ResetSlotDropped.pass();
         Ok(Changed { timeline, notices })
+    }
+
+    /// After a reset whose metadata could not be saved: as before it, on disk too; `error` comes back. If that cannot be written either, nothing comes in any more: the next start may
+    /// find the branch reset.
+    fn take_back_reset(&self, timeline: &Arc<Timeline>, error: RepositoryError) -> RepositoryError {
+        timeline.store.set_waited_for(false);
+        timeline.begin_again();
+        match self.change_metadata(timeline, |_| {}) {
+            Ok(()) => self.follow_again(timeline),
+            Err(error) => timeline.stop(&error),
+        }
+        error
     }
 
     /// Takes away what a reset has left of the branch that was, or the mark of a reset that did not happen.

@@ -102,7 +102,7 @@ impl Repository {
         Failpoint::DetachHistoryWritten.pass();
         self.change_metadata(timeline, |metadata| {
             metadata.ancestor = None;
-            metadata.imported = Some(Imported { start_lsn: branch_lsn, first_readable_lsn: branch_lsn });
+            metadata.imported = Some(Imported::at(branch_lsn, branch_lsn));
         })?;
         Failpoint::DetachMetadataSaved.pass();
         timeline.set_lineage(Lineage::new(&timeline.metadata(), Vec::new()));

@@ -119,7 +119,7 @@ impl Repository {
     /// Follows nobody from now on. Everything that a primary was told is durable here is ingested and durable in the store by then, unless ingest had stopped:
     /// then a notice says where. The slot at the primary is dropped as far as the primary lets us.
     pub fn unfollow_primary(&self, name: &str) -> Result<Changed, RepositoryError> {
-        let _changes = self.changes.lock();
+        let changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
         let Some(primary) = timeline.metadata().primary.clone() else {
             return Ok(Changed { timeline, notices: vec!["it followed nobody".to_owned()] });
@@ -135,7 +135,9 @@ impl Repository {
             return Err(error);
         }
         info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
-        let mut notices = vec![self.left_slots.take(&primary).drop_slot()];
+        let slot = self.left_slots.take(&primary);
+        drop(changes); // Its primary may take its time.
+        let mut notices = vec![slot.drop_slot()];
         if let TimelineState::Stopped { at_lsn, .. } = timeline.state() {
             let directory = self.wal_layout(&timeline).directory;
             notices.push(format!(
@@ -268,6 +270,14 @@ impl Timeline {
         if let Some(receiver) = receiver {
             receiver.stop();
         }
+    }
+
+    /// The same where what it is about to put is not needed: it need not wait for room.
+    pub(super) fn end_receiver(&self) {
+        // First, so that it knows why.
+        self.receiver.write().iter_mut().for_each(WalReceiver::request_stop);
+        self.store.set_waited_for(true);
+        self.stop_receiver();
     }
 
     /// A stopped timeline tries again from its last record on.

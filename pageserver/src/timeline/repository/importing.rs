@@ -212,7 +212,11 @@ impl Repository {
                 data_checksums: control_file.data_checksums(),
                 pg_timeline_id: summary.pg_timeline_id,
             },
-            imported: Some(Imported { start_lsn: summary.start_lsn, first_readable_lsn: summary.first_readable_lsn }),
+            imported: Some(Imported {
+                start_lsn: summary.start_lsn,
+                first_readable_lsn: summary.first_readable_lsn,
+                missing_segments: summary.missing_segments.clone(),
+            }),
             primary,
             retention: None,
             gc: None,

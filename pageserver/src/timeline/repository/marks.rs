@@ -1,6 +1,7 @@
 //! Marks in a timeline's directory: what is being done to it, so that the next start goes on with it after a crash.
 //!
-//! - A mark is durable before the first step and holds the number whose versions are to be taken away.
+//! - A mark is durable before the first step and holds the number whose versions are to be taken away. It appears whole or not at all: one that could not be set
+//!   is not there, for what it says would be done at the next start.
 //! - A directory is renamed before it is removed: none is ever found half removed under its own name.
 
 use std::ffi::OsStr;
@@ -30,23 +31,35 @@ pub(super) fn is_left_over(name: &OsStr) -> bool {
     [NEW_DIR_PREFIX, OLD_DIR_PREFIX].iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
 }
 
-/// The mark in `dir` that says that all of the timeline goes.
+/// The mark in `dir` that says that all of the timeline goes. One without a number, as earlier builds left it where it could not be written, says nothing: nothing had begun.
 pub(super) fn to_be_taken_away(dir: &Path) -> Option<&'static str> {
-    [IMPORTING, DELETING].into_iter().find(|mark| dir.join(mark).exists())
+    let has_number = |mark: &str| !matches!(read_mark(dir, mark), Ok(None));
+    [IMPORTING, DELETING].into_iter().find(|mark| dir.join(mark).exists() && (*mark == IMPORTING || has_number(mark)))
 }
 
-/// Sets the mark `name` in `dir`, durably.
+/// Sets the mark `name` in `dir`, durably. After an error it is not there.
 pub(super) fn set_mark(dir: &Path, name: &str, no: u32) -> Result<(), RepositoryError> {
-    let path = dir.join(name);
+    let (path, new) = (dir.join(name), dir.join(format!("{name}.new")));
     let write = || {
-        let mut file = File::create(&path)?;
+        let mut file = File::create(&new)?;
         Failpoint::MarkBeforeSync.pass();
         writeln!(file, "{no}")?;
         file.sync_all()?;
+        std::fs::rename(&new, &path)?;
         File::open(dir)?.sync_all()?;
         dir.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
     };
-    write().map_err(|source| RepositoryError::Io { doing: "mark a timeline", path: path.clone(), source })?;
+    if let Err(source) = write() {
+        // Whatever of it is on disk: it must not be carried out.
+        for made in [&path, &new] {
+            if let Err(error) = std::fs::remove_file(made)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                warn!(mark = %made.display(), %error, "a mark that could not be set cannot be removed: remove it before the next start");
+            }
+        }
+        return Err(RepositoryError::Io { doing: "mark a timeline", path, source });
+    }
     Failpoint::MarkSet.pass();
     Ok(())
 }
@@ -123,5 +136,34 @@ impl Repository {
         }
         Failpoint::DeleteDirRemoved.pass();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: a mark is there with its number or not at all. Method: a directory in which it cannot be written.
+
+    use super::*;
+
+    #[test]
+    fn a_mark_that_could_not_be_set_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        set_mark(dir.path(), DELETING, 7).unwrap();
+        assert_eq!(read_mark(dir.path(), DELETING).unwrap(), Some(TimelineNo(7)));
+        assert_eq!(to_be_taken_away(dir.path()), Some(DELETING));
+        clear_mark(dir.path(), DELETING).unwrap();
+        // What it is written to cannot be opened; what it is to be called cannot be replaced.
+        for in_the_way in ["deleting.new", "deleting"] {
+            let in_the_way = dir.path().join(in_the_way);
+            std::fs::create_dir(&in_the_way).unwrap();
+            assert!(set_mark(dir.path(), DELETING, 7).is_err());
+            std::fs::remove_dir(in_the_way).unwrap();
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+        // As earlier builds left it.
+        std::fs::write(dir.path().join(DELETING), "").unwrap();
+        assert_eq!(to_be_taken_away(dir.path()), None);
+        std::fs::write(dir.path().join(IMPORTING), "").unwrap();
+        assert_eq!(to_be_taken_away(dir.path()), Some(IMPORTING));
     }
 }

@@ -45,7 +45,7 @@ impl Repository {
         let Some(primary) = timeline.metadata().primary.clone() else { return Ok(()) };
         let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
         let layout = self.wal_layout(timeline);
-        let needed_lsn = timeline.wal_end_lsn();
+        let needed_lsn = timeline.wal_end_lsn().max(timeline.own_last_record_lsn());
         timeline.stop_receiver();
         let fetched = segment_nos.iter().try_for_each(|segment_no| {
             fetch_segment(&conninfo, &primary.slot, &layout, *segment_no, needed_lsn)?;

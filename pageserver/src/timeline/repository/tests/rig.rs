@@ -143,6 +143,7 @@ pub fn import(repository: &Repository, name: &str) -> Arc<Timeline> {
         pg_timeline_id: 1,
         start_lsn: START_LSN,
         first_readable_lsn: START_LSN,
+        missing_segments: Vec::new(),
         counts: ImportCounts::default(),
     };
     repository.end_import(new, Ok(summary), None, None).unwrap().0
