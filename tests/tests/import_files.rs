@@ -425,6 +425,32 @@ fn a_data_directory_is_imported_by_init() {
 }
 
 #[test]
+fn a_file_that_a_crashed_directory_lacks_is_of_a_relation_that_is_dropped_or_the_import_is_refused() {
+    for is_dropped in [false, true] {
+        let dir = TestDir::new("import-missing").unwrap();
+        let mut server = Postgres::builder(PgVersion::V15).start(&dir).unwrap();
+        let mut pageserver = PageServer::builder().start(&dir).unwrap();
+        pageserver.expect_in_log("ingest stopped");
+        server.execute("CREATE TABLE t AS SELECT 1 AS n").unwrap();
+        let path = server.data_dir().join(server.query_text("SELECT pg_relation_filepath('t')").unwrap());
+        server.execute("CHECKPOINT").unwrap();
+        if is_dropped {
+            server.execute("DROP TABLE t").unwrap();
+        }
+        server.execute("CREATE TABLE later AS SELECT 1 AS n").unwrap();
+        server.kill().unwrap();
+        // As if it had three files, and the second one was lost, or removed by the drop that did not come to the third.
+        fs::write(path.with_extension("2"), [0; 8192]).unwrap();
+        if is_dropped {
+            import(&pageserver, "main", "--directory", server.data_dir());
+        } else {
+            let error = refused(&pageserver, "--directory", server.data_dir());
+            assert!(error.contains("lacked a file of a relation") && error.contains("segment_no=`1`"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn what_is_not_whole_is_refused_by_name() {
     let dir = TestDir::new("import-refused").unwrap();
     let location = dir.create_subdir("tablespace").unwrap();

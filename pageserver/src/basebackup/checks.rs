@@ -53,8 +53,12 @@ struct Slrus<'a> {
 
 impl Slrus<'_> {
     fn check_clog(&self, counters: &Checkpoint) -> Result<(), BackupError> {
-        // The page of the next id need not exist if it is the first there.
-        let last = clog_place(previous_xid(counters.next_xid_low())).0;
+        // The page of the next id need not exist if it is the first there. PG 14-18: src/backend/access/transam/clog.c, TrimCLOG.
+        let next_xid = counters.next_xid_low();
+        let last = match clog_place(next_xid) {
+            (_, 0) => clog_place(previous_xid(next_xid)).0,
+            (page_no, _) => page_no,
+        };
         self.need(SlruKind::Clog, clog_place(counters.oldest_xid).0, last)
     }
 

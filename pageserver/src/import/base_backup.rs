@@ -100,6 +100,7 @@ fn import_watched(
     on_progress: OnProgress<'_>,
 ) -> Result<ImportSummary, ImportError> {
     let interrupt = connection.interrupt_handle()?;
+    let waiting = Arc::clone(&store);
     let latest = Mutex::new(ImportProgress { phase: "base backup", bytes_done: 0, bytes_total: None });
     let is_stopped = AtomicBool::new(false);
     let (ended, end) = crossbeam_channel::bounded::<Infallible>(0);
@@ -118,10 +119,11 @@ fn import_watched(
             if !is_stopped.load(Ordering::SeqCst) && on_progress(&progress).is_break() {
                 is_stopped.store(true, Ordering::SeqCst);
                 interrupt.interrupt();
+                waiting.set_waited_for(true);
             }
         }
         match taking.join() {
-            Ok(Err(_)) if is_stopped.load(Ordering::SeqCst) => Err(ImportError::Cancelled),
+            Ok(_) if is_stopped.load(Ordering::SeqCst) => Err(ImportError::Cancelled),
             Ok(imported) => imported,
             Err(panic) => std::panic::resume_unwind(panic),
         }

@@ -72,7 +72,8 @@ pub struct Imported {
     pub counts: ImportCounts,
 }
 
-/// A file of a relation that was not there although a later one was: the relation is gone by the end of the backup, or the backup is damaged.
+/// A file of a relation that was not there although a later one was. Either the relation was dropped between the two, or the file was made behind the place up to which the directory had
+/// been listed, and all of it is in WAL; else the backup is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MissingSegment {
@@ -85,9 +86,10 @@ pub struct MissingSegment {
 }
 
 impl MissingSegment {
-    /// A fork that is no longer than this does not need the file.
-    pub fn first_block_no(&self) -> BlockNumber {
-        self.segment_no.saturating_mul(RELSEG_BLOCKS)
+    /// The blocks of the file that a fork of so many blocks has.
+    pub fn blocks_of(&self, block_count: BlockNumber) -> std::ops::Range<BlockNumber> {
+        let first = self.segment_no.saturating_mul(RELSEG_BLOCKS);
+        first..block_count.min(first.saturating_add(RELSEG_BLOCKS)).max(first)
     }
 }
 
@@ -212,8 +214,8 @@ impl ImportSink {
     }
 
     /// Puts the size of a fork. A segment that was copied before it was filled up, while a later one was copied with blocks in it, gets
-    /// pages of zeroes: what they hold came later and is in WAL. One that is not there at all ends the fork: its relation was dropped between the two, as WAL will
-    /// tell, or else it is damage ([`MissingSegment`]). In a stopped cluster PostgreSQL ignores what lies behind a segment that is not full, and so it is damage.
+    /// pages of zeroes: what they hold came later and is in WAL. Of one that is not there at all WAL must tell the rest ([`MissingSegment`]). In a stopped cluster
+    /// PostgreSQL ignores what lies behind a segment that is not full, and so it is damage.
     fn fork_size(
         &mut self,
         rel: RelTag,
@@ -233,7 +235,7 @@ impl ImportSink {
             }
             let Some(block_count) = block_count else {
                 self.missing_segments.push(MissingSegment { rel, fork, segment_no });
-                return self.put_fork_size(rel, fork, segment_no * RELSEG_BLOCKS);
+                continue;
             };
             for block_no in block_count..RELSEG_BLOCKS {
                 self.page(Key::block(rel, fork, segment_no * RELSEG_BLOCKS + block_no), &ZERO_PAGE)?;
@@ -272,7 +274,7 @@ impl ImportSink {
         contents: &mut dyn Read,
     ) -> Result<(), ImportError> {
         let mut page_count = 0;
-        while let Some(page) = read_page(path, contents, false)? {
+        while let Some(page) = read_page(path, contents, self.is_fuzzy)? {
             if page_count == SLRU_PAGES_PER_SEGMENT {
                 return Err(ImportError::FileDamaged { file: path.to_string(), reason: "longer than an SLRU segment" });
             }

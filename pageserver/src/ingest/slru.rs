@@ -2,6 +2,7 @@
 
 use keyenc::{Key, Kind, Object};
 use postgres_ffi::records::slru::{ClogTruncate, CommitTsTruncate, TRUNCATE, ZERO_PAGE, parse_zero_page};
+use postgres_ffi::rel::SLRU_PAGES_PER_SEGMENT;
 use postgres_ffi::slru::{
     XidStatus, clog_place, commit_ts_place, page_precedes, segment_place, truncation_removes_segment,
 };
@@ -143,12 +144,28 @@ impl WalIngest {
         if place < page_count {
             return Ok(true);
         }
+        if place == 0 && before.is_none() && kind == SlruKind::CommitTs {
+            self.end_commit_ts_segment_before(step, page_no)?;
+        }
         for gap in page_count..place {
             step.put(Object::SlruPage { kind, page_no: page_no - place + gap }, Kind::Image, &[]);
         }
         step.put(Object::SlruSegment { kind, segment_no }, Kind::Image, &(place + 1).to_be_bytes());
         self.segment_changed(kind, segment_no, before, Some(place + 1));
         Ok(false)
+    }
+
+    /// A server that begins at a rounded transaction id may leave out a whole page of commit timestamps: nobody ever makes it, since its first id was never given out. Where it is the last
+    /// of a segment nothing else fills it up. PG 14-18: src/backend/access/transam/commit_ts.c, ActivateCommitTs, ExtendCommitTs.
+    fn end_commit_ts_segment_before(&mut self, step: &mut Step<'_>, page_no: u32) -> Result<(), IngestError> {
+        let Some(last_page_no) = page_no.checked_sub(1) else { return Ok(()) };
+        let page_count = self.segment_size(step, SlruKind::CommitTs, segment_place(last_page_no).0)?;
+        match page_count {
+            Some(page_count) if page_count < SLRU_PAGES_PER_SEGMENT => {
+                self.zero_slru_page(step, SlruKind::CommitTs, last_page_no)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// True if the page lies within its segment.

@@ -19,6 +19,8 @@ const NAMED_MAX: usize = 2_000;
 const BYTES_MAX: usize = 64 << 20;
 /// What one takes besides its texts.
 const ENTRY_BYTES: usize = 256;
+/// What a row that is held takes besides its values.
+pub const ROW_BYTES: usize = 64;
 
 /// A statement that was prepared. `None`: the empty query.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub type HeldRows = VecDeque<Vec<u8>>;
 pub struct Portal {
     /// `None`: the empty query.
     pub command: Option<Arc<Command>>,
+    /// Bytes of the query's text: the statement may be gone by now.
+    command_bytes: usize,
     /// Formats of its columns.
     pub formats: Formats,
     /// Rows not given yet, once it has run.
@@ -54,8 +58,8 @@ impl Portal {
         !held.is_empty()
     }
 
-    fn held_bytes(&self) -> usize {
-        self.held.iter().flatten().map(Vec::len).sum()
+    fn bytes(&self) -> usize {
+        self.command_bytes + self.held.iter().flatten().map(|row| ROW_BYTES + row.len()).sum::<usize>()
     }
 }
 
@@ -119,7 +123,8 @@ impl Extended {
         parameter_count: usize,
         formats: Formats,
     ) -> Result<(), PgError> {
-        let command = self.statement(statement)?.command.clone();
+        let Statement { command, bytes: command_bytes } = self.statement(statement)?;
+        let (command, command_bytes) = (command.clone(), *command_bytes);
         if parameter_count > 0 {
             let message = format!(
                 "bind message supplies {parameter_count} parameters, but prepared statement \"{statement}\" requires 0"
@@ -132,8 +137,8 @@ impl Extended {
                 format!("bind message has {} result formats but query has {column_count} columns", formats.len());
             return Err(PgError::new(sqlstate::PROTOCOL_VIOLATION, message));
         }
-        self.check_room(self.portals.len(), portal.len())?;
-        self.portals.insert(portal.to_owned(), Portal { command, formats, ..Portal::default() });
+        self.check_room(self.portals.len(), portal.len() + command_bytes)?;
+        self.portals.insert(portal.to_owned(), Portal { command, command_bytes, formats, ..Portal::default() });
         Ok(())
     }
 
@@ -211,7 +216,7 @@ impl Extended {
     /// How many more bytes there may be on this connection.
     pub fn bytes_left(&self) -> usize {
         let statements = self.statements.iter().map(|(name, statement)| ENTRY_BYTES + name.len() + statement.bytes);
-        let portals = self.portals.iter().map(|(name, portal)| ENTRY_BYTES + name.len() + portal.held_bytes());
+        let portals = self.portals.iter().map(|(name, portal)| ENTRY_BYTES + name.len() + portal.bytes());
         BYTES_MAX.saturating_sub(statements.chain(portals).sum())
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use postgres_ffi::PgVersion;
@@ -144,6 +144,7 @@ fn worth_trying_plain(error: &ReplicationError) -> bool {
 /// Asks the server for TLS before anything else is said. PG: doc/src/sgml/protocol.sgml, "SSL Session Encryption".
 fn request_tls(conninfo: &ConnInfo, host: &HostAddress) -> Result<Transport, ReplicationError> {
     let mut socket = Socket::connect(host, conninfo.connect_timeout)?;
+    socket.set_deadline(Instant::now().checked_add(conninfo.connect_timeout));
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
     socket.write_all(&request)?;

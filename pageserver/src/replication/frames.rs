@@ -60,6 +60,7 @@ impl Frames {
     /// for ever. `None`: no limit.
     pub(super) fn limit(&mut self, time: Option<Duration>) {
         self.limit = time.and_then(|time| Some((Instant::now().checked_add(time)?, time)));
+        self.transport.set_deadline(self.limit.map(|(deadline, _)| deadline));
     }
 
     pub(super) fn set_body_bytes_max(&mut self, body_bytes_max: usize) {

@@ -100,6 +100,11 @@ pub enum StoreError {
         /// Its number.
         timeline: TimelineNo,
     },
+    /// Compaction is paused, and level 0 is full: who puts or flushes would wait until somebody makes room.
+    #[error(
+        "the store has no room: compaction is paused and level 0 is full; `pagectl repair` says why, and deleting the timeline whose file is damaged makes room"
+    )]
+    NoRoom,
     /// The store is being closed.
     #[error("store is shutting down")]
     ShuttingDown,

@@ -107,6 +107,15 @@ impl TimelineStore {
         Ok(heavy.found)
     }
 
+    /// Errors: `NoRoom`, if a flush would wait until somebody makes room.
+    pub fn check_room(&self) -> Result<(), StoreError> {
+        let db = &self.store.inner().db;
+        match db.pause().is_set() && db.level0_files() >= db.level0_files_max() {
+            true => Err(StoreError::NoRoom),
+            false => Ok(()),
+        }
+    }
+
     /// True: a `put` that waits for room ends with `ShuttingDown`, as somebody waits for whoever puts and will not need it. False: it waits again.
     pub fn set_waited_for(&self, waited_for: bool) {
         self.state.set_waited_for(waited_for);

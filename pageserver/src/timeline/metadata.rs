@@ -102,7 +102,7 @@ pub struct Imported {
     pub start_lsn: Lsn,
     /// Nothing below it can be read: pages of a running primary's backup were copied while they changed.
     pub first_readable_lsn: Lsn,
-    /// Files that the backup lacks. There their relations must be gone.
+    /// Files that the backup lacks. There their relations must be gone, or all of them have come with WAL.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing_segments: Vec<MissingSegment>,
 }

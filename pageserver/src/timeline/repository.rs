@@ -482,14 +482,12 @@ impl Repository {
             if timeline.is_damaged() {
                 continue;
             }
-            if timeline.store.watermark().is_some() {
-                match timeline.store.flush(true) {
-                    Err(StoreError::ShuttingDown) => {
-                        warn!(timeline = %timeline.metadata().name, "compaction is paused and level 0 is full: what is in memory is not written out, and comes again from WAL");
-                    }
-                    flushed => flushed?,
-                }
+            let flushed = timeline.store.watermark().map_or(Ok(()), |_| timeline.store.flush(true));
+            if matches!(flushed, Err(StoreError::ShuttingDown)) {
+                warn!(timeline = %timeline.metadata().name, "compaction is paused and level 0 is full: what is in memory is not written out, and comes again from WAL");
+                continue;
             }
+            flushed?;
             info!(timeline = %timeline.metadata().name, durable_lsn = ?timeline.durable_lsn(), "flushed");
         }
         Ok(())

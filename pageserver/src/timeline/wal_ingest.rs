@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keyenc::{Key, Object};
+use keyenc::{Key, Kind, Object};
 use postgres_ffi::wal::{DecodeError, DecodedRecord, WalError, WalStreamDecoder};
 use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 use tracing::{error, info, warn};
@@ -52,7 +52,7 @@ pub enum TimelineIngestError {
     Store(#[from] StoreError),
     /// The import's backup was not whole.
     #[error(
-        "the backup lacked a file of a relation that is there at its end: delete the timeline and import it anew. relation=`{}`, fork=`{}`, segment_no=`{}`",
+        "the backup lacked a file of a relation that is there at its end, and the WAL does not have it: import it anew from a whole backup. relation=`{}`, fork=`{}`, segment_no=`{}`",
         .0.rel, .0.fork, .0.segment_no
     )]
     MissingSegment(MissingSegment),
@@ -138,7 +138,7 @@ impl TimelineIngest {
         if let Err(error) = &outcome
             && !error.is_end()
         {
-            if !matches!(error, TimelineIngestError::Store(_)) {
+            if !matches!(error, TimelineIngestError::Store(_) | TimelineIngestError::MissingSegment(_)) {
                 self.keep_what_was_before();
             }
             self.timeline.stop(error);
@@ -146,18 +146,24 @@ impl TimelineIngest {
         outcome
     }
 
-    /// Before the record with which the timeline can be read: the relations of files that the import lacked are gone, or no longer than without them.
-    fn check_missing_segments(&mut self) -> Result<(), TimelineIngestError> {
-        let last_record_lsn = self.ingest.last_record_lsn();
-        self.timeline.commit_batch(&mut self.batch, last_record_lsn)?;
+    /// With the record with which the timeline can be read, which ends at `lsn`: what the import's backup lacked is gone, or has come with WAL.
+    fn check_missing_segments(&mut self, lsn: Lsn) -> Result<(), TimelineIngestError> {
         for missing in std::mem::take(&mut self.missing_segments) {
             let key = Key::from(Object::RelationSize { rel: missing.rel, fork: missing.fork });
-            let value = self
-                .timeline
-                .object_unchecked(&key, last_record_lsn)
-                .map_err(|error| IngestError::State { source: error.into() })?;
+            let value = self.timeline.object_unchecked(&key, lsn);
+            let value = value.map_err(|error| IngestError::State { source: error.into() })?;
             let block_count = value.and_then(|value| value.as_ref().try_into().ok().map(u32::from_be_bytes));
-            if block_count.is_some_and(|block_count| missing.first_block_no() < block_count) {
+            let blocks = missing.blocks_of(block_count.unwrap_or(0));
+            let [first, last] = [blocks.start, blocks.end.saturating_sub(1)]
+                .map(|block_no| Key::block(missing.rel, missing.fork, block_no));
+            let mut there = 0;
+            if !blocks.is_empty() {
+                self.timeline.store.scan_newest(&first, &last, lsn, &mut |_, _, kind, _| {
+                    there += usize::from(kind != Kind::Tombstone);
+                    ControlFlow::Continue(())
+                })?;
+            }
+            if there < blocks.len() {
                 return Err(TimelineIngestError::MissingSegment(missing));
             }
         }
@@ -177,10 +183,13 @@ impl TimelineIngest {
         while let Some((start_lsn, end_lsn, raw)) = self.decoder.next_record()? {
             let record = DecodedRecord::decode(self.version, start_lsn, end_lsn, raw)
                 .map_err(|source| TimelineIngestError::Decode { start_lsn, source })?;
-            if self.backup_end_lsn <= end_lsn && !self.missing_segments.is_empty() {
-                self.check_missing_segments()?;
-            }
+            let last_record_lsn = self.ingest.last_record_lsn();
             self.ingest.ingest_record(&record, &mut self.batch, &*self.timeline)?;
+            if self.backup_end_lsn <= end_lsn && !self.missing_segments.is_empty() {
+                // What the record itself does counts, but nobody can read it yet.
+                self.timeline.commit_batch(&mut self.batch, last_record_lsn)?;
+                self.check_missing_segments(end_lsn)?;
+            }
             if self.batch.value_bytes() >= BATCH_BYTES_MAX || self.batch.len() >= self.batch_versions_max {
                 self.timeline.commit_batch(&mut self.batch, end_lsn)?;
             }

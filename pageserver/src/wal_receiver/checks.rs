@@ -17,6 +17,13 @@ pub fn check_wal_level(connection: &mut Connection) -> Result<(), ReceiverError>
     }
 }
 
+/// Refuses a primary whose data checksums were switched on or off, which `pg_checksums` does without a word in the WAL: from then on hint bits are logged, or not any more, and what a
+/// record does to a page depends on that.
+pub(super) fn check_data_checksums(connection: &mut Connection, expected: bool) -> Result<(), ReceiverError> {
+    let found = connection.show("data_checksums")? == "on";
+    if found == expected { Ok(()) } else { Err(ReceiverError::DataChecksums { found }) }
+}
+
 /// With `wal_level = minimal` a primary cannot have WAL senders and refuses us for their number: asks over an ordinary connection whether that
 /// is the reason.
 pub fn explain_refused_connection(conninfo: &ConnInfo, error: ReplicationError) -> ReceiverError {

@@ -84,6 +84,14 @@ pub enum ReceiverError {
         /// Ours.
         expected: PgVersion,
     },
+    /// The primary's data checksums are not what they were.
+    #[error(
+        "data checksums of the primary were switched {} by pg_checksums, of which the WAL says nothing: switch them back before anything is written, or import the primary anew", if *found { "on" } else { "off" }
+    )]
+    DataChecksums {
+        /// What they are now.
+        found: bool,
+    },
     /// The primary is not the continuation of what we hold.
     #[error(transparent)]
     Diverged(Divergence),
@@ -143,6 +151,7 @@ impl ReceiverError {
             | Self::WalLevel { .. }
             | Self::OtherCluster { .. }
             | Self::OtherVersion { .. }
+            | Self::DataChecksums { .. }
             | Self::Diverged(_)
             | Self::WalRemoved { .. } => true,
             _ => false,

@@ -33,6 +33,8 @@ pub struct ReceiverConfig {
     pub slot: Option<String>,
     /// Where our WAL files are, and which cluster they are of.
     pub layout: WalLayout,
+    /// Whether the cluster's pages carry checksums, as they did when it was imported; `None`: that is not compared.
+    pub data_checksums: Option<bool>,
     /// PostgreSQL timeline of the sink's last record, for a directory that is empty.
     pub pg_timeline_id: TimeLineId,
     /// How often the primary hears from us when nothing happens. PostgreSQL: `wal_receiver_status_interval`, 10 s.

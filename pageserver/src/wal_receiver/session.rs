@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use postgres_ffi::{Lsn, TimeLineId};
 
-use super::checks::{check_history, check_identity, check_wal_level, fetch_history};
+use super::checks::{check_data_checksums, check_history, check_identity, check_wal_level, fetch_history};
 use super::error::ReceiverError;
 use super::receiver::Shared;
 use super::{KeptWal, ReceiverConfig, ReceiverState, WalSink};
@@ -115,6 +115,9 @@ impl Session<'_> {
         let layout = self.log.layout().clone();
         let identity = check_identity(connection, layout.system_id, layout.version)?;
         check_wal_level(connection)?;
+        if let Some(expected) = self.config.data_checksums {
+            check_data_checksums(connection, expected)?;
+        }
         let timeline_id = self.log.timeline_id();
         let primary = fetch_history(connection, identity.timeline_id)?;
         let ours = layout.history(timeline_id)?;

@@ -1,8 +1,10 @@
 //! The primary is not what it was: another cluster answers, the connection ends at a bad moment, or the WAL that comes next is gone.
 
-use anyhow::Result;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
 use postgres_ffi::PgVersion;
-use tests::{CutProxy, PageServer, Postgres, TestDir, wait_until};
+use tests::{CutProxy, PageServer, Postgres, Stop, TestDir, wait_until};
 
 use super::rig::{LIMIT, Rig, small_primary};
 
@@ -33,6 +35,32 @@ fn nothing_of_another_cluster_is_taken() -> Result<()> {
     // The right one is back.
     proxy.set_upstream(rig.primary.port());
     rig.pageserver.stop()?;
+    rig.pageserver.start()?;
+    rig.write()?;
+    rig.stop_and_compare()
+}
+
+#[test]
+fn checksums_that_are_switched_beside_the_wal_are_noticed() -> Result<()> {
+    let mut rig = Rig::start("checksums-switched", small_primary(), PageServer::builder())?;
+    let switch = |rig: &Rig, how: &str| -> Result<()> {
+        let mut pg_checksums = Command::new(rig.primary.bin_dir().join("pg_checksums"));
+        let done = pg_checksums.arg(how).arg("-D").arg(rig.primary.data_dir()).output()?;
+        ensure!(done.status.success(), "{done:?}");
+        Ok(())
+    };
+    rig.primary.stop(Stop::Fast)?;
+    switch(&rig, "--disable")?;
+    rig.primary.start()?;
+    rig.wait_for("last_error", "data checksums of the primary were switched off")?;
+    rig.primary.execute("SELECT pg_logical_emit_message(false, 'test', 'of no page')")?;
+    let primary_lsn = rig.primary.current_lsn()?;
+    assert!(rig.last_record_lsn()? < primary_lsn, "nothing of it came");
+    // Switched back before any page was written, it goes on.
+    rig.primary.stop(Stop::Fast)?;
+    switch(&rig, "--enable")?;
+    rig.primary.start()?;
+    rig.pageserver.stop()?; // It would try again within half a minute.
     rig.pageserver.start()?;
     rig.write()?;
     rig.stop_and_compare()

@@ -129,6 +129,7 @@ impl Follower {
             conninfo,
             slot: Some("follower".into()),
             layout,
+            data_checksums: None,
             pg_timeline_id: identity.timeline_id,
             status_interval: Duration::from_secs(1),
             receive_timeout: Duration::from_secs(30),

@@ -57,7 +57,10 @@ fn a_segment_that_is_gone_while_a_later_one_is_there_is_of_a_relation_that_is_dr
         let missing = MissingSegment { rel, fork: ForkNumber::Main, segment_no: 1 };
         assert_eq!(finished.unwrap().missing_segments, [missing]);
         let size = rig.value(Object::RelationSize { rel, fork: ForkNumber::Main });
-        assert_eq!(size.as_deref(), Some(&RELSEG_BLOCKS.to_be_bytes()[..]));
+        assert_eq!(size.as_deref(), Some(&(2 * RELSEG_BLOCKS + 3).to_be_bytes()[..]));
+        for (block_count, expected) in [(0, 0), (RELSEG_BLOCKS, 0), (RELSEG_BLOCKS + 7, 7), (u32::MAX, RELSEG_BLOCKS)] {
+            assert_eq!(missing.blocks_of(block_count).len(), expected as usize, "{block_count}");
+        }
     }
 }
 

@@ -129,6 +129,24 @@ fn commit_timestamps_are_kept_while_the_parameter_is_on() {
 }
 
 #[test]
+fn a_page_of_commit_timestamps_that_nobody_makes_ends_its_segment() {
+    // On page 158; page 160, which begins segment 5, comes next: a clone went on at a rounded id.
+    let mut rig = Rig::with(PgVersion::V15, Checkpoint { next_xid: 158 * 819 + 647, ..start_checkpoint() });
+    assert!(rig.shown(&parameters(1)).contains(&"pg_commit_ts segment 4 Image 31".to_owned()));
+    let puts = rig.shown(&end(xact::COMMIT, 131_072, &[]));
+    let commit_ts: Vec<&String> = puts.iter().filter(|put| put.contains("commit_ts")).collect();
+    assert_eq!(
+        commit_ts,
+        [
+            "pg_commit_ts segment 4 Image 32",
+            "pg_commit_ts segment 5 Image 1",
+            "pg_commit_ts page 159 Image",
+            "pg_commit_ts page 160 InitDelta CommitTs { time: 77, origin_id: 0, indexes: [U16(32)] }"
+        ]
+    );
+}
+
+#[test]
 fn commit_timestamp_truncation_moves_the_oldest() {
     let mut rig = Rig::new(PgVersion::V17);
     rig.ingest(&parameters(1));

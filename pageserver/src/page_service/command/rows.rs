@@ -1,7 +1,7 @@
 //! Rows of one command on their way to the client.
 
 use crate::page_service::error::{Failure, PgError, sqlstate};
-use crate::page_service::extended::HeldRows;
+use crate::page_service::extended::{HeldRows, ROW_BYTES};
 use crate::page_service::message::{self, Column, Format, Value};
 use crate::page_service::transport::Wire;
 
@@ -82,7 +82,7 @@ impl<'a> Rows<'a> {
             Some(held) => {
                 let mut row = Vec::new();
                 message::data_row(&mut row, values, |i| formats.of(i));
-                self.held_bytes += row.len();
+                self.held_bytes += ROW_BYTES + row.len();
                 held.push_back(row);
                 check_held(self.held_bytes, self.held_bytes_max)?;
             }

@@ -332,6 +332,6 @@ fn statements_are_bounded() {
     assert_eq!(tags(&read_until_ready(&mut socket)), "CZ");
     let messages = read_until_ready(&mut socket);
     let (last, made) = messages.split_last().map(|(_, rest)| rest.split_last().expect("an error")).expect("Z");
-    assert!((120..128).contains(&made.len()), "{}", made.len());
+    assert!((80..86).contains(&made.len()), "{}", made.len());
     assert_eq!(sqlstate(&last.1), "53400");
 }

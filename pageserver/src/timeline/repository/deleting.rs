@@ -45,12 +45,13 @@ impl Repository {
         self.forget_tenant_without_timelines(&metadata)?;
         Failpoint::DeleteDone.pass();
         info!(timeline = %metadata.name, timeline_id = %metadata.timeline_id, "timeline deleted");
-        let slot = metadata.primary.as_ref().map(|primary| self.left_slots.take(primary));
-        // Who had it in hand, an import that has just ended, may have kept it.
-        let listed = metadata.primary.iter().try_for_each(|primary| self.left_slots.add(primary));
-        notices.extend(listed.err().map(|error| one_line(&error)));
-        drop(changes); // Its primary may take its time.
-        notices.extend(slot.map(|slot| slot.drop_slot()));
+        drop(changes); // Its primary may take its time, and nobody will ever name the slot again.
+        if let Some(primary) = &metadata.primary {
+            let slot = self.left_slots.take(primary);
+            // Who had it in hand, an import that has just ended, may have kept it.
+            notices.extend(self.left_slots.add(primary).err().map(|error| one_line(&error)));
+            notices.push(slot.drop_slot());
+        }
         Failpoint::DeleteSlotDropped.pass();
         Ok(Changed { timeline, notices })
     }
@@ -112,7 +113,6 @@ impl Repository {
     /// After a reset whose metadata could not be saved: as before it, on disk too; `error` comes back. If that cannot be written either, nothing comes in any more: the next start may
     /// find the branch reset.
     fn take_back_reset(&self, timeline: &Arc<Timeline>, error: RepositoryError) -> RepositoryError {
-        timeline.store.set_waited_for(false);
         timeline.begin_again();
         match self.change_metadata(timeline, |_| {}) {
             Ok(()) => self.follow_again(timeline),

@@ -69,6 +69,7 @@ impl Repository {
             conninfo,
             slot: Some(primary.slot.clone()),
             layout: self.wal_layout(timeline),
+            data_checksums: Some(metadata.cluster.data_checksums),
             pg_timeline_id: sink.ingest.pg_timeline_id(),
             status_interval: std::time::Duration::from_secs(self.config.wal.status_interval_seconds),
             receive_timeout: RECEIVE_TIMEOUT,
@@ -99,7 +100,7 @@ impl Repository {
             ));
         }
         Failpoint::FollowSaved.pass();
-        timeline.stop_receiver();
+        timeline.end_receiver();
         timeline.begin_again();
         if let Err(error) = self.follow(&timeline) {
             timeline.stop(&error);
@@ -129,6 +130,7 @@ impl Repository {
             let (timeline, state) = (timeline.metadata().name.clone(), timeline.state().name());
             return Err(BranchError::NotReadableYet { timeline, state }.into());
         }
+        timeline.store.check_room()?; // Else what was received could not be ingested, and all others would wait.
         timeline.stop_receiver();
         if let Err(error) = self.end_following(&timeline, &primary) {
             self.follow_again(&timeline);
@@ -245,6 +247,7 @@ impl Repository {
 impl Timeline {
     /// Gives a timeline that has none a watermark at `lsn`, durably. Requires: everything at or below it is in the store.
     pub(super) fn publish_at(&self, lsn: Lsn) -> Result<(), RepositoryError> {
+        self.store.check_room()?;
         self.store.put(&Batch::new(), lsn)?;
         self.store.flush(true)?;
         Ok(())
@@ -272,12 +275,13 @@ impl Timeline {
         }
     }
 
-    /// The same where what it is about to put is not needed: it need not wait for room.
+    /// The same where what it is about to put is not needed, or comes again from WAL: it need not wait for room.
     pub(super) fn end_receiver(&self) {
         // First, so that it knows why.
         self.receiver.write().iter_mut().for_each(WalReceiver::request_stop);
         self.store.set_waited_for(true);
         self.stop_receiver();
+        self.store.set_waited_for(false);
     }
 
     /// A stopped timeline tries again from its last record on.

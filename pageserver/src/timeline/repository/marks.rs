@@ -58,6 +58,9 @@ pub(super) fn set_mark(dir: &Path, name: &str, no: u32) -> Result<(), Repository
                 warn!(mark = %made.display(), %error, "a mark that could not be set cannot be removed: remove it before the next start");
             }
         }
+        if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
+            warn!(dir = %dir.display(), %error, "whether a mark that could not be set is gone from the disk is not known: look before the next start");
+        }
         return Err(RepositoryError::Io { doing: "mark a timeline", path, source });
     }
     Failpoint::MarkSet.pass();

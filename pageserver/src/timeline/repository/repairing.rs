@@ -46,7 +46,7 @@ impl Repository {
         let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
         let layout = self.wal_layout(timeline);
         let needed_lsn = timeline.wal_end_lsn().max(timeline.own_last_record_lsn());
-        timeline.stop_receiver();
+        timeline.end_receiver();
         let fetched = segment_nos.iter().try_for_each(|segment_no| {
             fetch_segment(&conninfo, &primary.slot, &layout, *segment_no, needed_lsn)?;
             info!(timeline = %timeline.metadata().name, segment_no, "WAL segment taken from the primary again");
