@@ -73,7 +73,7 @@ pub struct Imported {
 }
 
 /// A file of a relation that was not there although a later one was. Either the relation was dropped between the two, or the file was made behind the place up to which the directory had
-/// been listed, and all of it is in WAL; else the backup is damaged.
+/// been listed, and all of it is in WAL; else the backup is damaged. Without the first file, or with an empty one, there is no relation, and WAL must not end with one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MissingSegment {
@@ -227,6 +227,13 @@ impl ImportSink {
         let Some((last_segment_no, last_count)) = last else {
             return self.put_fork_size(rel, fork, 0);
         };
+        let is_missing = |segment_no: u32| !segments.contains_key(&segment_no);
+        let has_no_beginning = segments.get(&0).is_none_or(|block_count| *block_count == 0);
+        if self.is_fuzzy && has_no_beginning && (0..*last_segment_no).any(is_missing) {
+            // Without its first file it is none of PostgreSQL's either: what a drop has left, or is just removing. Its later files may stay for ever after a crash in between.
+            self.missing_segments.push(MissingSegment { rel, fork, segment_no: 0 });
+            return Ok(());
+        }
         for segment_no in 0..*last_segment_no {
             let block_count = segments.get(&segment_no).copied();
             if block_count.unwrap_or(0) < RELSEG_BLOCKS && !self.is_fuzzy {

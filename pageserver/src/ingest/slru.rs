@@ -144,8 +144,8 @@ impl WalIngest {
         if place < page_count {
             return Ok(true);
         }
-        if place == 0 && before.is_none() && kind == SlruKind::CommitTs {
-            self.end_commit_ts_segment_before(step, page_no)?;
+        if before.is_none() && kind == SlruKind::CommitTs {
+            self.end_commit_ts_segment_before(step, page_no - place)?;
         }
         for gap in page_count..place {
             step.put(Object::SlruPage { kind, page_no: page_no - place + gap }, Kind::Image, &[]);
@@ -157,8 +157,8 @@ impl WalIngest {
 
     /// A server that begins at a rounded transaction id may leave out a whole page of commit timestamps: nobody ever makes it, since its first id was never given out. Where it is the last
     /// of a segment nothing else fills it up. PG 14-18: src/backend/access/transam/commit_ts.c, ActivateCommitTs, ExtendCommitTs.
-    fn end_commit_ts_segment_before(&mut self, step: &mut Step<'_>, page_no: u32) -> Result<(), IngestError> {
-        let Some(last_page_no) = page_no.checked_sub(1) else { return Ok(()) };
+    fn end_commit_ts_segment_before(&mut self, step: &mut Step<'_>, first_page_no: u32) -> Result<(), IngestError> {
+        let Some(last_page_no) = first_page_no.checked_sub(1) else { return Ok(()) };
         let page_count = self.segment_size(step, SlruKind::CommitTs, segment_place(last_page_no).0)?;
         match page_count {
             Some(page_count) if page_count < SLRU_PAGES_PER_SEGMENT => {

@@ -190,7 +190,7 @@ impl Inner {
                 return Ok(());
             }
             self.check_writable()?;
-            if queue.stopping {
+            if queue.stopping || state.is_waited_for() {
                 return Err(StoreError::ShuttingDown);
             }
             self.progress.wait_for(&mut queue, WAIT_MAX);

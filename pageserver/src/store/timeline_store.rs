@@ -116,7 +116,7 @@ impl TimelineStore {
         }
     }
 
-    /// True: a `put` that waits for room ends with `ShuttingDown`, as somebody waits for whoever puts and will not need it. False: it waits again.
+    /// True: a `put` that waits for room and a `flush` that waits end with `ShuttingDown`, as somebody waits for whoever puts and will not need it. False: they wait again.
     pub fn set_waited_for(&self, waited_for: bool) {
         self.state.set_waited_for(waited_for);
         self.store.inner().wake_waiting();

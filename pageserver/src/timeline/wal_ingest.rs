@@ -4,7 +4,7 @@
 //! - A record that cannot be ingested stops the timeline at the end of the record before it; nothing is skipped.
 
 use std::error::Error as _;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::import::MissingSegment;
 use crate::ingest::{IngestError, StateError, TimelineReader, WalIngest};
 use crate::redo::RedoError;
 use crate::seq_wait::WaitError;
-use crate::store::{Batch, StoreError};
+use crate::store::{Batch, Gathered, StoreError};
 
 /// A batch is put when it holds this many bytes: large enough to pay for the lock, small enough for readers not to wait.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -81,6 +81,8 @@ pub struct TimelineIngest {
     /// Files that the import lacked, up to the end of its backup.
     missing_segments: Vec<MissingSegment>,
     backup_end_lsn: Lsn,
+    /// They could not be proven: the record that would make the timeline readable does not count.
+    is_unproven: bool,
 }
 
 impl TimelineIngest {
@@ -104,6 +106,7 @@ impl TimelineIngest {
             batch_versions_max: timeline.batch_versions_max(),
             missing_segments: missing_segments.unwrap_or_default(),
             backup_end_lsn,
+            is_unproven: false,
             timeline,
         })
     }
@@ -138,7 +141,7 @@ impl TimelineIngest {
         if let Err(error) = &outcome
             && !error.is_end()
         {
-            if !matches!(error, TimelineIngestError::Store(_) | TimelineIngestError::MissingSegment(_)) {
+            if !matches!(error, TimelineIngestError::Store(_)) && !self.is_unproven {
                 self.keep_what_was_before();
             }
             self.timeline.stop(error);
@@ -154,20 +157,34 @@ impl TimelineIngest {
             let value = value.map_err(|error| IngestError::State { source: error.into() })?;
             let block_count = value.and_then(|value| value.as_ref().try_into().ok().map(u32::from_be_bytes));
             let blocks = missing.blocks_of(block_count.unwrap_or(0));
-            let [first, last] = [blocks.start, blocks.end.saturating_sub(1)]
-                .map(|block_no| Key::block(missing.rel, missing.fork, block_no));
-            let mut there = 0;
-            if !blocks.is_empty() {
-                self.timeline.store.scan_newest(&first, &last, lsn, &mut |_, _, kind, _| {
-                    there += usize::from(kind != Kind::Tombstone);
-                    ControlFlow::Continue(())
-                })?;
-            }
-            if there < blocks.len() {
+            let is_proven = match missing.segment_no {
+                0 => block_count.is_none(),
+                _ => self.have_bases(missing, &blocks, lsn)?,
+            };
+            if !is_proven {
                 return Err(TimelineIngestError::MissingSegment(missing));
             }
         }
         Ok(())
+    }
+
+    /// True if each of the blocks has a version at `lsn` that stands on an image, or on nothing.
+    fn have_bases(&self, missing: MissingSegment, blocks: &Range<u32>, lsn: Lsn) -> Result<bool, StoreError> {
+        let Some(last) = blocks.clone().next_back() else { return Ok(true) };
+        let key = |block_no| Key::block(missing.rel, missing.fork, block_no);
+        let (mut based, mut deltas) = (0, Vec::new());
+        self.timeline.store.scan_newest(&key(blocks.start), &key(last), lsn, &mut |key, _, kind, _| {
+            match kind {
+                Kind::Image | Kind::InitDelta => based += 1,
+                Kind::Delta => deltas.push(key),
+                Kind::Tombstone => {}
+            }
+            ControlFlow::Continue(())
+        })?;
+        for key in deltas {
+            based += usize::from(self.timeline.store.gather(&key, lsn, &mut Gathered::default())?);
+        }
+        Ok(based == blocks.len())
     }
 
     /// Makes what was ingested before a record that cannot be readable: the timeline stops right in front of that record.
@@ -187,8 +204,10 @@ impl TimelineIngest {
             self.ingest.ingest_record(&record, &mut self.batch, &*self.timeline)?;
             if self.backup_end_lsn <= end_lsn && !self.missing_segments.is_empty() {
                 // What the record itself does counts, but nobody can read it yet.
+                self.is_unproven = true;
                 self.timeline.commit_batch(&mut self.batch, last_record_lsn)?;
                 self.check_missing_segments(end_lsn)?;
+                self.is_unproven = false;
             }
             if self.batch.value_bytes() >= BATCH_BYTES_MAX || self.batch.len() >= self.batch_versions_max {
                 self.timeline.commit_batch(&mut self.batch, end_lsn)?;

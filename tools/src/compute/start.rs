@@ -83,12 +83,10 @@ impl FollowedBranch {
         let id = record.branch_id.clone().context("compute.json names no branch")?;
         let mut page_server = PageServer::connect(server)?;
         let branch = page_server.branch(&id).with_context(|| format!("branch {} of this compute", record.branch))?;
-        // One at the same port that it does not reach may be this compute, at an older address.
-        let may_be_ours = |other: &str| !branch.streams() && other.ends_with(&format!(":{}", record.port));
-        if let Some(other) = branch.follows_another(place, record).filter(|other| !may_be_ours(other)) {
+        if let Some(other) = branch.follows_another(place, record) {
             bail!(
                 "branch {name} has come to follow another server, {other}: what that one writes and what this compute has cannot both be in it. \
-                 To give up the other one: `pagectl timeline unfollow {name}`",
+                 To give up the other one, or if that is this compute at an older address: `pagectl timeline unfollow {name}`",
                 name = branch.name
             );
         }

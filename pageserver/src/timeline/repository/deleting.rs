@@ -14,7 +14,6 @@ use super::branching::{BranchPoint, Changed};
 use super::marks::{DELETING, RESETTING, clear_mark, read_mark, set_mark};
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
-use crate::replication::one_line;
 use crate::timeline::metadata::{Ancestor, TimelineMetadata};
 use crate::timeline::{Timeline, TimelineId};
 
@@ -32,6 +31,8 @@ impl Repository {
         self.check_unused(&timeline)?;
         let metadata = timeline.metadata();
         let dir = self.timeline_dir(metadata.timeline_id);
+        // As long as the timeline names it nobody else has it for long. An import that has just ended may have kept it: it is listed after that.
+        let slot = metadata.primary.as_ref().map(|primary| self.left_slots.take(primary));
         metadata.primary.iter().try_for_each(|primary| self.left_slots.add(primary))?;
         set_mark(&dir, DELETING, metadata.timeline_no)?;
         Failpoint::DeleteMarked.pass();
@@ -45,13 +46,8 @@ impl Repository {
         self.forget_tenant_without_timelines(&metadata)?;
         Failpoint::DeleteDone.pass();
         info!(timeline = %metadata.name, timeline_id = %metadata.timeline_id, "timeline deleted");
-        drop(changes); // Its primary may take its time, and nobody will ever name the slot again.
-        if let Some(primary) = &metadata.primary {
-            let slot = self.left_slots.take(primary);
-            // Who had it in hand, an import that has just ended, may have kept it.
-            notices.extend(self.left_slots.add(primary).err().map(|error| one_line(&error)));
-            notices.push(slot.drop_slot());
-        }
+        drop(changes); // Its primary may take its time.
+        notices.extend(slot.map(|slot| slot.drop_slot()));
         Failpoint::DeleteSlotDropped.pass();
         Ok(Changed { timeline, notices })
     }
@@ -85,11 +81,13 @@ impl Repository {
         new.primary = None;
         new.gc = None;
         let dir = self.timeline_dir(metadata.timeline_id);
+        let slot = metadata.primary.as_ref().map(|primary| self.left_slots.take(primary));
         metadata.primary.iter().try_for_each(|primary| self.left_slots.add(primary))?;
         set_mark(&dir, RESETTING, metadata.timeline_no)?;
         Failpoint::ResetMarked.pass();
         timeline.end_receiver();
         if let Err(error) = new.save(&dir) {
+            drop(slot); // It stays.
             return Err(self.take_back_reset(&timeline, error.into()));
         }
         Failpoint::ResetMetadataSaved.pass();
@@ -103,7 +101,6 @@ impl Repository {
         }
         Failpoint::ResetDone.pass();
         info!(branch = name, branch_lsn = %found.branch_lsn, "branch reset");
-        let slot = metadata.primary.as_ref().map(|primary| self.left_slots.take(primary));
         drop(changes); // Its primary may take its time.
         notices.extend(slot.map(|slot| slot.drop_slot()));
         Failpoint::ResetSlotDropped.pass();

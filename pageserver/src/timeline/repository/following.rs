@@ -130,6 +130,7 @@ impl Repository {
             let (timeline, state) = (timeline.metadata().name.clone(), timeline.state().name());
             return Err(BranchError::NotReadableYet { timeline, state }.into());
         }
+        let slot = self.left_slots.take(&primary);
         timeline.store.check_room()?; // Else what was received could not be ingested, and all others would wait.
         timeline.stop_receiver();
         if let Err(error) = self.end_following(&timeline, &primary) {
@@ -137,7 +138,6 @@ impl Repository {
             return Err(error);
         }
         info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
-        let slot = self.left_slots.take(&primary);
         drop(changes); // Its primary may take its time.
         let mut notices = vec![slot.drop_slot()];
         if let TimelineState::Stopped { at_lsn, .. } = timeline.state() {
