@@ -24,6 +24,7 @@ pub use test_dir::TestDir;
 pub mod process;
 
 mod ports;
+pub use ports::free_port;
 
 mod postgres_server;
 pub(crate) use postgres_server::query_text;

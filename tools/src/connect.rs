@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use pageserver::client::{Client, ClientConfig, ResultSet, quote};
+use pageserver::page_service::message::ColumnType;
 use postgres_ffi::Lsn;
 use serde_json::{Map, Value};
 
 use crate::output::Output;
 
-/// OIDs of types. PG 14-18: src/include/catalog/pg_type.dat.
-const BOOL: u32 = 16;
-const INT8: u32 = 20;
+const BOOL: u32 = ColumnType::Bool.oid();
+const INT8: u32 = ColumnType::Int8.oid();
 /// How often a wait for an LSN looks again.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 

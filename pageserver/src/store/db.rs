@@ -359,6 +359,16 @@ impl Db {
         self.level0_files_max * factor
     }
 
+    /// True while nothing more may come into level 0.
+    pub fn is_level0_full(&self) -> bool {
+        self.level0_files() >= self.level0_files_max()
+    }
+
+    /// The same, and nobody makes room: compaction is paused.
+    pub fn is_stuck(&self) -> bool {
+        self.pause.is_set() && self.is_level0_full()
+    }
+
     /// Failures of compaction since open, of whatever column family: RocksDB counts all of them at the default one.
     pub fn background_errors(&self) -> u64 {
         self.rocks.property_int_value("rocksdb.background-errors").ok().flatten().unwrap_or(0)

@@ -152,12 +152,12 @@ fn extra_images(inner: &Inner, job: &FlushJob) -> Vec<ExtraImage> {
 /// Waits until level 0 has room for files of the timeline. False: the store closes, or the timeline is deleted. True also when the store takes no more writes: what
 /// follows says why.
 pub(super) fn wait_for_level0(inner: &Inner, state: &TimelineState) -> bool {
-    while inner.db.level0_files() >= inner.db.level0_files_max() {
+    while inner.db.is_level0_full() {
         if inner.db.background_errors() > 0 || inner.poisoned().is_some() {
             return true;
         }
-        if inner.is_closing() && inner.db.pause().is_set() {
-            // Nobody makes room. What is in memory comes again from WAL.
+        if inner.is_closing() && inner.db.is_stuck() {
+            // What is in memory comes again from WAL.
             inner.request_stop();
         }
         if inner.is_stopping() || state.is_deleted() {

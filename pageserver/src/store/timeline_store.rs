@@ -109,11 +109,7 @@ impl TimelineStore {
 
     /// Errors: `NoRoom`, if a flush would wait until somebody makes room.
     pub fn check_room(&self) -> Result<(), StoreError> {
-        let db = &self.store.inner().db;
-        match db.pause().is_set() && db.level0_files() >= db.level0_files_max() {
-            true => Err(StoreError::NoRoom),
-            false => Ok(()),
-        }
+        if self.store.inner().db.is_stuck() { Err(StoreError::NoRoom) } else { Ok(()) }
     }
 
     /// True: a `put` that waits for room and a `flush` that waits end with `ShuttingDown`, as somebody waits for whoever puts and will not need it. False: they wait again.

@@ -152,10 +152,9 @@ impl TimelineIngest {
     /// With the record with which the timeline can be read, which ends at `lsn`: what the import's backup lacked is gone, or has come with WAL.
     fn check_missing_segments(&mut self, lsn: Lsn) -> Result<(), TimelineIngestError> {
         for missing in std::mem::take(&mut self.missing_segments) {
-            let key = Key::from(Object::RelationSize { rel: missing.rel, fork: missing.fork });
-            let value = self.timeline.object_unchecked(&key, lsn);
-            let value = value.map_err(|error| IngestError::State { source: error.into() })?;
-            let block_count = value.and_then(|value| value.as_ref().try_into().ok().map(u32::from_be_bytes));
+            let size = Object::RelationSize { rel: missing.rel, fork: missing.fork };
+            let block_count = self.timeline.count_object(size, lsn);
+            let block_count = block_count.map_err(|error| IngestError::State { source: error.into() })?;
             let blocks = missing.blocks_of(block_count.unwrap_or(0));
             let is_proven = match missing.segment_no {
                 0 => block_count.is_none(),

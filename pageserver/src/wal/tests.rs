@@ -159,6 +159,12 @@ fn kept(directory: &TempDir) -> Vec<String> {
     names.filter_map(|name| name.into_string().ok().filter(|name| name.ends_with(".cut"))).collect()
 }
 
+/// Writes over `bytes.len()` bytes of a file of WAL.
+fn overwrite(directory: &TempDir, name: &str, offset: u64, bytes: &[u8]) {
+    let file = fs::OpenOptions::new().write(true).open(directory.path().join("wal").join(name)).unwrap();
+    file.write_all_at(bytes, offset).unwrap();
+}
+
 /// A log on disk with a damaged record in its last segment and whole records on pages behind it.
 struct DamagedLog {
     directory: TempDir,
@@ -185,10 +191,8 @@ impl DamagedLog {
             return None;
         }
         let name = names::segment_file_name(1, layout(&directory).segment_no(damaged.0), SEGMENT_BYTES);
-        let path = directory.path().join("wal").join(&name);
-        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-        file.write_all_at(&[0xFF; 4], damaged.0.saturating_sub(segment_start) + 20).unwrap();
-        let content = fs::read(&path).unwrap();
+        overwrite(&directory, &name, damaged.0.saturating_sub(segment_start) + 20, &[0xFF; 4]);
+        let content = fs::read(directory.path().join("wal").join(&name)).unwrap();
         let ends = records.into_iter().map(|(_, end_lsn)| end_lsn).collect();
         Some(DamagedLog { directory, damaged, ends, end_lsn, name, content })
     }
@@ -238,9 +242,7 @@ fn damage_over_where_ingest_goes_on_is_cut_as_any_end() {
     for log in (10..40).filter_map(DamagedLog::new) {
         // The record that comes next is damaged, too, and good ones follow.
         let (damaged_lsn, ingested_lsn) = log.damaged;
-        let path = log.directory.path().join("wal").join(&log.name);
-        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-        file.write_all_at(&[0xEE; 4], layout(&log.directory).segment_offset(ingested_lsn) + 20).unwrap();
+        overwrite(&log.directory, &log.name, layout(&log.directory).segment_offset(ingested_lsn) + 20, &[0xEE; 4]);
         assert!(log.open(ingested_lsn) <= damaged_lsn);
         assert_eq!(kept(&log.directory), [format!("{}.cut", log.name)]);
     }
@@ -261,8 +263,7 @@ fn records_of_many_pages_behind_damage_are_found() {
         write(&mut log, &wal, &mut SmallRng::seed_from_u64(1));
         drop(log);
         let name = names::segment_file_name(1, FIRST_SEGMENT_NO, SEGMENT_BYTES);
-        let file = fs::OpenOptions::new().write(true).open(directory.path().join("wal").join(&name)).unwrap();
-        file.write_all_at(&[0xFF], damaged_lsn.saturating_sub(start_lsn) + 30).unwrap();
+        overwrite(&directory, &name, damaged_lsn.saturating_sub(start_lsn) + 30, &[0xFF]);
         assert_eq!(WalLog::open(layout(&directory), ingested_lsn).unwrap().unwrap().written_lsn(), end_lsn);
         assert!(kept(&directory).is_empty());
         // Not ingested: an end, and what stands behind it is kept.
@@ -345,9 +346,9 @@ fn damage_in_a_durable_segment_is_an_error_with_its_place() {
     let mut log = WalLog::create(layout(&directory), 1, start_lsn).unwrap();
     write(&mut log, &wal[..wal.len() - 5000], &mut SmallRng::seed_from_u64(6));
     drop(log);
-    let path = directory.path().join("wal").join(names::segment_file_name(1, FIRST_SEGMENT_NO, SEGMENT_BYTES));
-    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-    file.write_all_at(&[0xFF], damaged.saturating_sub(start_lsn) + 30).unwrap();
+    let name = names::segment_file_name(1, FIRST_SEGMENT_NO, SEGMENT_BYTES);
+    let path = directory.path().join("wal").join(&name);
+    overwrite(&directory, &name, damaged.saturating_sub(start_lsn) + 30, &[0xFF]);
     match WalLog::open(layout(&directory), Lsn::ZERO) {
         Err(WalFileError::Corrupt { path: found, offset, lsn, .. }) => {
             assert_eq!((found, offset, lsn), (path, damaged.saturating_sub(start_lsn), damaged));

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use postgres_ffi::PgVersion;
-use tests::{Postgres, TestDir, built_program};
+use tests::{Postgres, TestDir, built_program, free_port};
 
 /// The block of the README that begins behind this heading.
 fn block(heading: &str) -> Result<String> {
@@ -33,7 +33,7 @@ fn run(dir: &TestDir, address: &str, script: &str) -> Result<String> {
 }
 
 fn free_address() -> Result<String> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+    Ok(format!("127.0.0.1:{}", free_port()?))
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -116,7 +116,7 @@ pub fn stop(place: &Place, record: &Record, mode: Mode, timeout_seconds: u32) ->
     let mut command = pg_ctl(place, record)?;
     command.arg("stop").arg(format!("--mode={}", if mode == Mode::Fast { "fast" } else { "immediate" }));
     command.arg("--wait").arg(format!("--timeout={timeout_seconds}"));
-    run(&mut command)
+    run(&mut command).map(drop)
 }
 
 /// The control file in the data directory of `place`.
@@ -130,12 +130,7 @@ pub fn control_file(place: &Place, version: PgVersion) -> Result<ControlFile> {
 pub fn setting(place: &Place, record: &Record, name: &str) -> Result<String> {
     let owner = Owner::find(record.run_as.as_deref())?;
     let mut command = owner.command(&record.pg_bin.join("postgres"), place.root());
-    command.arg("-D").arg(place.data()).arg("-C").arg(name);
-    let output = command.stdin(std::process::Stdio::null()).output();
-    let output = output.with_context(|| format!("run {}", record.pg_bin.join("postgres").display()))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "the server does not tell {name} ({}): {}", output.status, said.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    run(command.arg("-D").arg(place.data()).arg("-C").arg(name))
 }
 
 /// Whether the server ended well: its last checkpoint is the end of its WAL.
@@ -150,15 +145,17 @@ fn pg_ctl(place: &Place, record: &Record) -> Result<Command> {
     Ok(command)
 }
 
-fn run(command: &mut Command) -> Result<()> {
-    let program = command.get_program().to_owned();
+/// What the program prints. Errors: it ends badly, with what it said.
+fn run(command: &mut Command) -> Result<String> {
+    let program = Path::new(command.get_program()).to_owned();
     let output = command.stdin(std::process::Stdio::null()).output();
-    let output = output.with_context(|| format!("run {}", Path::new(&program).display()))?;
+    let output = output.with_context(|| format!("run {}", program.display()))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }
     let said = [output.stderr, output.stdout].concat();
-    bail!("pg_ctl failed ({}): {}", output.status, String::from_utf8_lossy(&said).trim())
+    let name = program.file_name().unwrap_or_default().display();
+    bail!("{name} failed ({}): {}", output.status, String::from_utf8_lossy(&said).trim())
 }
 
 /// The end of the server's log, with a line that says whose.

@@ -289,7 +289,7 @@ fn a_full_level_0_that_nobody_empties_keeps_nobody_from_deleting_stopping_or_clo
     fs::write(dir.path().join(MARK), "").expect("paused");
     let config = StoreConfig { level0_files_max: 4, ..small_config() };
     let store = Store::open(dir.path(), &config).expect("the store opens");
-    let is_full = || store.inner().db.level0_files() >= store.inner().db.level0_files_max();
+    let is_full = || store.inner().db.is_level0_full();
     let fill = |timeline: &TimelineStore| {
         (1_u64..).find_map(|n| {
             let batch = batch(&[(block(1), n * 8, Kind::Image, &[7; 100])]);
