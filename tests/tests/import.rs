@@ -61,18 +61,18 @@ struct Files {
     others: Vec<Object>,
 }
 
-fn list(data_dir: &Path, prefix: &str, files: &mut Files) -> Result<()> {
+fn list(data_dir: &Path, version: PgVersion, prefix: &str, files: &mut Files) -> Result<()> {
     for entry in fs::read_dir(data_dir.join(prefix))? {
         let entry = entry?;
         let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
         // A table may be dropped meanwhile.
         let Ok(metadata) = fs::metadata(entry.path()) else { continue };
         if metadata.is_dir() {
-            list(data_dir, &format!("{path}/"), files)?;
+            list(data_dir, version, &format!("{path}/"), files)?;
             continue;
         }
         let blocks = u32::try_from(metadata.len() / BLCKSZ as u64)?;
-        match classify(&path) {
+        match classify(&path, version) {
             FileKind::Relation { rel, fork, segment_no } => {
                 let size = files.relations.entry((rel, fork)).or_default();
                 *size = (*size).max(if blocks == 0 { 0 } else { segment_no * RELSEG_BLOCKS + blocks });
@@ -156,7 +156,7 @@ fn everything_comes_while_the_server_is_loaded() -> Result<()> {
             });
             let imported = (|| {
                 let (mut before, mut after) = (Files::default(), Files::default());
-                list(server.data_dir(), "", &mut before)?;
+                list(server.data_dir(), version, "", &mut before)?;
                 let store = open_store(&dir, "store")?;
                 let mut reports: Vec<ImportProgress> = Vec::new();
                 let mut on_progress = |progress: &ImportProgress| {
@@ -165,7 +165,7 @@ fn everything_comes_while_the_server_is_loaded() -> Result<()> {
                 };
                 let conninfo: ConnInfo = server.conninfo().parse()?;
                 let summary = import_primary(&conninfo, "imported", Arc::clone(&store), &mut on_progress)?;
-                list(server.data_dir(), "", &mut after)?;
+                list(server.data_dir(), version, "", &mut after)?;
                 ensure!(reports.is_sorted_by_key(|report| report.bytes_done));
                 Ok((store, summary, before, after))
             })();

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test; helpers of tests as well")]
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -448,7 +449,107 @@ fn a_file_that_a_crashed_directory_lacks_is_of_a_relation_that_is_dropped_or_the
             assert_eq!(pageserver.pagectl().unwrap().run(&["verify"]).unwrap(), "nothing is wrong\n");
         } else {
             let error = refused(&pageserver, "--directory", server.data_dir());
-            assert!(error.contains("lacked a file of a relation") && error.contains("segment_no=`1`"), "{error}");
+            assert!(error.contains("lacked a file,") && error.contains("segment_no=`1`"), "{error}");
+        }
+    }
+}
+
+/// Later files without the first one, which was made behind the place up to which the directory had been listed.
+#[test]
+fn a_table_that_came_while_its_directory_was_listed_is_in_the_wal() {
+    let dir = TestDir::new("import-late").unwrap();
+    let mut server = Postgres::builder(PgVersion::V15).start(&dir).unwrap();
+    let pageserver = PageServer::builder().start(&dir).unwrap();
+    server.execute("CHECKPOINT").unwrap();
+    server.execute("CREATE TABLE late AS SELECT generate_series(1, 100000) AS n").unwrap();
+    let path = server.data_dir().join(server.query_text("SELECT pg_relation_filepath('late')").unwrap());
+    server.kill().unwrap();
+    let copy = dir.create_subdir("copy").unwrap();
+    run(Command::new("cp").arg("-a").arg(server.data_dir()).arg(&copy)).unwrap();
+    let copied = copy.join(server.data_dir().file_name().unwrap());
+    let copied_path = copied.join(path.strip_prefix(server.data_dir()).unwrap());
+    assert!(copied_path.exists(), "{}", copied_path.display());
+    fs::remove_file(&copied_path).unwrap();
+    fs::write(copied_path.with_extension("1"), [0; 8192]).unwrap();
+    import(&pageserver, "main", "--directory", &copied);
+    assert_eq!(pageserver.pagectl().unwrap().run(&["verify"]).unwrap(), "nothing is wrong\n");
+    let lsn: Lsn = pageserver.timeline("main", "last_record_lsn").unwrap().parse().unwrap();
+    server.set("autovacuum", "off").unwrap();
+    server.start().unwrap();
+    server.stop(Stop::Fast).unwrap();
+    assert!(compare_at_crash(&pageserver, "main", &server, lsn) > 400);
+}
+
+#[test]
+fn a_prepared_transaction_whose_end_is_known_is_none() {
+    let dir = TestDir::new("import-prepared").unwrap();
+    let mut server = Postgres::builder(PgVersion::V15).start(&dir).unwrap();
+    let pageserver = PageServer::builder().start(&dir).unwrap();
+    server.execute("CREATE TABLE t (n int)").unwrap();
+    for name in ["ended", "open"] {
+        server.execute(&format!("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION '{name}'")).unwrap();
+    }
+    server.execute("CHECKPOINT").unwrap();
+    // Whoever ends a transaction waits for a standby that never comes, and has its file still.
+    server.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").unwrap();
+    server.execute("SELECT pg_reload_conf()").unwrap();
+    let mut waiting = server.connect().unwrap();
+    let ending = std::thread::spawn(move || waiting.batch_execute("COMMIT PREPARED 'ended'"));
+    wait_until("the end to be written", LIMIT, || {
+        Ok(server.query_text("SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'")? == "1")
+    })
+    .unwrap();
+    server.execute("CHECKPOINT").unwrap();
+    server.kill().unwrap();
+    assert!(ending.join().unwrap().is_err());
+    assert_eq!(fs::read_dir(server.data_dir().join("pg_twophase")).unwrap().count(), 2);
+    import(&pageserver, "main", "--directory", server.data_dir());
+
+    let archive = dir.path().join("backup.tar");
+    pageserver.pagectl().unwrap().run(&["basebackup", "main", "--output", archive.to_str().unwrap()]).unwrap();
+    let mut clone = tests::backup_server::unpacked(&dir, PgVersion::V15, fs::File::open(&archive).unwrap()).unwrap();
+    assert_eq!(fs::read_dir(clone.data_dir().join("pg_twophase")).unwrap().count(), 1);
+    clone.start().unwrap();
+    assert_eq!(clone.query_text("SELECT string_agg(gid, ',') FROM pg_prepared_xacts").unwrap(), "open");
+    assert_eq!(clone.query_text("SELECT count(*)::text FROM t").unwrap(), "1");
+    clone.stop(Stop::Fast).unwrap();
+}
+
+#[test]
+fn a_block_far_behind_what_is_there_is_of_a_table_that_is_dropped_or_the_import_is_refused() {
+    for is_dropped in [false, true] {
+        let dir = TestDir::new("import-gap").unwrap();
+        let mut server = Postgres::builder(PgVersion::V15).start(&dir).unwrap();
+        let mut pageserver = PageServer::builder().start(&dir).unwrap();
+        pageserver.expect_in_log("ingest stopped");
+        server.execute("CREATE TABLE t AS SELECT 1 AS n").unwrap();
+        let path = server.data_dir().join(server.query_text("SELECT pg_relation_filepath('t')").unwrap());
+        server.stop(Stop::Fast).unwrap();
+        let owner = fs::metadata(&path).unwrap();
+        // The files of a table of 129 GiB, most of it new pages that take no space.
+        let segments: Vec<_> = std::iter::once(path.clone())
+            .chain((1..129).map(|segment_no| path.with_extension(segment_no.to_string())))
+            .collect();
+        for segment in &segments {
+            let file = fs::OpenOptions::new().create(true).append(true).open(segment).unwrap();
+            file.set_len(1 << 30).unwrap();
+            chown(segment, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+        server.start().unwrap();
+        server.execute("INSERT INTO t VALUES (2)").unwrap();
+        assert_eq!(server.query_text("SELECT ctid FROM t WHERE ctid = '(16908287,1)'").unwrap(), "(16908287,1)");
+        if is_dropped {
+            server.execute("DROP TABLE t").unwrap();
+        }
+        server.kill().unwrap();
+        // As a backup has them that comes to them later.
+        segments.iter().filter(|segment| segment.exists()).for_each(|segment| fs::remove_file(segment).unwrap());
+        if is_dropped {
+            import(&pageserver, "main", "--directory", server.data_dir());
+            assert_eq!(pageserver.pagectl().unwrap().run(&["verify"]).unwrap(), "nothing is wrong\n");
+        } else {
+            let error = refused(&pageserver, "--directory", server.data_dir());
+            assert!(error.contains("blocks of it, of a relation") && error.contains("segment_no=`0`"), "{error}");
         }
     }
 }

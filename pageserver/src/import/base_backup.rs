@@ -3,7 +3,7 @@
 //! The slot is made before the backup begins, so that the primary keeps all WAL from the backup's redo point on.
 
 use std::convert::Infallible;
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use crossbeam_channel::RecvTimeoutError;
 use parking_lot::Mutex;
+use tar::EntryType;
 
 use super::progress::PROGRESS_INTERVAL;
 pub use super::progress::{ImportProgress, OnProgress};
@@ -177,20 +178,27 @@ fn import_archive(
     let mut archive_bytes = 0;
     let mut reported = Instant::now();
     let mut archive = tar::Archive::new(backup.reader());
-    for entry in archive.entries().map_err(archive_error)? {
+    // Raw: PostgreSQL writes no members that describe the next one, which would be read into memory whatever their length.
+    for entry in archive.entries().map_err(archive_error)?.raw(true) {
         let mut entry = entry.map_err(archive_error)?;
-        if !entry.header().entry_type().is_file() {
-            continue;
+        match entry.header().entry_type() {
+            EntryType::Regular => {}
+            EntryType::Directory | EntryType::Symlink => continue,
+            other => {
+                let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+                let error = format!("`{name}` stands in it as {other:?}, which PostgreSQL does not send");
+                return Err(archive_error(io::Error::new(io::ErrorKind::Unsupported, error)));
+            }
         }
         let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let path = format!("{prefix}{}", path.trim_start_matches("./"));
         let length = entry.size();
         sink.file(&path, length, &mut entry)?;
         // What was not read of it, the archive skips.
-        archive_bytes += length;
+        archive_bytes = length.saturating_add(archive_bytes);
         if reported.elapsed() >= PROGRESS_INTERVAL {
             reported = Instant::now();
-            let bytes_done = bytes_before + archive_bytes;
+            let bytes_done = bytes_before.saturating_add(archive_bytes);
             let progress = ImportProgress { phase: "base backup", bytes_done, bytes_total };
             if on_progress(&progress).is_break() {
                 return Err(ImportError::Cancelled);
@@ -199,6 +207,6 @@ fn import_archive(
     }
     // What follows the end mark of the archive belongs to it too.
     let mut rest = archive.into_inner();
-    std::io::copy(&mut rest as &mut dyn Read, &mut std::io::sink()).map_err(archive_error)?;
+    io::copy(&mut rest as &mut dyn Read, &mut io::sink()).map_err(archive_error)?;
     Ok(())
 }

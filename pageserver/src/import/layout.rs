@@ -3,8 +3,10 @@
 //! PG 14-18: src/common/relpath.c (GetRelationPath), src/backend/storage/file/reinit.c, src/backend/access/transam/slru.c (SlruFileName),
 //! twophase.c (TwoPhaseFilePath).
 
+use postgres_ffi::control_file::catalog_version;
 use postgres_ffi::rel::{DEFAULTTABLESPACE_OID, GLOBALTABLESPACE_OID};
-use postgres_ffi::{ForkNumber, Oid, RelTag, SlruKind};
+use postgres_ffi::start::files::tablespace_version_directory;
+use postgres_ffi::{ForkNumber, Oid, PgVersion, RelTag, SlruKind};
 
 /// Blocks in one segment file of a relation: 1 GiB. PG: pg_config.h, RELSEG_SIZE.
 pub const RELSEG_BLOCKS: u32 = 131_072;
@@ -55,14 +57,15 @@ pub enum FileKind {
     NotKept,
 }
 
-/// What the file at `path` is, relative to the data directory. Files in tablespaces stand at `pg_tblspc/OID/PG_.../DB/FILE`.
-pub fn classify(path: &str) -> FileKind {
+/// What the file at `path` is, relative to the data directory of a cluster of `version`. Files in tablespaces stand at `pg_tblspc/OID/PG_.../DB/FILE`; what lies there under another
+/// version's name is another cluster's: pg_upgrade leaves the old one's files beside.
+pub fn classify(path: &str, version: PgVersion) -> FileKind {
     let parts: Vec<&str> = path.trim_start_matches("./").split('/').filter(|part| !part.is_empty()).collect();
     let found = match parts[..] {
         ["global", "pg_control"] => Some(FileKind::ControlFile),
         ["global", file] => in_database(GLOBALTABLESPACE_OID, 0, file),
         ["base", db, file] => number(db).and_then(|db_oid| in_database(DEFAULTTABLESPACE_OID, db_oid, file)),
-        ["pg_tblspc", spc, version_dir, db, file] if version_dir.starts_with("PG_") => {
+        ["pg_tblspc", spc, dir, db, file] if dir == tablespace_version_directory(version, catalog_version(version)) => {
             number(spc).zip(number(db)).and_then(|(spc_oid, db_oid)| in_database(spc_oid, db_oid, file))
         }
         ["pg_xact", file] => slru(SlruKind::Clog, file),
@@ -152,7 +155,7 @@ mod tests {
             ("pg_twophase/000002F0", FileKind::TwoPhase { xid: 0x2F0 }),
             ("pg_twophase/0000000100000001", FileKind::TwoPhase { xid: 0x1_0000_0001 }),
         ] {
-            assert_eq!(classify(path), expected, "{path}");
+            assert_eq!(classify(path, PgVersion::V15), expected, "{path}");
         }
     }
 
@@ -177,8 +180,10 @@ mod tests {
             "pg_xact/FFFFFFFF",
             "../base/5/1",
             "backup_label",
+            "pg_tblspc/16400/PG_14_202107181/5/16401",
+            "pg_tblspc/16400/PG_9.6_201608131/5/PG_VERSION",
         ] {
-            assert_eq!(classify(path), FileKind::NotKept, "{path}");
+            assert_eq!(classify(path, PgVersion::V15), FileKind::NotKept, "{path}");
         }
     }
 }

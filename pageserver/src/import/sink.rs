@@ -12,12 +12,13 @@ use postgres_ffi::page::{Page, ZERO_PAGE};
 use postgres_ffi::records::xact::TWOPHASE_MAGIC;
 use postgres_ffi::rel::{GLOBALTABLESPACE_OID, SLRU_PAGES_PER_SEGMENT};
 use postgres_ffi::relation_map::RelationMap;
-use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, SlruKind};
+use postgres_ffi::slru::{XidStatus, clog_place, clog_status};
+use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, SlruKind, TransactionId};
 
 use super::ImportError;
 use super::layout::{FileKind, RELSEG_BLOCKS, classify};
 use crate::ingest::{CommitTime, KeptSize, OriginProgress};
-use crate::store::{Batch, TimelineStore};
+use crate::store::{Batch, Gathered, TimelineStore};
 use crate::wall_time::WallTime;
 
 /// A batch is put when it holds this many bytes.
@@ -26,6 +27,9 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 const BATCH_VERSIONS_MAX: usize = 64 << 10;
 /// Longest small file (relation map, prepared transaction, replication origins) that is read.
 const SMALL_FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes of all states of prepared transactions, which are held until the last file has come.
+const TWO_PHASE_BYTES_MAX: usize = 256 << 20;
 
 /// How much an import brought.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
@@ -53,6 +57,7 @@ pub struct ImportSink {
     control_file: Option<Box<ControlFile>>,
     /// Numbers and contents of `pg_twophase`; their full xids are known once the control file is.
     two_phase: Vec<(u64, Vec<u8>)>,
+    two_phase_bytes: usize,
     /// Directories of databases (tablespace, database) that were put.
     database_dirs: BTreeSet<(u32, u32)>,
     /// Sums of what came: see `ingest::kept_sizes`.
@@ -73,7 +78,7 @@ pub struct Imported {
 }
 
 /// A file of a relation that was not there although a later one was. Either the relation was dropped between the two, or the file was made behind the place up to which the directory had
-/// been listed, and all of it is in WAL; else the backup is damaged. Without the first file, or with an empty one, there is no relation, and WAL must not end with one.
+/// been listed, and all of it is in WAL; else the backup is damaged. Without the first file, or with an empty one, there is no relation, unless all of it is in WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MissingSegment {
@@ -91,6 +96,11 @@ impl MissingSegment {
         let first = self.segment_no.saturating_mul(RELSEG_BLOCKS);
         first..block_count.min(first.saturating_add(RELSEG_BLOCKS)).max(first)
     }
+
+    /// Every file of a fork of so many blocks.
+    pub fn all_of(rel: RelTag, fork: ForkNumber, block_count: BlockNumber) -> impl Iterator<Item = MissingSegment> {
+        (0..block_count.div_ceil(RELSEG_BLOCKS)).map(move |segment_no| MissingSegment { rel, fork, segment_no })
+    }
 }
 
 impl ImportSink {
@@ -105,6 +115,7 @@ impl ImportSink {
             fork_segments: BTreeMap::new(),
             control_file: None,
             two_phase: Vec::new(),
+            two_phase_bytes: 0,
             database_dirs: BTreeSet::new(),
             kept_sizes: BTreeMap::new(),
             missing_segments: Vec::new(),
@@ -129,7 +140,7 @@ impl ImportSink {
 
     /// Takes the file at `path` (relative to the data directory) with `length` bytes. False: a file that is not kept, and was not read.
     pub fn file(&mut self, path: &str, length: u64, contents: &mut dyn Read) -> Result<bool, ImportError> {
-        let kind = classify(path);
+        let kind = classify(path, self.version);
         let mut counted = Counted { inner: contents, count: 0 };
         let contents = &mut counted;
         match kind {
@@ -231,8 +242,12 @@ impl ImportSink {
         let has_no_beginning = segments.get(&0).is_none_or(|block_count| *block_count == 0);
         if self.is_fuzzy && has_no_beginning && (0..*last_segment_no).any(is_missing) {
             // Without its first file it is none of PostgreSQL's either: what a drop has left, or is just removing. Its later files may stay for ever after a crash in between.
+            // Or it came while the directory was being listed, and is in WAL.
             self.missing_segments.push(MissingSegment { rel, fork, segment_no: 0 });
             return Ok(());
+        }
+        if is_missing(0) && !self.is_fuzzy {
+            return Ok(()); // Such a leftover.
         }
         for segment_no in 0..*last_segment_no {
             let block_count = segments.get(&segment_no).copied();
@@ -268,6 +283,10 @@ impl ImportSink {
         }
         if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
             return Err(damaged("wrong checksum"));
+        }
+        self.two_phase_bytes += state.len();
+        if self.two_phase_bytes > TWO_PHASE_BYTES_MAX {
+            return Err(damaged("with it the states of prepared transactions are larger than 256 MiB"));
         }
         self.two_phase.push((xid, state));
         Ok(())
@@ -354,13 +373,27 @@ impl ImportSink {
         for (key, size) in std::mem::take(&mut self.kept_sizes) {
             self.batch.put(key, self.lsn, Kind::Image, &size.encode());
         }
+        self.put_batch()?;
         for (number, state) in std::mem::take(&mut self.two_phase) {
             let xid = self.full_xid(&control_file, number)?;
-            self.put(Object::TwoPhase { xid }, &state)?;
+            if !self.has_ended(xid)? {
+                self.put(Object::TwoPhase { xid }, &state)?;
+            }
         }
         self.put_batch()?;
         self.store.flush(true)?;
         Ok(Imported { control_file, missing_segments: self.missing_segments, counts: self.counts })
+    }
+
+    /// True for a transaction whose end is in the CLOG. Its file may still be there: the server removes it when a synchronous standby has confirmed that end, and no record says so.
+    /// PG 14-18: src/backend/access/transam/twophase.c, FinishPreparedTransaction; recovery leaves such files out too: ProcessTwoPhaseBuffer.
+    fn has_ended(&self, xid: u64) -> Result<bool, ImportError> {
+        let (page_no, index) = clog_place(xid as TransactionId);
+        let mut found = Gathered::default();
+        self.store.gather(&Object::SlruPage { kind: SlruKind::Clog, page_no }.into(), self.lsn, &mut found)?;
+        let page = found.versions.first().and_then(|(_, _, value)| <&Page>::try_from(&value[..]).ok());
+        let status = page.map_or(XidStatus::InProgress, |page| clog_status(page, index));
+        Ok(matches!(status, XidStatus::Committed | XidStatus::Aborted))
     }
 
     /// Up to 16, the file's name holds 32 bits of the xid; the epoch follows from the next xid of the checkpoint, which is not far: the next checkpoint may have

@@ -2,6 +2,7 @@
 //!
 //! - A tar archive ends with 1,024 bytes of zeroes. A file that was cut between two members reads like a whole one, but for those.
 //!   PG 14-18: src/backend/backup/basebackup.c (14: replication/basebackup.c), src/bin/pg_basebackup: both end archives so.
+//! - Members that describe the next one (long names, extended fields) come from other programs, and are read up to [`DESCRIPTION_BYTES_MAX`].
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tar::EntryType;
+use tar::{EntryType, PaxExtensions};
 
 use super::ImportError;
 
@@ -22,10 +23,15 @@ const BLOCK_BYTES: u64 = 512;
 const BUFFER_BYTES: usize = 1 << 20;
 const GZIP_MAGIC: [u8; 2] = [0x1F, 0x8B];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+/// Longest member that describes the next one.
+const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
 const SPARSE: &str = "a sparse file: make it without --sparse";
 /// In the name of a sparse file in an archive of POSIX's format, and what names of its extended fields begin with. GNU tar manual, "Storing Sparse Files": PAX formats 0.0 to 1.0.
 const POSIX_SPARSE: &str = "GNUSparseFile.";
 const POSIX_SPARSE_FIELDS: &str = "GNU.sparse.";
+/// Extended fields. POSIX.1-2017, pax, "pax Extended Header".
+const PATH_FIELD: &str = "path";
+const SIZE_FIELD: &str = "size";
 /// Endings of the names that `pg_basebackup` gives, plain first.
 const SUFFIXES: [&str; 3] = ["tar", "tar.gz", "tar.zst"];
 
@@ -44,18 +50,27 @@ pub(super) fn each_file(path: &Path, read_bytes: &Arc<AtomicU64>, each: EachFile
     let input = Counted { inner: open(path, read_bytes).map_err(failed)?, count: 0 };
     let mut archive = tar::Archive::new(input);
     let mut members_end = 0;
-    for entry in archive.entries().map_err(failed)? {
+    let mut description = Description::default();
+    for entry in archive.entries().map_err(failed)?.raw(true) {
         let mut entry = entry.map_err(failed)?;
         let length = entry.size();
-        members_end = entry.raw_file_position().saturating_add(length.next_multiple_of(BLOCK_BYTES));
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        match entry.header().entry_type() {
+        let padded = length.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(u64::MAX);
+        members_end = entry.raw_file_position().saturating_add(padded);
+        let kind = entry.header().entry_type();
+        if description.take(kind, &mut entry).map_err(failed)? {
+            continue;
+        }
+        let Description { long_name, fields } = std::mem::take(&mut description);
+        let name = long_name.unwrap_or_else(|| entry.path_bytes().into_owned());
+        let name = String::from_utf8_lossy(&name).into_owned();
+        match kind {
             EntryType::Link => return Err(failed(other_form(&name, "a hard link: make it with --hard-dereference"))),
             EntryType::GNUSparse => return Err(failed(other_form(&name, SPARSE))),
-            EntryType::Regular | EntryType::Continuous if is_posix_sparse(&name, &mut entry).map_err(failed)? => {
-                return Err(failed(other_form(&name, SPARSE)));
+            EntryType::Regular | EntryType::Continuous => {
+                if let Some(form) = unread_form(&name, &fields).map_err(failed)? {
+                    return Err(failed(other_form(&name, form)));
+                }
             }
-            EntryType::Regular | EntryType::Continuous => {}
             _ => continue,
         }
         if each(name.trim_start_matches("./"), length, &mut entry)?.is_break() {
@@ -70,14 +85,60 @@ pub(super) fn each_file(path: &Path, read_bytes: &Arc<AtomicU64>, each: EachFile
     Ok(())
 }
 
-fn is_posix_sparse(name: &str, entry: &mut tar::Entry<'_, Counted>) -> io::Result<bool> {
-    let Some(fields) = entry.pax_extensions()? else { return Ok(name.contains(POSIX_SPARSE)) };
-    for field in fields {
-        if field?.key().is_ok_and(|key| key.starts_with(POSIX_SPARSE_FIELDS)) {
-            return Ok(true);
+/// What members in front of a member say of it.
+#[derive(Default)]
+struct Description {
+    long_name: Option<Vec<u8>>,
+    /// POSIX's extended fields.
+    fields: Vec<u8>,
+}
+
+impl Description {
+    /// False: this is no such member. Errors: it is longer than [`DESCRIPTION_BYTES_MAX`], or not what it should be.
+    fn take(&mut self, kind: EntryType, member: &mut impl Read) -> io::Result<bool> {
+        match kind {
+            EntryType::GNULongName => {
+                let mut name = read_description(member)?;
+                name.truncate(name.iter().position(|byte| *byte == 0).unwrap_or(name.len()));
+                self.long_name = Some(name);
+            }
+            EntryType::XHeader => {
+                self.fields = read_description(member)?;
+                for field in PaxExtensions::new(&self.fields) {
+                    let field = field?;
+                    if field.key_bytes() == PATH_FIELD.as_bytes() {
+                        self.long_name = Some(field.value_bytes().to_vec());
+                    }
+                }
+            }
+            EntryType::GNULongLink => {} // Of a link, which is not read.
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+fn read_description(member: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    member.take(DESCRIPTION_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > DESCRIPTION_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the name of a member is longer than 1 MiB"));
+    }
+    Ok(bytes)
+}
+
+/// How a file stands in the archive, if that is not as it is on disk.
+fn unread_form(name: &str, fields: &[u8]) -> io::Result<Option<&'static str>> {
+    for field in PaxExtensions::new(fields) {
+        let field = field?;
+        if field.key_bytes().starts_with(POSIX_SPARSE_FIELDS.as_bytes()) {
+            return Ok(Some(SPARSE));
+        }
+        if field.key_bytes() == SIZE_FIELD.as_bytes() {
+            return Ok(Some("a file whose length is an extended field: make it with --format=gnu"));
         }
     }
-    Ok(name.contains(POSIX_SPARSE))
+    Ok(name.contains(POSIX_SPARSE).then_some(SPARSE))
 }
 
 /// A member that other programs than PostgreSQL's put into an archive, which would be missed if it was passed over.
@@ -228,6 +289,33 @@ mod tests {
             }
             match read(&made_by_tar(dir.path(), arguments)) {
                 Err(ImportError::Archive { source, .. }) => assert!(source.to_string().contains(text), "{source}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn long_names_are_read_and_endless_ones_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = format!("base/{}/{}", "d".repeat(120), "f".repeat(120));
+        std::fs::create_dir_all(dir.path().join(&name).parent().unwrap()).unwrap();
+        std::fs::write(dir.path().join(&name), "content").unwrap();
+        std::fs::write(dir.path().join("base/short"), "").unwrap();
+        for format in ["--format=gnu", "--format=posix"] {
+            let mut files = read(&made_by_tar(dir.path(), &[format])).unwrap();
+            files.sort();
+            assert_eq!(files, [(name.clone(), 7), ("base/short".to_owned(), 0)], "{format}");
+        }
+        for (kind, length) in [(EntryType::GNULongName, 2 << 20), (EntryType::XHeader, 1 << 40)] {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_size(length);
+            header.set_cksum();
+            let path = dir.path().join("endless.tar");
+            std::fs::write(&path, header.as_bytes()).unwrap();
+            File::options().append(true).open(&path).unwrap().set_len(4 << 20).unwrap();
+            match read(&path) {
+                Err(ImportError::Archive { source, .. }) => assert!(source.to_string().contains("1 MiB"), "{source}"),
                 other => panic!("{other:?}"),
             }
         }

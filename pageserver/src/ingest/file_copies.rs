@@ -88,6 +88,11 @@ impl FileCopies {
         bad_value.map_or(Ok(copies), Err)
     }
 
+    /// True below the backup's end.
+    pub fn is_over_backup(&self) -> bool {
+        self.first_readable_lsn.is_some()
+    }
+
     /// `rel` comes, changes or goes, whether or not we have it.
     #[inline]
     pub fn note_change_of(&mut self, rel: RelTag) {

@@ -55,6 +55,7 @@ mod multixact;
 mod origins;
 pub use origins::OriginProgress;
 mod relations;
+pub(crate) use relations::GAP_BLOCKS_MAX;
 mod slru;
 mod xact;
 mod xlog;
@@ -91,6 +92,7 @@ pub struct WalIngest {
     known: Known,
     file_copies: FileCopies,
     kept_sizes: KeptSizes,
+    has_left_gaps: bool,
     /// For values on their way into the batch, so that no record allocates.
     value: Vec<u8>,
     places: slru::Places,
@@ -123,6 +125,7 @@ impl WalIngest {
             known: Known::default(),
             file_copies: FileCopies::default(),
             kept_sizes: KeptSizes::default(),
+            has_left_gaps: false,
             value: Vec::new(),
             places: slru::Places::default(),
         })
@@ -145,6 +148,12 @@ impl WalIngest {
     /// End of the last record ingested.
     pub fn last_record_lsn(&self) -> Lsn {
         self.last_record_lsn
+    }
+
+    /// True once a record below a backup's end has touched a block more than [`GAP_BLOCKS_MAX`] behind its fork's end: the blocks in between have no versions, and must have them by the
+    /// backup's end, or be gone.
+    pub fn has_left_gaps(&self) -> bool {
+        self.has_left_gaps
     }
 
     /// Counters as of the last record. Exact, but for the next transaction id: after a restart it is the stored one, rounded up.

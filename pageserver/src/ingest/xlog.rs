@@ -77,6 +77,8 @@ impl WalIngest {
         self.hint_bits_logged = hint_bits_logged(&file, step.lsn())?;
         match (self.track_commit_timestamp, change.track_commit_timestamp) {
             (false, true) => self.activate_commit_ts(step)?,
+            // A server that crashed before its first checkpoint with the setting: its control file, which came with an import, has it already.
+            (true, true) if self.checkpoint.oldest_commit_ts_xid == 0 => self.activate_commit_ts(step)?,
             (true, false) => self.deactivate_commit_ts(step)?,
             _ => {}
         }

@@ -13,7 +13,7 @@ use postgres_ffi::Lsn;
 use rocksdb::{Options, SstFileWriter};
 
 use super::db::{Db, IngestionError};
-use super::flusher::wait_for_level0;
+use super::flusher::wait_for_level0_unless;
 use super::layer::{LayerData, LayerVersion, SortedWindows};
 use super::long_chains::ChainFinder;
 use super::{StoreError, TimelineStore};
@@ -107,14 +107,15 @@ impl<'a> FileSet<'a> {
     }
 
     /// Ends the set and makes it part of the store beside the flusher, durably; `points` are passed right before and right after. Bytes of its files. Blocks
-    /// while compaction is behind. Errors: `Write` (nothing was changed), `Poisoned`, `TimelineDeleted`, `ShuttingDown`.
+    /// while compaction is behind. Errors: `Write`, `NoRoom` (nothing was changed), `Poisoned`, `TimelineDeleted`, `ShuttingDown`.
     pub fn finish(mut self, store: &TimelineStore, points: [Failpoint; 2]) -> Result<u64, StoreError> {
         self.close_file().map_err(|error| write_error(&error))?;
         let inner = store.store().inner();
         let state = store.state();
-        if !wait_for_level0(inner, state) {
+        let gives_up = || inner.is_stopping() || state.is_deleted() || inner.db.is_stuck();
+        if !wait_for_level0_unless(inner, &gives_up) {
             state.check_not_deleted()?;
-            return Err(StoreError::ShuttingDown);
+            return Err(if inner.is_stopping() { StoreError::ShuttingDown } else { StoreError::NoRoom });
         }
         let bytes = self.bytes;
         // Whoever deletes the timeline takes this lock first: nothing comes in behind it.

@@ -41,7 +41,7 @@ pub(super) fn run(inner: &Arc<Inner>) {
         match inner.next_job(next_age_check) {
             Ok(Some(job)) => match flush(inner, &job) {
                 Ok(Outcome::Done) => inner.finish_job(&job),
-                Ok(Outcome::Stopped) => return,
+                Ok(Outcome::Stopped) => return inner.leave_job(),
                 Err(error) => {
                     return inner
                         .poison(format!("flush of timeline number {} failed: {error}", job.timeline.timeline.0));
@@ -149,18 +149,24 @@ fn extra_images(inner: &Inner, job: &FlushJob) -> Vec<ExtraImage> {
     extra
 }
 
-/// Waits until level 0 has room for files of the timeline. False: the store closes, or the timeline is deleted. True also when the store takes no more writes: what
-/// follows says why.
-pub(super) fn wait_for_level0(inner: &Inner, state: &TimelineState) -> bool {
-    while inner.db.is_level0_full() {
-        if inner.db.background_errors() > 0 || inner.poisoned().is_some() {
-            return true;
-        }
+/// Waits until level 0 has room for files of the timeline. False: the store closes, or the timeline is deleted.
+fn wait_for_level0(inner: &Inner, state: &TimelineState) -> bool {
+    wait_for_level0_unless(inner, &|| {
         if inner.is_closing() && inner.db.is_stuck() {
             // What is in memory comes again from WAL.
             inner.request_stop();
         }
-        if inner.is_stopping() || state.is_deleted() {
+        inner.is_stopping() || state.is_deleted()
+    })
+}
+
+/// Waits until level 0 has room. False: `gives_up`, which is asked again and again, said so. True also when the store takes no more writes: what follows says why.
+pub(super) fn wait_for_level0_unless(inner: &Inner, gives_up: &dyn Fn() -> bool) -> bool {
+    while inner.db.is_level0_full() {
+        if inner.db.background_errors() > 0 || inner.poisoned().is_some() {
+            return true;
+        }
+        if gives_up() {
             return false;
         }
         thread::sleep(LEVEL0_CHECK_INTERVAL);

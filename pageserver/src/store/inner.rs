@@ -121,7 +121,7 @@ impl Inner {
         self.check_writable().is_ok() && self.memory.layers() < self.config.layer_bytes
     }
 
-    /// Waits until the layers take less than they may. Errors: also when somebody wants the timeline's writer to end.
+    /// Waits until the layers take less than they may. Errors: also when somebody wants the timeline's writer to end, or is impatient.
     pub fn wait_for_room(&self, state: &TimelineState) -> Result<(), StoreError> {
         self.check_writable()?;
         if self.memory.layers() < self.config.layer_bytes {
@@ -130,6 +130,7 @@ impl Inner {
         let blocked_at = Instant::now();
         while self.memory.layers() >= self.config.layer_bytes {
             self.check_writable()?;
+            self.check_patience(state)?;
             if self.memory.frozen.load(Ordering::Relaxed) == 0 {
                 self.freeze_largest();
             }
@@ -181,6 +182,11 @@ impl Inner {
         job_no
     }
 
+    /// Errors: `NoRoom`, where an impatient one would wait until somebody makes room.
+    fn check_patience(&self, state: &TimelineState) -> Result<(), StoreError> {
+        if state.is_impatient() && self.db.is_stuck() { Err(StoreError::NoRoom) } else { Ok(()) }
+    }
+
     /// Waits until a job is durable.
     pub fn wait_for_job(&self, state: &TimelineState, job_no: JobNo) -> Result<(), StoreError> {
         let mut queue = self.queue.lock();
@@ -190,6 +196,7 @@ impl Inner {
                 return Ok(());
             }
             self.check_writable()?;
+            self.check_patience(state)?;
             if queue.stopping || state.is_waited_for() {
                 return Err(StoreError::ShuttingDown);
             }
@@ -225,6 +232,12 @@ impl Inner {
             queue.jobs.pop_front();
             self.memory.free_frozen(job.frozen.allocated_bytes);
         }
+        self.progress.notify_all();
+    }
+
+    /// The flusher ends with its job undone: nobody has it in hand any more.
+    pub fn leave_job(&self) {
+        self.queue.lock().running = None;
         self.progress.notify_all();
     }
 

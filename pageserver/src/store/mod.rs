@@ -64,6 +64,7 @@ mod timeline_bytes;
 pub use timeline_bytes::TimelineBytes;
 mod timeline_state;
 pub use settle::Settled;
+pub use timeline_state::Impatience;
 mod timeline_store;
 pub use timeline_store::TimelineStore;
 #[expect(clippy::module_inception, reason = "the type that the folder is about")]

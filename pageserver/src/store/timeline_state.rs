@@ -1,7 +1,7 @@
 //! What all handles of one timeline share.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use keyenc::TimelineNo;
@@ -29,6 +29,8 @@ pub(super) struct TimelineState {
     deleted: AtomicBool,
     /// Somebody waits for whoever puts to end.
     waited_for: AtomicBool,
+    /// How many would rather have `NoRoom` than wait until somebody makes room.
+    impatient: AtomicUsize,
     /// What could not be read of it, the first time.
     damage: OnceLock<String>,
 }
@@ -67,6 +69,7 @@ impl TimelineState {
             lost,
             deleted: AtomicBool::new(false),
             waited_for: AtomicBool::new(false),
+            impatient: AtomicUsize::new(0),
             damage: OnceLock::new(),
         }
     }
@@ -84,6 +87,10 @@ impl TimelineState {
 
     pub fn is_waited_for(&self) -> bool {
         self.waited_for.load(Ordering::SeqCst)
+    }
+
+    pub fn is_impatient(&self) -> bool {
+        self.impatient.load(Ordering::SeqCst) > 0
     }
 
     /// Refuses every later write to this timeline. Err: it was marked before.
@@ -122,5 +129,21 @@ impl TimelineState {
 
     pub fn check_not_deleted(&self) -> Result<(), StoreError> {
         if self.is_deleted() { Err(StoreError::TimelineDeleted { timeline: self.timeline }) } else { Ok(()) }
+    }
+}
+
+/// While it lives, who puts or flushes versions of the timeline has [`StoreError::NoRoom`] where it would wait until somebody makes room.
+pub struct Impatience(Arc<TimelineState>);
+
+impl Impatience {
+    pub(super) fn with(state: &Arc<TimelineState>) -> Self {
+        state.impatient.fetch_add(1, Ordering::SeqCst);
+        Impatience(Arc::clone(state))
+    }
+}
+
+impl Drop for Impatience {
+    fn drop(&mut self) {
+        self.0.impatient.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -15,7 +15,7 @@ use super::gather::{self, Gathered};
 use super::layer_map::LayerMap;
 use super::scan;
 use super::search;
-use super::timeline_state::TimelineState;
+use super::timeline_state::{Impatience, TimelineState};
 use super::version_bound::VersionBound;
 use super::{Batch, HeavyChain, LostStretches, Store, StoreError, Watermark};
 
@@ -107,9 +107,9 @@ impl TimelineStore {
         Ok(heavy.found)
     }
 
-    /// Errors: `NoRoom`, if a flush would wait until somebody makes room.
-    pub fn check_room(&self) -> Result<(), StoreError> {
-        if self.store.inner().db.is_stuck() { Err(StoreError::NoRoom) } else { Ok(()) }
+    /// While the value lives, a `put` or `flush` that would wait until somebody makes room ends with `NoRoom`. A put has put nothing then; what was to be flushed is as soon as there is room.
+    pub fn impatient(&self) -> Impatience {
+        Impatience::with(&self.state)
     }
 
     /// True: a `put` that waits for room and a `flush` that waits end with `ShuttingDown`, as somebody waits for whoever puts and will not need it. False: they wait again.

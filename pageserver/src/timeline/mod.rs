@@ -13,6 +13,7 @@ pub mod version_cache;
 
 mod background;
 mod backlog;
+mod backup_proof;
 mod chain_bound;
 mod commit_times;
 pub mod gc;

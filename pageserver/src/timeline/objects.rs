@@ -112,22 +112,33 @@ impl Timeline {
     ) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, ReadError> {
         self.check_readable(request_lsn)?;
         let (first, last) = Key::relation_sizes_of_database(database.spc_oid, database.db_oid);
-        let mut relations = Vec::new();
-        for (key, value) in self.objects_between(&first, &last, request_lsn)? {
-            if let Object::RelationSize { rel, fork } = key.object()? {
-                relations.push((rel, fork, decode_count(&key, request_lsn, &value)?));
-            }
-        }
-        Ok(relations)
+        self.relations_between(&first, &last, request_lsn)
     }
 
     /// Every relation fork of the cluster with its number of blocks.
     pub fn all_relations(&self, request_lsn: Lsn) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, ReadError> {
         self.check_readable(request_lsn)?;
+        self.all_relations_unchecked(request_lsn)
+    }
+
+    /// The same below what can be read: for ingest.
+    pub(super) fn all_relations_unchecked(
+        &self,
+        request_lsn: Lsn,
+    ) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, ReadError> {
         let any = RelTag { spc_oid: 0, db_oid: 0, rel_number: 0 };
         let (first, last) = Key::class_of(Object::RelationSize { rel: any, fork: ForkNumber::Main });
+        self.relations_between(&first, &last, request_lsn)
+    }
+
+    fn relations_between(
+        &self,
+        first: &Key,
+        last: &Key,
+        request_lsn: Lsn,
+    ) -> Result<Vec<(RelTag, ForkNumber, BlockNumber)>, ReadError> {
         let mut relations = Vec::new();
-        for (key, value) in self.objects_between(&first, &last, request_lsn)? {
+        for (key, value) in self.objects_between(first, last, request_lsn)? {
             if let Object::RelationSize { rel, fork } = key.object()? {
                 relations.push((rel, fork, decode_count(&key, request_lsn, &value)?));
             }

@@ -4,22 +4,23 @@
 //! - A record that cannot be ingested stops the timeline at the end of the record before it; nothing is skipped.
 
 use std::error::Error as _;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keyenc::{Key, Kind, Object};
+use keyenc::Key;
 use postgres_ffi::wal::{DecodeError, DecodedRecord, WalError, WalStreamDecoder};
 use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 use tracing::{error, info, warn};
 
+use super::backup_proof::BackupProof;
 use super::{ReadError, Timeline, TimelineState};
 use crate::import::MissingSegment;
 use crate::ingest::{IngestError, StateError, TimelineReader, WalIngest};
 use crate::redo::RedoError;
 use crate::seq_wait::WaitError;
-use crate::store::{Batch, Gathered, StoreError};
+use crate::store::{Batch, StoreError};
 
 /// A batch is put when it holds this many bytes: large enough to pay for the lock, small enough for readers not to wait.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -52,17 +53,17 @@ pub enum TimelineIngestError {
     Store(#[from] StoreError),
     /// The import's backup was not whole.
     #[error(
-        "the backup lacked a file of a relation that is there at its end, and the WAL does not have it: import it anew from a whole backup. relation=`{}`, fork=`{}`, segment_no=`{}`",
+        "the backup lacked a file, or blocks of it, of a relation that is there at its end, and the WAL does not have them: import it anew from a whole backup. relation=`{}`, fork=`{}`, segment_no=`{}`",
         .0.rel, .0.fork, .0.segment_no
     )]
     MissingSegment(MissingSegment),
 }
 
 impl TimelineIngestError {
-    /// True if nothing is wrong: somebody waits for ingest to end.
+    /// True if nothing is wrong with the timeline: somebody waits for ingest to end, or does not wait for room.
     fn is_end(&self) -> bool {
         let causes = std::iter::successors(self.source(), |&cause| cause.source());
-        let is_end = |error: &StoreError| matches!(error, StoreError::ShuttingDown);
+        let is_end = |error: &StoreError| matches!(error, StoreError::ShuttingDown | StoreError::NoRoom);
         match self {
             TimelineIngestError::Store(error) => is_end(error),
             _ => causes.filter_map(|cause| cause.downcast_ref()).any(is_end),
@@ -78,10 +79,9 @@ pub struct TimelineIngest {
     ingest: WalIngest,
     batch: Batch,
     batch_versions_max: usize,
-    /// Files that the import lacked, up to the end of its backup.
-    missing_segments: Vec<MissingSegment>,
-    backup_end_lsn: Lsn,
-    /// They could not be proven: the record that would make the timeline readable does not count.
+    /// Until the end of the import's backup.
+    backup_proof: Option<BackupProof>,
+    /// It could not be proven: the record that would make the timeline readable does not count.
     is_unproven: bool,
 }
 
@@ -91,10 +91,8 @@ impl TimelineIngest {
         assert!(timeline.inherits_all(), "ingest goes on behind what is there");
         let cluster = timeline.metadata().cluster.clone();
         let start_lsn = timeline.last_record_lsn();
-        let imported = timeline.metadata().imported.clone();
-        let backup_end_lsn = imported.as_ref().map_or(Lsn::ZERO, |imported| imported.first_readable_lsn);
-        let missing_segments =
-            imported.filter(|_| start_lsn < backup_end_lsn).map(|imported| imported.missing_segments);
+        let backup_proof = BackupProof::of(&timeline, start_lsn);
+        let backup_end_lsn = backup_proof.as_ref().map_or(Lsn::ZERO, |proof| proof.backup_end_lsn);
         let ingest = WalIngest::new(cluster.pg_version, start_lsn, &*timeline)?;
         let ingest = ingest.over_backup_until(backup_end_lsn, &*timeline)?;
         Ok(TimelineIngest {
@@ -104,8 +102,7 @@ impl TimelineIngest {
             ingest,
             batch: Batch::new(),
             batch_versions_max: timeline.batch_versions_max(),
-            missing_segments: missing_segments.unwrap_or_default(),
-            backup_end_lsn,
+            backup_proof,
             is_unproven: false,
             timeline,
         })
@@ -149,41 +146,16 @@ impl TimelineIngest {
         outcome
     }
 
-    /// With the record with which the timeline can be read, which ends at `lsn`: what the import's backup lacked is gone, or has come with WAL.
-    fn check_missing_segments(&mut self, lsn: Lsn) -> Result<(), TimelineIngestError> {
-        for missing in std::mem::take(&mut self.missing_segments) {
-            let size = Object::RelationSize { rel: missing.rel, fork: missing.fork };
-            let block_count = self.timeline.count_object(size, lsn);
-            let block_count = block_count.map_err(|error| IngestError::State { source: error.into() })?;
-            let blocks = missing.blocks_of(block_count.unwrap_or(0));
-            let is_proven = match missing.segment_no {
-                0 => block_count.is_none(),
-                _ => self.have_bases(missing, &blocks, lsn)?,
-            };
-            if !is_proven {
-                return Err(TimelineIngestError::MissingSegment(missing));
-            }
+    /// What the record that ends at `end_lsn` itself does counts, but nobody can read it yet.
+    fn prove(&mut self, proof: &BackupProof, last_record_lsn: Lsn, end_lsn: Lsn) -> Result<(), TimelineIngestError> {
+        let has_left_gaps = self.ingest.has_left_gaps();
+        if proof.is_owed(has_left_gaps) {
+            self.is_unproven = true;
+            self.timeline.commit_batch(&mut self.batch, last_record_lsn)?;
+            proof.check(&self.timeline, end_lsn, has_left_gaps)?;
+            self.is_unproven = false;
         }
         Ok(())
-    }
-
-    /// True if each of the blocks has a version at `lsn` that stands on an image, or on nothing.
-    fn have_bases(&self, missing: MissingSegment, blocks: &Range<u32>, lsn: Lsn) -> Result<bool, StoreError> {
-        let Some(last) = blocks.clone().next_back() else { return Ok(true) };
-        let key = |block_no| Key::block(missing.rel, missing.fork, block_no);
-        let (mut based, mut deltas) = (0, Vec::new());
-        self.timeline.store.scan_newest(&key(blocks.start), &key(last), lsn, &mut |key, _, kind, _| {
-            match kind {
-                Kind::Image | Kind::InitDelta => based += 1,
-                Kind::Delta => deltas.push(key),
-                Kind::Tombstone => {}
-            }
-            ControlFlow::Continue(())
-        })?;
-        for key in deltas {
-            based += usize::from(self.timeline.store.gather(&key, lsn, &mut Gathered::default())?);
-        }
-        Ok(based == blocks.len())
     }
 
     /// Makes what was ingested before a record that cannot be readable: the timeline stops right in front of that record.
@@ -201,12 +173,8 @@ impl TimelineIngest {
                 .map_err(|source| TimelineIngestError::Decode { start_lsn, source })?;
             let last_record_lsn = self.ingest.last_record_lsn();
             self.ingest.ingest_record(&record, &mut self.batch, &*self.timeline)?;
-            if self.backup_end_lsn <= end_lsn && !self.missing_segments.is_empty() {
-                // What the record itself does counts, but nobody can read it yet.
-                self.is_unproven = true;
-                self.timeline.commit_batch(&mut self.batch, last_record_lsn)?;
-                self.check_missing_segments(end_lsn)?;
-                self.is_unproven = false;
+            if let Some(proof) = self.backup_proof.take_if(|proof| proof.backup_end_lsn <= end_lsn) {
+                self.prove(&proof, last_record_lsn, end_lsn)?;
             }
             if self.batch.value_bytes() >= BATCH_BYTES_MAX || self.batch.len() >= self.batch_versions_max {
                 self.timeline.commit_batch(&mut self.batch, end_lsn)?;

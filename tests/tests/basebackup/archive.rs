@@ -64,8 +64,9 @@ fn check() -> Result<()> {
     ensure!(same_in_all(&files) == same_in_all(&unzipped), "compressing changes the files");
 
     let (_, bare) = entries(backup(&followed, lsn, &["--no-data"])?)?;
-    let is_init = |path: &str| matches!(classify(path), FileKind::Relation { fork: ForkNumber::Init, .. });
-    let is_data = |path: &str| matches!(classify(path), FileKind::Relation { .. }) && !is_init(path);
+    let kind = |path: &str| classify(path, PgVersion::V15);
+    let is_init = |path: &str| matches!(kind(path), FileKind::Relation { fork: ForkNumber::Init, .. });
+    let is_data = |path: &str| matches!(kind(path), FileKind::Relation { .. }) && !is_init(path);
     let all = same_in_all(&files);
     ensure!(all.keys().filter(|path| is_data(path)).count() > 500);
     ensure!(all.keys().filter(|path| is_init(path)).count() > 1);

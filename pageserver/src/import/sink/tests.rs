@@ -81,6 +81,55 @@ fn what_has_no_first_segment_is_no_relation() {
 }
 
 #[test]
+fn what_a_stopped_server_has_of_a_relation_without_its_first_file_is_nothing() {
+    let rig = Rig::new();
+    let rel = RelTag { spc_oid: 1663, db_oid: 5, rel_number: 99_999 };
+    let mut sink = ImportSink::new(Arc::clone(&rig.store), PgVersion::V15, LSN);
+    put(&mut sink, "global/pg_control", CONTROL_15);
+    put(&mut sink, "base/5/99999.1", &[7; BLCKSZ]);
+    assert_eq!(sink.finish().unwrap().missing_segments, []);
+    assert_eq!(rig.value(Object::RelationSize { rel, fork: ForkNumber::Main }), None);
+}
+
+/// The file of a prepared transaction, as far as it is looked at.
+fn two_phase_state(len: usize) -> Vec<u8> {
+    let mut state = vec![0; len];
+    state[..4].copy_from_slice(&TWOPHASE_MAGIC.to_le_bytes());
+    state.extend(crc32c::crc32c(&state).to_le_bytes());
+    state
+}
+
+#[test]
+fn a_prepared_transaction_whose_end_is_known_is_none() {
+    let rig = Rig::new();
+    let mut sink = ImportSink::fuzzy(Arc::clone(&rig.store), PgVersion::V17, LSN);
+    put(&mut sink, "global/pg_control", include_bytes!("../../../../postgres_ffi/tests/data/control/pg_control.17"));
+    let mut page = Box::new(ZERO_PAGE);
+    let statuses = [XidStatus::InProgress, XidStatus::Committed, XidStatus::Aborted, XidStatus::SubCommitted];
+    for (xid, status) in (900..).zip(statuses) {
+        put(&mut sink, &format!("pg_twophase/{xid:016X}"), &two_phase_state(100));
+        postgres_ffi::slru::set_clog_status(&mut page, clog_place(xid).1, status);
+    }
+    put(&mut sink, "pg_twophase/0000000000100000", &two_phase_state(100)); // Its page is not there.
+    put(&mut sink, "pg_xact/0000", &page[..]);
+    sink.finish().unwrap();
+    let is_kept = |xid| rig.value(Object::TwoPhase { xid }).is_some();
+    assert_eq!([900, 901, 902, 903, 0x10_0000].map(is_kept), [true, false, false, true, true]);
+}
+
+#[test]
+fn prepared_transactions_take_no_more_memory_than_they_may() {
+    let rig = Rig::new();
+    let mut sink = ImportSink::fuzzy(Arc::clone(&rig.store), PgVersion::V17, LSN);
+    let state = two_phase_state(60 << 20);
+    let refused = (1..10).find_map(|xid| {
+        let taken = sink.file(&format!("pg_twophase/{xid:016X}"), state.len() as u64, &mut &state[..]);
+        taken.err().map(|error| (xid, error))
+    });
+    assert!(matches!(refused, Some((5, ImportError::FileDamaged { .. }))), "{refused:?}");
+}
+
+#[test]
 fn a_prepared_transaction_is_of_the_epoch_that_is_nearest() {
     let real = ControlFile::decode(CONTROL_15).unwrap();
     let checkpoint = Checkpoint::decode(PgVersion::V15, &real.checkpoint_copy).unwrap();

@@ -129,6 +129,23 @@ fn commit_timestamps_are_kept_while_the_parameter_is_on() {
 }
 
 #[test]
+fn commit_timestamps_of_a_server_that_crashed_before_a_checkpoint_knew_of_them() {
+    // Switched on, and no checkpoint since: the control file knows of it, its checkpoint does not.
+    let mut rig = Rig::new(PgVersion::V15);
+    rig.ingest(&parameters(1));
+    let (_, control_file) = rig.timeline.newest(&Object::ControlFile.into(), rig.lsn()).unwrap();
+    let rig = Rig::new(PgVersion::V15);
+    rig.timeline.put(Object::ControlFile, START_LSN, Kind::Image, &control_file);
+    let mut rig = Rig::over(PgVersion::V15, rig.timeline, START_LSN);
+    rig.ingest(&parameters(1));
+    rig.ingest(&end(xact::COMMIT, 1000, &[]));
+    assert_eq!(rig.ingest.checkpoint().oldest_commit_ts_xid, 1000);
+    // Known to a checkpoint, it stays.
+    rig.ingest(&parameters(1));
+    assert_eq!(rig.ingest.checkpoint().oldest_commit_ts_xid, 1000);
+}
+
+#[test]
 fn a_page_of_commit_timestamps_that_nobody_makes_ends_its_segment() {
     // On page 158; page 160, which begins segment 5, comes next: a clone went on at a rounded id.
     let mut rig = Rig::with(PgVersion::V15, Checkpoint { next_xid: 158 * 819 + 647, ..start_checkpoint() });

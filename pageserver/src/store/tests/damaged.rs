@@ -318,6 +318,8 @@ fn a_full_level_0_that_nobody_empties_keeps_nobody_from_deleting_stopping_or_clo
         store.begin_closing();
         assert!(matches!(flushing.join(), Ok(Some(StoreError::ShuttingDown))));
     });
+    // The flusher has ended with a layer of it in hand.
+    store.delete_timeline(TimelineNo(2)).expect("deleted");
     drop((first, second, third, store));
     fs::remove_file(dir.path().join(MARK)).expect("goes on");
     let store = Store::open(dir.path(), &config).expect("the store opens");

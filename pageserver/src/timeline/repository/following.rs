@@ -28,7 +28,7 @@ use crate::wal_receiver::{KeptWal, ReceiverConfig, SinkError, WalReceiver, WalSi
 const READ_BYTES: usize = 1 << 20;
 
 impl Repository {
-    /// Starts to follow the primary of every timeline that has one. Errors: the thread of a branch that waits for its ancestors cannot be started.
+    /// Starts to follow the primary of every timeline that has one and that nobody feeds, those included that could not begin before. Errors: the thread of a branch that waits for its ancestors cannot be started.
     ///
     /// A timeline whose ingest cannot begin is stopped with the reason, for example because what it reads first or its WAL on disk is damaged or lost; the others go on.
     pub fn follow_primaries(&self) -> Result<(), RepositoryError> {
@@ -48,6 +48,10 @@ impl Repository {
         let _changes = self.changes.lock();
         if timeline.is_gone() || timeline.receiver.read().is_some() {
             return Ok(());
+        }
+        if timeline.metadata().primary.is_some() && matches!(timeline.state(), TimelineState::Stopped { .. }) {
+            self.change_metadata(timeline, |_| {})?; // It may have stopped since this is not known to be on disk.
+            timeline.begin_again();
         }
         self.follow(timeline)
     }
@@ -131,8 +135,7 @@ impl Repository {
             return Err(BranchError::NotReadableYet { timeline, state }.into());
         }
         let slot = self.left_slots.take(&primary);
-        timeline.store.check_room()?; // Else what was received could not be ingested, and all others would wait.
-        timeline.stop_receiver();
+        timeline.end_receiver(); // What it had in hand is on disk.
         if let Err(error) = self.end_following(&timeline, &primary) {
             self.follow_again(&timeline);
             return Err(error);
@@ -151,6 +154,7 @@ impl Repository {
     }
 
     fn end_following(&self, timeline: &Arc<Timeline>, primary: &Primary) -> Result<(), RepositoryError> {
+        let _impatience = timeline.store.impatient(); // All changes wait for this one.
         self.ingest_wal_on_disk(timeline, &mut |_, _| Ok(()))?;
         if timeline.store.watermark().is_some() {
             timeline.store.flush(true)?;
@@ -247,7 +251,7 @@ impl Repository {
 impl Timeline {
     /// Gives a timeline that has none a watermark at `lsn`, durably. Requires: everything at or below it is in the store.
     pub(super) fn publish_at(&self, lsn: Lsn) -> Result<(), RepositoryError> {
-        self.store.check_room()?;
+        let _impatience = self.store.impatient(); // All changes may wait for this one.
         self.store.put(&Batch::new(), lsn)?;
         self.store.flush(true)?;
         Ok(())
@@ -267,20 +271,15 @@ impl Timeline {
         Some(lowest)
     }
 
-    /// Returns when no receiver feeds this timeline any more.
-    pub(super) fn stop_receiver(&self) {
-        let receiver = self.receiver.write().take();
-        if let Some(receiver) = receiver {
-            receiver.stop();
-        }
-    }
-
-    /// The same where what it is about to put is not needed, or comes again from WAL: it need not wait for room.
+    /// Returns when no receiver feeds this timeline any more. What it is about to put it need not wait for room with: that comes again from WAL, or is not needed.
     pub(super) fn end_receiver(&self) {
         // First, so that it knows why.
         self.receiver.write().iter_mut().for_each(WalReceiver::request_stop);
         self.store.set_waited_for(true);
-        self.stop_receiver();
+        let receiver = self.receiver.write().take();
+        if let Some(receiver) = receiver {
+            receiver.stop();
+        }
         self.store.set_waited_for(false);
     }
 

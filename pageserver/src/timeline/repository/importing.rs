@@ -18,6 +18,7 @@ use crate::failpoint::Failpoint;
 use crate::import::base_backup::ReachedPrimary;
 use crate::import::{ClusterFiles, ImportError, ImportProgress, ImportSummary, OnProgress, data_dir};
 use crate::replication::{ConnInfo, ReplicationError};
+use crate::store::Impatience;
 use crate::timeline::metadata::{ClusterFacts, Imported, Primary, TimelineMetadata};
 use crate::timeline::{TenantId, Timeline, TimelineId};
 
@@ -56,6 +57,8 @@ pub(super) struct NewTimeline {
     pub name: String,
     dir: PathBuf,
     begun: Instant,
+    /// An import that finds no room fails: it would hold its name and its primary's backup for who knows how long.
+    _impatience: Impatience,
     _reserved_name: ReservedName,
 }
 
@@ -158,6 +161,7 @@ impl Repository {
             name: name.to_string(),
             dir,
             begun: Instant::now(),
+            _impatience: self.store.timeline(TimelineNo(no))?.impatient(),
             _reserved_name: reserved_name,
         })
     }

@@ -10,6 +10,7 @@ use std::io::Write;
 use std::path::Path;
 
 use keyenc::TimelineNo;
+use postgres_ffi::Lsn;
 use tracing::warn;
 
 use super::branching::NEW_DIR_PREFIX;
@@ -89,12 +90,15 @@ pub(super) fn read_mark(dir: &Path, name: &str) -> Result<Option<TimelineNo>, Re
 }
 
 impl Repository {
-    /// Ends what the mark `name` in `dir` has begun: the versions go, then the directory. False: versions stay, see [`Repository::take_away_or_leave`].
+    /// Ends what the mark `name` in `dir` has begun: the versions go, those too that a reset before it has not come to, then the directory.
+    /// False: versions stay, see [`Repository::take_away_or_leave`].
     pub(super) fn take_away(&self, dir: &Path, name: &str) -> Result<bool, RepositoryError> {
-        let all_gone = match read_mark(dir, name)? {
-            Some(no) => self.take_away_or_leave(no, name == IMPORTING)?,
-            None => true,
-        };
+        let mut all_gone = true;
+        for mark in [name, RESETTING].into_iter().filter(|mark| dir.join(mark).exists()) {
+            if let Some(no) = read_mark(dir, mark)? {
+                all_gone &= self.take_away_or_leave(no, mark == IMPORTING)?;
+            }
+        }
         Failpoint::DeleteVersionsGone.pass();
         self.remove_timeline_dir(dir)?;
         Ok(all_gone)
@@ -113,10 +117,10 @@ impl Repository {
         }
     }
 
-    /// `unpublished`: there may be versions in memory without a watermark, as of an import. A branch gets its watermark before its first version. On disk there may
-    /// be versions without one too: a crash can have cut off a deletion whose first half took the watermark's file.
+    /// `unpublished`: there may be versions in memory without a watermark, as of an import. A branch gets its watermark before its first version; it may be in memory yet. On disk
+    /// there may be versions without one too: a crash can have cut off a deletion whose first half took the watermark's file.
     pub(super) fn take_away_versions(&self, no: TimelineNo, unpublished: bool) -> Result<(), RepositoryError> {
-        if unpublished || self.store.has_files(no) || self.store.timeline(no)?.watermark().is_some() {
+        if unpublished || self.store.has_files(no) || self.store.timeline(no)?.last_record_lsn() > Lsn::ZERO {
             self.store.delete_timeline(no)?;
         }
         let mut timeline_no_max = self.timeline_no_max.lock();

@@ -70,8 +70,8 @@ impl Repository {
         Ok(self.is_nobodys(no)?.then_some(no))
     }
 
-    /// Lets compaction go on. The file that paused it is taken away first, if it is nobody's. Errors: it is still there and cannot be read; the store takes no
-    /// writes, or is not to be written.
+    /// Lets compaction go on, and the timelines that could not begin to follow their primaries for want of room. The file that paused it is taken away first, if it is
+    /// nobody's. Errors: it is still there and cannot be read; the store takes no writes, or is not to be written.
     pub(crate) fn resume_compaction(&self) -> Result<(), RepositoryError> {
         if let Some(file) = self.store.paused_file()
             && let Some(no) = self.number_of_nobody_in(Path::new(&file))?
@@ -80,7 +80,7 @@ impl Repository {
         }
         self.store.resume_compaction()?;
         info!("compaction of the store goes on");
-        Ok(())
+        self.follow_primaries() // Some found no room to begin.
     }
 
     /// Deletes versions under a number that no timeline has.

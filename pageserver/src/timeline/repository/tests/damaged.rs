@@ -202,3 +202,47 @@ fn what_lacks_its_control_file_alone_stays_as_it_is() {
     repository.shutdown().unwrap();
     assert_eq!(main.store.watermark(), watermark);
 }
+
+#[test]
+fn who_finds_no_room_to_follow_does_when_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("store")).unwrap();
+    fs::write(dir.path().join("store/compaction_paused"), "").unwrap();
+    let repository = open(&dir);
+    let main = import(&repository, "main");
+    let branch = repository.create_branch("branch", "main", BranchPoint::Last).unwrap().timeline;
+    let nobody = "host=127.0.0.1 port=1 user=nobody";
+    repository.follow_primary("main", nobody).unwrap();
+
+    let impatience = main.store.impatient();
+    let full = (1..).find_map(|n| {
+        write(&repository, &main, at(n), &[Write::Block(0, 0, n)]);
+        main.store.flush(true).err()
+    });
+    assert!(matches!(full, Some(StoreError::NoRoom)), "{full:?}");
+    drop(impatience);
+
+    let refused = |changed: Result<Changed, RepositoryError>| match changed {
+        Err(error) => matches!(error, RepositoryError::Store(StoreError::NoRoom)),
+        Ok(_) => false,
+    };
+    let follows = |timeline: &Timeline| timeline.receiver.read().is_some() && timeline.metadata().primary.is_some();
+    assert!(refused(repository.unfollow_primary("main")) && follows(&main));
+    assert!(refused(repository.follow_primary("branch", nobody)) && !follows(&branch));
+    assert!(matches!(branch.state(), TimelineState::Stopped { reason, .. } if reason.contains("no room")));
+    assert!(refused(repository.detach_branch("branch", &mut |_, _| ControlFlow::Continue(()))));
+    repository.set_retention("main", Some(keep_records(1))).unwrap();
+    let collected = repository.collect_garbage("main", false, &mut |_, _| ControlFlow::Continue(()));
+    assert!(one_line(&collected.err().unwrap()).contains("no room"));
+
+    // One whose watermark is still in memory leaves nothing behind.
+    let gone = repository.create_branch("gone", "main", BranchPoint::Last).unwrap().timeline;
+    assert!(refused(repository.follow_primary("gone", nobody)) && gone.store.watermark().is_none());
+    repository.delete_timeline("gone").unwrap();
+
+    repository.resume_compaction().unwrap();
+    assert!(follows(&branch) && matches!(branch.state(), TimelineState::Active), "{:?}", branch.state());
+    repository.unfollow_primary("main").unwrap();
+    assert!(repository.store.timeline(gone.timeline_no()).unwrap().watermark().is_none());
+    repository.shutdown().unwrap();
+}

@@ -130,7 +130,7 @@ pub fn import(repository: &Repository, name: &str) -> Arc<Timeline> {
     let mut batch = Batch::new();
     let mut put = |object: Object, value: &[u8]| batch.put(object.into(), START_LSN, Kind::Image, value);
     put(Object::ControlFile, &control_file.encode());
-    put(Object::Checkpoint, &Checkpoint::default().encode(VERSION));
+    put(Object::Checkpoint, &Checkpoint { next_xid: 1000, ..Checkpoint::default() }.encode(VERSION));
     put(Object::Database { spc_oid: 1663, db_oid: 5 }, b"");
     put(Object::SlruSegment { kind: SlruKind::Clog, segment_no: 0 }, &4_u32.to_be_bytes());
     for page_no in 0..4 {
