@@ -101,7 +101,7 @@ impl RepositoryBackend for ConstantPages {
         Err(BackendError::not_found("there is nothing to check here"))
     }
 
-    fn repair(&self, _: &RepairRequest) -> Result<Vec<Repaired>, BackendError> {
+    fn repair(&self, _: &RepairRequest, _: &mut dyn VerifySink) -> Result<Vec<Repaired>, BackendError> {
         Err(BackendError::not_found("there is nothing to mend here"))
     }
 

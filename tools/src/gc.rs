@@ -30,7 +30,7 @@ pub enum GcCommand {
     Resume,
 }
 
-/// Shows or sets how much history a timeline keeps: what lies within either, time or WAL
+/// Shows or sets how much history a timeline keeps: what lies within either, time or WAL; what is not named stays
 #[derive(Debug, clap::Args)]
 pub struct Retention {
     /// Its name or id

@@ -87,6 +87,16 @@ pub enum BackupError {
         /// Nothing below can be read.
         first_readable_lsn: Lsn,
     },
+    /// Replay would make a tablespace of the primary's path: on its machine the standby would write into the primary's files.
+    #[error(
+        "no base backup for a standby: a tablespace was made since the last checkpoint, and replay would put it where the primary has it; after the next checkpoint there will be. record_lsn=`{record_lsn}`, location=`{location}`"
+    )]
+    StandbyTablespace {
+        /// Where the record starts.
+        record_lsn: Lsn,
+        /// The primary's directory.
+        location: String,
+    },
     /// The PostgreSQL timeline was switched since the last checkpoint.
     #[error(
         "no base backup for a standby: PostgreSQL's timeline was switched since the last checkpoint; after the next one there will be. redo_lsn=`{redo_lsn}`, branch_lsn=`{branch_lsn}`"

@@ -16,6 +16,7 @@ use super::standby::StandbyWal;
 use super::{BackupCounts, BackupError, BackupWal, BaseBackup, config_files, old_wal};
 use crate::import::layout::RELSEG_BLOCKS;
 use crate::timeline::DatabaseTag;
+use crate::wal::history::CLONE_REASON;
 use crate::wal::names::{history_file_name, segment_file_name};
 
 impl BaseBackup {
@@ -178,7 +179,7 @@ impl BaseBackup {
         if !next.is_empty() {
             archive.stream(&path(start.end_lsn), segment_bytes, Read::chain(next, io::repeat(0)))?;
         }
-        let reason = format!("base backup by the page server of {}", self.timeline.metadata().name);
+        let reason = format!("{CLONE_REASON}{}", self.timeline.metadata().name);
         let content = history::history_content(&left.content, left.timeline_id, branch_lsn, &reason);
         archive.file(&format!("pg_wal/{}", history_file_name(timeline_id)), &content)
     }

@@ -6,12 +6,13 @@
 use std::io::{self, Read};
 
 use bytes::Bytes;
-use postgres_ffi::Lsn;
 use postgres_ffi::checkpoint::{CHECKPOINT_LEN, Checkpoint};
+use postgres_ffi::records::dbase;
 use postgres_ffi::records::xlog::operation;
 use postgres_ffi::start::WalPlace;
 use postgres_ffi::start::standby::StandbyStart;
 use postgres_ffi::wal::{DecodedRecord, WalStreamDecoder, rmgr};
+use postgres_ffi::{Lsn, Oid};
 
 use super::BackupError;
 use crate::timeline::PgHistory;
@@ -87,7 +88,7 @@ pub(super) fn find(
 ) -> Result<StandbyWal, BackupError> {
     for layout in layouts {
         let found = match last_checkpoint(layout, place, redo_lsn, end_lsn) {
-            Err(WalFileError::Missing { .. }) => None,
+            Err(BackupError::Wal(WalFileError::Missing { .. })) => None,
             found => found?,
         };
         let Some((checkpoint_lsn, checkpoint)) = found else { continue };
@@ -99,13 +100,13 @@ pub(super) fn find(
 }
 
 /// Start and data of the last checkpoint record between the two positions, at both of which records begin or end. `None`: the WAL there does not
-/// hold together, or the checkpoint in it has another redo position.
+/// hold together, or the checkpoint in it has another redo position. Errors: also for what a standby must not replay.
 fn last_checkpoint(
     layout: &WalLayout,
     place: WalPlace,
     redo_lsn: Lsn,
     end_lsn: Lsn,
-) -> Result<Option<(Lsn, [u8; CHECKPOINT_LEN])>, WalFileError> {
+) -> Result<Option<(Lsn, [u8; CHECKPOINT_LEN])>, BackupError> {
     let mut decoder =
         WalStreamDecoder::new(place.version, redo_lsn, place.segment_bytes).with_system_id(place.system_id);
     let mut reader = WalReader::new(layout.clone());
@@ -120,6 +121,9 @@ fn last_checkpoint(
                 Ok(Some((record_lsn, record_end_lsn, raw))) => {
                     let record = DecodedRecord::decode(place.version, record_lsn, record_end_lsn, raw);
                     let Ok(record) = record else { return Ok(None) };
+                    if let Some(location) = made_tablespace(&record) {
+                        return Err(BackupError::StandbyTablespace { record_lsn, location });
+                    }
                     found = checkpoint_of(&record).map(|data| (record_lsn, data)).or(found);
                 }
                 Ok(None) => break,
@@ -130,6 +134,16 @@ fn last_checkpoint(
     let is_whole = decoder.last_record_end() == end_lsn;
     let has_redo = |data: &[u8]| Checkpoint::decode(place.version, data).is_ok_and(|c| c.redo == redo_lsn.as_u64());
     Ok(found.filter(|(_, data)| is_whole && has_redo(data)))
+}
+
+/// Where the primary has the tablespace that the record makes. `None`: it makes none, or one in the data directory.
+/// PG 14-18: src/include/commands/tablespace.h, xl_tblspc_create_rec: the path ends with a zero.
+fn made_tablespace(record: &DecodedRecord) -> Option<String> {
+    if (record.rmid, record.operation()) != (rmgr::TBLSPC, dbase::TABLESPACE_CREATE) {
+        return None;
+    }
+    let path = record.main_data().get(size_of::<Oid>()..)?.split(|byte| *byte == 0).next()?;
+    (!path.is_empty()).then(|| String::from_utf8_lossy(path).into_owned())
 }
 
 fn checkpoint_of(record: &DecodedRecord) -> Option<[u8; CHECKPOINT_LEN]> {

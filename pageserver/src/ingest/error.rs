@@ -79,6 +79,14 @@ pub enum IngestError {
         /// The block's number within the record.
         block_id: u8,
     },
+    /// What a base backup has in the place of WAL that was gone when it was made (`postgres_ffi::start::filler`).
+    #[error(
+        "this is no WAL: it stands in the first segment of a clone in front of where the clone began. record_start_lsn=`{record_start_lsn}`"
+    )]
+    Filler {
+        /// Where the record starts.
+        record_start_lsn: Lsn,
+    },
     /// A page image does not give a page.
     #[error("bad page image. record_start_lsn=`{record_start_lsn}`, block_id=`{block_id}`")]
     Image {

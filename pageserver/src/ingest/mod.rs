@@ -66,7 +66,7 @@ use postgres_ffi::records::dbase::DatabaseDir;
 use postgres_ffi::records::{relmap, standby};
 use postgres_ffi::slru::{previous_xid, xid_precedes};
 use postgres_ffi::wal::{DecodedRecord, record, rmgr};
-use postgres_ffi::{Lsn, PgVersion, TimestampTz};
+use postgres_ffi::{ForkNumber, Lsn, PgVersion, RelTag, TimestampTz};
 
 use crate::store::Batch;
 use file_copies::FileCopies;
@@ -81,6 +81,8 @@ pub struct WalIngest {
     checkpoint: Checkpoint,
     /// The next transaction id in the last version put: at least the exact one.
     stored_next_xid: u64,
+    /// The next transaction id may be up to 1,023 too high: it was stored so, and no shutdown checkpoint has come since.
+    is_next_xid_rounded: bool,
     /// A field of `checkpoint` other than the next transaction id changed since that version.
     checkpoint_changed: bool,
     /// The highest end of a transaction, as stored; `None` before the first.
@@ -92,7 +94,7 @@ pub struct WalIngest {
     known: Known,
     file_copies: FileCopies,
     kept_sizes: KeptSizes,
-    has_left_gaps: bool,
+    left_gaps: Vec<(RelTag, ForkNumber)>,
     /// For values on their way into the batch, so that no record allocates.
     value: Vec<u8>,
     places: slru::Places,
@@ -118,6 +120,7 @@ impl WalIngest {
             last_record_lsn,
             checkpoint,
             stored_next_xid: checkpoint.next_xid,
+            is_next_xid_rounded: round_next_xid(checkpoint.next_xid) == checkpoint.next_xid,
             checkpoint_changed: false,
             commit_time: commit_time::stored(state, last_record_lsn)?,
             track_commit_timestamp,
@@ -125,7 +128,7 @@ impl WalIngest {
             known: Known::default(),
             file_copies: FileCopies::default(),
             kept_sizes: KeptSizes::default(),
-            has_left_gaps: false,
+            left_gaps: Vec::new(),
             value: Vec::new(),
             places: slru::Places::default(),
         })
@@ -150,10 +153,10 @@ impl WalIngest {
         self.last_record_lsn
     }
 
-    /// True once a record below a backup's end has touched a block more than [`GAP_BLOCKS_MAX`] behind its fork's end: the blocks in between have no versions, and must have them by the
+    /// Forks of which a record below a backup's end has touched a block more than [`GAP_BLOCKS_MAX`] behind their end: the blocks in between have no versions, and must have them by the
     /// backup's end, or be gone.
-    pub fn has_left_gaps(&self) -> bool {
-        self.has_left_gaps
+    pub fn left_gaps(&self) -> &[(RelTag, ForkNumber)] {
+        &self.left_gaps
     }
 
     /// Counters as of the last record. Exact, but for the next transaction id: after a restart it is the stored one, rounded up.

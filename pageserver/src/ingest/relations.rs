@@ -11,8 +11,11 @@ use crate::delta::{Delta, free_space_map, visibility_map};
 
 /// Blocks that one record may add in front of the block it touches: 128 GiB. A hash index grows by up to a quarter of itself at once and
 /// logs the last block only; everything else adds a few hundred at most. Below a backup's end there is no limit: the relation may be gone before the backup comes to its files.
-/// Then the blocks in front get no versions, and [`WalIngest::has_left_gaps`].
+/// Then the blocks in front get no versions: [`WalIngest::left_gaps`].
 pub(crate) const GAP_BLOCKS_MAX: BlockNumber = 1 << 24;
+
+/// Forks that may have such gaps at a time.
+const LEFT_GAPS_MAX: usize = 1 << 10;
 
 impl WalIngest {
     /// Makes the fork long enough for the block. True if the block was there before.
@@ -49,11 +52,14 @@ impl WalIngest {
             self.ensure_database_dir(step, rel.spc_oid, rel.db_oid)?;
         }
         let is_left = block_no - block_count > GAP_BLOCKS_MAX;
-        if is_left && !self.file_copies.is_over_backup() {
+        let may_be_left = self.file_copies.is_over_backup() && self.left_gaps.len() < LEFT_GAPS_MAX;
+        if is_left && !may_be_left {
             let record_start_lsn = step.record.start_lsn;
             return Err(IngestError::GapTooLarge { record_start_lsn, rel, fork, block_count, block_no });
         }
-        self.has_left_gaps |= is_left;
+        if is_left && !self.left_gaps.contains(&(rel, fork)) {
+            self.left_gaps.push((rel, fork));
+        }
         for gap_block in (block_count..block_no).take_while(|_| !is_left) {
             step.batch.put(Key::block(rel, fork, gap_block), step.lsn(), Kind::Image, &[]);
             step.commit_if_full()?;

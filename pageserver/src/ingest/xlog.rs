@@ -1,9 +1,9 @@
 //! The log's own records: page images, counters, parameters. PG: src/backend/access/transam/xlog.c, xlog_redo.
 
 use keyenc::{Kind, Object};
-use postgres_ffi::checkpoint::Checkpoint;
+use postgres_ffi::checkpoint::{Checkpoint, NEXT_XID_STEP};
 use postgres_ffi::records::xlog::{self, EndOfRecovery, ParameterChange, operation};
-use postgres_ffi::slru::commit_ts_place;
+use postgres_ffi::slru::{FIRST_NORMAL_XID, commit_ts_place};
 use postgres_ffi::{Lsn, PgVersion, SlruKind};
 
 use super::step::Step;
@@ -24,6 +24,7 @@ impl WalIngest {
                 self.checkpoint.redo_shutdown(&self.parse_checkpoint(step)?);
                 // Nothing runs: the counters are exact, and what follows starts from them.
                 self.stored_next_xid = self.checkpoint.next_xid;
+                self.is_next_xid_rounded = false;
                 self.checkpoint_changed = true;
             }
             operation::CHECKPOINT_ONLINE => {
@@ -48,6 +49,10 @@ impl WalIngest {
             operation::PARAMETER_CHANGE => {
                 let change = ParameterChange::parse(main_data).map_err(|source| step.bad_body(source))?;
                 self.change_parameters(step, &change)?;
+            }
+            // No server writes a record that nothing is in front of.
+            operation::NOOP if step.record.prev_lsn == Lsn::ZERO => {
+                return Err(IngestError::Filler { record_start_lsn: step.record.start_lsn });
             }
             operation::NOOP
             | operation::SWITCH
@@ -89,14 +94,20 @@ impl WalIngest {
     /// PG: commit_ts.c, ActivateCommitTs.
     fn activate_commit_ts(&mut self, step: &mut Step<'_>) -> Result<(), IngestError> {
         let next_xid = self.checkpoint.next_xid_low();
+        let mut first_xid = next_xid;
         if self.checkpoint.oldest_commit_ts_xid == 0 {
-            self.checkpoint.oldest_commit_ts_xid = next_xid;
+            if self.is_next_xid_rounded {
+                // What comes next may be lower; where nothing comes, zeroes say that there is no timestamp.
+                first_xid = next_xid.saturating_sub(NEXT_XID_STEP as u32 - 1).max(FIRST_NORMAL_XID);
+            }
+            self.checkpoint.oldest_commit_ts_xid = first_xid;
             self.checkpoint.newest_commit_ts_xid = next_xid;
             self.checkpoint_changed = true;
         }
-        let page_no = commit_ts_place(next_xid).0;
-        if !self.slru_page_exists(step, SlruKind::CommitTs, page_no)? {
-            self.zero_slru_page(step, SlruKind::CommitTs, page_no)?;
+        for page_no in commit_ts_place(first_xid).0..=commit_ts_place(next_xid).0 {
+            if !self.slru_page_exists(step, SlruKind::CommitTs, page_no)? {
+                self.zero_slru_page(step, SlruKind::CommitTs, page_no)?;
+            }
         }
         Ok(())
     }

@@ -169,8 +169,8 @@ pub trait RepositoryBackend: Send + Sync + 'static {
     /// Checks one timeline or everything and tells `sink` what is wrong, as it is found. What was looked at.
     fn verify(&self, options: &VerifyOptions, sink: &mut dyn VerifySink) -> Result<VerifyCounts, BackendError>;
 
-    /// Mends what can be mended; what became of each damage.
-    fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError>;
+    /// Mends what can be mended; what became of each damage. `sink` is told how far the checks are that it begins with, and stops them.
+    fn repair(&self, request: &RepairRequest, sink: &mut dyn VerifySink) -> Result<Vec<Repaired>, BackendError>;
 
     /// Makes timeline `name` from a cluster's files on this machine, WAL included, and returns once it is readable. `progress` as for
     /// [`RepositoryBackend::import`].

@@ -147,6 +147,7 @@ impl From<VerifyError> for BackendError {
     fn from(error: VerifyError) -> Self {
         match error {
             VerifyError::Cancelled => BackendError::new(BackendErrorKind::Cancelled, error.to_string()),
+            VerifyError::TooMuch { .. } => BackendError::new(BackendErrorKind::Unavailable, error.to_string()),
             VerifyError::Repository(error) => error.into(),
             VerifyError::Read(error) => error.into(),
             VerifyError::Store(error) => BackendError::new(BackendErrorKind::Unavailable, error.to_string()),
@@ -159,7 +160,9 @@ impl From<BackupError> for BackendError {
         let kind = match error {
             BackupError::Read(error) => return error.into(),
             BackupError::Start(_) | BackupError::StandbyWalGone { .. } => BackendErrorKind::InvalidRequest,
-            BackupError::StandbyTooEarly { .. } | BackupError::StandbyAcrossSwitch { .. } => BackendErrorKind::NotYet,
+            BackupError::StandbyTooEarly { .. }
+            | BackupError::StandbyTablespace { .. }
+            | BackupError::StandbyAcrossSwitch { .. } => BackendErrorKind::NotYet,
             BackupError::Missing { .. }
             | BackupError::PreparedInFuture { .. }
             | BackupError::SlruPageMissing { .. }
@@ -276,8 +279,8 @@ impl RepositoryBackend for Repository {
         Ok(Repository::verify(self, options, sink)?)
     }
 
-    fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError> {
-        Ok(Repository::repair(self, request.timeline.as_deref(), request.dry_run)?)
+    fn repair(&self, request: &RepairRequest, sink: &mut dyn VerifySink) -> Result<Vec<Repaired>, BackendError> {
+        Ok(Repository::repair(self, request.timeline.as_deref(), request.dry_run, sink)?)
     }
 
     fn import_files(

@@ -3,12 +3,12 @@
 //! - Files that the backup lacked ([`MissingSegment`]) are of relations that are gone, or have come with WAL, block by block.
 //! - So have the blocks in front of one that WAL names far behind a fork's end: a relation that is dropped, or cut, before the backup comes to its files. PostgreSQL's recovery
 //!   remembers such blocks, and wants the same by the backup's end (xlogutils.c, log_invalid_page, XLogCheckInvalidPages).
-//! - **Never:** the timeline becomes readable with a block that has nothing to stand on.
+//! - **Never:** the timeline becomes readable with such a block that has nothing to stand on.
 
 use std::ops::ControlFlow;
 
 use keyenc::{Key, Kind, Object};
-use postgres_ffi::{BlockNumber, Lsn};
+use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
 
 use super::Timeline;
 use super::wal_ingest::TimelineIngestError;
@@ -36,38 +36,58 @@ impl BackupProof {
         })
     }
 
-    /// True if there is something to prove. `has_left_gaps`: ingest has, so far.
-    pub fn is_owed(&self, has_left_gaps: bool) -> bool {
-        has_left_gaps || self.is_begun_late || !self.missing_segments.is_empty()
+    /// True if there is something to prove. `left_gaps`: forks in which ingest has left gaps, so far.
+    pub fn is_owed(&self, left_gaps: &[(RelTag, ForkNumber)]) -> bool {
+        self.is_begun_late || !left_gaps.is_empty() || !self.missing_segments.is_empty()
     }
 
     /// With the record that ends at `lsn`, which is in the store, and with which the timeline can be read. Errors: [`TimelineIngestError::MissingSegment`]; a failed read.
-    pub fn check(&self, timeline: &Timeline, lsn: Lsn, has_left_gaps: bool) -> Result<(), TimelineIngestError> {
+    pub fn check(
+        &self,
+        timeline: &Timeline,
+        lsn: Lsn,
+        left_gaps: &[(RelTag, ForkNumber)],
+    ) -> Result<(), TimelineIngestError> {
         for missing in &self.missing_segments {
-            let size = Object::RelationSize { rel: missing.rel, fork: missing.fork };
-            let block_count = timeline.count_object(size, lsn);
-            let block_count = block_count.map_err(|error| IngestError::State { source: error.into() })?;
-            let block_count = block_count.unwrap_or(0);
+            let block_count = block_count(timeline, missing.rel, missing.fork, lsn)?;
             match missing.segment_no {
                 // Then the size is WAL's alone, and its blocks may be anywhere.
-                0 => MissingSegment::all_of(missing.rel, missing.fork, block_count)
-                    .try_for_each(|segment| check_bases(timeline, segment, block_count, lsn))?,
+                0 => check_fork(timeline, missing.rel, missing.fork, block_count, lsn)?,
                 _ => check_bases(timeline, *missing, block_count, lsn)?,
             }
         }
-        if has_left_gaps || self.is_begun_late { check_gaps(timeline, lsn) } else { Ok(()) }
+        for (rel, fork) in left_gaps {
+            check_fork(timeline, *rel, *fork, block_count(timeline, *rel, *fork, lsn)?, lsn)?;
+        }
+        if self.is_begun_late { check_long_forks(timeline, lsn) } else { Ok(()) }
     }
 }
 
-/// All blocks of forks that are long enough to have a gap.
-fn check_gaps(timeline: &Timeline, lsn: Lsn) -> Result<(), TimelineIngestError> {
+/// 0: the fork is not there.
+fn block_count(timeline: &Timeline, rel: RelTag, fork: ForkNumber, lsn: Lsn) -> Result<BlockNumber, IngestError> {
+    let block_count = timeline.count_object(Object::RelationSize { rel, fork }, lsn);
+    Ok(block_count.map_err(|error| IngestError::State { source: error.into() })?.unwrap_or(0))
+}
+
+/// Those that are long enough to have a gap.
+fn check_long_forks(timeline: &Timeline, lsn: Lsn) -> Result<(), TimelineIngestError> {
     let relations = timeline.all_relations_unchecked(lsn);
     let relations = relations.map_err(|error| IngestError::State { source: error.into() })?;
-    for (rel, fork, block_count) in relations.into_iter().filter(|(.., block_count)| *block_count > GAP_BLOCKS_MAX) {
-        MissingSegment::all_of(rel, fork, block_count)
-            .try_for_each(|segment| check_bases(timeline, segment, block_count, lsn))?;
-    }
-    Ok(())
+    let is_long = |(_, _, block_count): &(RelTag, ForkNumber, BlockNumber)| *block_count > GAP_BLOCKS_MAX;
+    let mut long = relations.into_iter().filter(is_long);
+    long.try_for_each(|(rel, fork, block_count)| check_fork(timeline, rel, fork, block_count, lsn))
+}
+
+/// All blocks of a fork.
+fn check_fork(
+    timeline: &Timeline,
+    rel: RelTag,
+    fork: ForkNumber,
+    block_count: BlockNumber,
+    lsn: Lsn,
+) -> Result<(), TimelineIngestError> {
+    let mut segments = MissingSegment::all_of(rel, fork, block_count);
+    segments.try_for_each(|segment| check_bases(timeline, segment, block_count, lsn))
 }
 
 /// Each block of the segment, in a fork of so many blocks, has a version at `lsn` that stands on an image, or on nothing.

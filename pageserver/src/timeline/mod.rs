@@ -302,7 +302,7 @@ impl Timeline {
                 TimelineState::Stopped { at_lsn, reason } => format!("; ingest stopped at {at_lsn}: {reason}"),
                 other => format!("; the timeline is {}", other.name()),
             };
-            ReadError::from_wait(error, request_lsn, timeout.as_secs(), state)
+            ReadError::from_wait(error, request_lsn, state)
         })
     }
 

@@ -32,15 +32,13 @@ pub enum ReadError {
     },
     /// The LSN did not arrive in time.
     #[error(
-        "LSN timeout: waited {seconds} s for an LSN that did not arrive. request_lsn=`{request_lsn}`, last_record_lsn=`{last_record_lsn}`{state}"
+        "LSN timeout: the LSN did not arrive in time (`wait_lsn_timeout_seconds`). request_lsn=`{request_lsn}`, last_record_lsn=`{last_record_lsn}`{state}"
     )]
     WaitTimeout {
         /// What was asked for.
         request_lsn: Lsn,
         /// End of the last record ingested.
         last_record_lsn: Lsn,
-        /// How long it was waited for.
-        seconds: u64,
         /// Why nothing arrives, if that is known; begins with `; `.
         state: String,
     },
@@ -132,11 +130,9 @@ impl ReadError {
     }
 
     /// What a failed wait for `request_lsn` means to the reader.
-    pub(super) fn from_wait(error: WaitError<Lsn>, request_lsn: Lsn, seconds: u64, state: String) -> Self {
+    pub(super) fn from_wait(error: WaitError<Lsn>, request_lsn: Lsn, state: String) -> Self {
         match error {
-            WaitError::Timeout { current } => {
-                ReadError::WaitTimeout { request_lsn, last_record_lsn: current, seconds, state }
-            }
+            WaitError::Timeout { current } => ReadError::WaitTimeout { request_lsn, last_record_lsn: current, state },
             WaitError::Shutdown => ReadError::ShuttingDown,
         }
     }

@@ -240,6 +240,7 @@ impl Repository {
             pg_timeline_ids: Mutex::default(),
         });
         let metadata = repository.load_metadata()?;
+        repository.forget_tenants_but_of(&metadata)?;
         repository.open_timelines(metadata)?;
         repository.restore_pins();
         Failpoint::OpenDone.pass();

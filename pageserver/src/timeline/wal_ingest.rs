@@ -148,11 +148,11 @@ impl TimelineIngest {
 
     /// What the record that ends at `end_lsn` itself does counts, but nobody can read it yet.
     fn prove(&mut self, proof: &BackupProof, last_record_lsn: Lsn, end_lsn: Lsn) -> Result<(), TimelineIngestError> {
-        let has_left_gaps = self.ingest.has_left_gaps();
-        if proof.is_owed(has_left_gaps) {
+        let left_gaps = self.ingest.left_gaps();
+        if proof.is_owed(left_gaps) {
             self.is_unproven = true;
             self.timeline.commit_batch(&mut self.batch, last_record_lsn)?;
-            proof.check(&self.timeline, end_lsn, has_left_gaps)?;
+            proof.check(&self.timeline, end_lsn, self.ingest.left_gaps())?;
             self.is_unproven = false;
         }
         Ok(())

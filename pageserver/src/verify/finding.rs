@@ -64,6 +64,8 @@ pub(super) mod advice {
     pub const PAGE: &str = "read it at another LSN; `pageserver mend`, if a file of the store is damaged; pagectl page history shows its versions";
     /// A WAL file is damaged or missing.
     pub const WAL: &str = "pagectl repair takes the segment from the primary, if that still has it; do not restart before: what is not in the store yet comes from this WAL";
+    /// Something about the WAL files that no primary sends again.
+    pub const WAL_FILES: &str = "look at the disk; before a restart wait until durable_lsn is last_record_lsn in SHOW TIMELINE: what is not in the store yet comes from this WAL";
     /// A file that the next start reads.
     pub const METADATA: &str = "do not restart: the server still knows what stood there; pagectl repair writes the file again from what it knows";
     /// The configuration.

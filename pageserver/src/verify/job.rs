@@ -64,6 +64,14 @@ pub enum VerifyError {
     /// Somebody asked to stop.
     #[error("stopped; what was told so far holds")]
     Cancelled,
+    /// More is wrong than a repair can keep in mind.
+    #[error(
+        "more than {max} things are wrong: repair one timeline at a time, or stop the server and run `pageserver mend`"
+    )]
+    TooMuch {
+        /// As many are kept.
+        max: usize,
+    },
     /// The repository: no such timeline.
     #[error(transparent)]
     Repository(#[from] RepositoryError),

@@ -37,6 +37,8 @@ pub(super) fn check(job: &mut Job<'_>, timeline: &Arc<Timeline>) -> Result<(), V
     for lsn in job.repository.lsns_in_use(timeline) {
         match check_at(job, timeline, lsn) {
             Err(VerifyError::Read(ReadError::Gone { .. })) => return Ok(()), // Deleted or reset meanwhile.
+            // Nobody reads there any more: the lease is over, or the branch is gone.
+            Err(VerifyError::Read(ReadError::BelowFirstReadable { .. })) => {}
             Err(VerifyError::Read(error)) => job.found(&whole(timeline, lsn, &error))?,
             other => other?,
         }
@@ -94,7 +96,14 @@ impl Check<'_, '_, '_> {
             let keys: Vec<Key> = (next..end).map(key_of).collect();
             for (key, page) in keys.iter().zip(self.timeline.pages_cold(&keys, self.lsn)) {
                 match page {
-                    Err(error @ (ReadError::Gone { .. } | ReadError::ShuttingDown)) => return Err(error.into()),
+                    Err(
+                        error @ (ReadError::Gone { .. }
+                        | ReadError::BelowFirstReadable { .. }
+                        | ReadError::ShuttingDown),
+                    ) => {
+                        self.end_run()?;
+                        return Err(error.into());
+                    }
                     Err(error) => self.wrong(*key, cause_of(&error))?,
                     Ok(page) => match self.look_at(*key, &page) {
                         Some(what) => self.wrong(*key, what)?,

@@ -57,42 +57,65 @@ pub struct Repaired {
     pub what: String,
 }
 
-/// Keeps what is found.
-#[derive(Default)]
-struct Collected(Vec<Finding>);
+/// Why something about the WAL files stays.
+const NO_SEGMENT: &str = "it is no segment that a primary has";
+/// So many findings of one check are kept, a few hundred bytes each.
+const FINDINGS_MAX: usize = 100_000;
 
-impl VerifySink for Collected {
+/// Keeps what is found; how far it is goes on to somebody.
+struct Collected<'s> {
+    findings: Vec<Finding>,
+    is_too_much: bool,
+    sink: &'s mut dyn VerifySink,
+}
+
+impl VerifySink for Collected<'_> {
     fn finding(&mut self, finding: &Finding) -> ControlFlow<()> {
-        self.0.push(finding.clone());
+        self.is_too_much = self.findings.len() == FINDINGS_MAX;
+        if self.is_too_much {
+            return ControlFlow::Break(());
+        }
+        self.findings.push(finding.clone());
         ControlFlow::Continue(())
     }
 
-    fn progress(&mut self, _: &VerifyProgress) -> ControlFlow<()> {
-        ControlFlow::Continue(())
+    fn progress(&mut self, progress: &VerifyProgress) -> ControlFlow<()> {
+        self.sink.progress(progress)
     }
 }
 
 impl Repository {
-    /// Mends one timeline, or all; with `dry_run` only tells what would be tried. One entry for each damage.
+    /// Mends one timeline, or all; with `dry_run` only tells what would be tried. One entry for each damage. `sink` hears how far the checks are that it begins with; what they find it
+    /// does not hear.
     ///
-    /// Errors: no such timeline; the store cannot be read at all.
-    pub fn repair(&self, timeline: Option<&str>, dry_run: bool) -> Result<Vec<Repaired>, VerifyError> {
+    /// Errors: no such timeline; the store cannot be read at all; `sink` asked to stop: what was mended by then stays so; [`VerifyError::TooMuch`].
+    pub fn repair(
+        &self,
+        timeline: Option<&str>,
+        dry_run: bool,
+        sink: &mut dyn VerifySink,
+    ) -> Result<Vec<Repaired>, VerifyError> {
         let timelines = match timeline {
             Some(name) => vec![self.timeline_named(name)?],
             None => self.timelines(),
         };
         let mut repaired = Vec::new();
-        repaired.extend(self.repair_metadata(&timelines, dry_run)?);
+        repaired.extend(self.repair_metadata(&timelines, dry_run, sink)?);
         for timeline in &timelines {
-            repaired.extend(self.repair_wal(timeline, dry_run)?);
+            repaired.extend(self.repair_wal(timeline, dry_run, sink)?);
         }
         let only = timeline.map(|_| &*timelines[0]);
-        repaired.extend(self.repair_store(only, dry_run)?);
+        repaired.extend(self.repair_store(only, dry_run, sink)?);
         Ok(repaired)
     }
 
-    fn repair_metadata(&self, timelines: &[Arc<Timeline>], dry_run: bool) -> Result<Vec<Repaired>, VerifyError> {
-        let found = collect(self, |job| metadata::check(job, timelines))?;
+    fn repair_metadata(
+        &self,
+        timelines: &[Arc<Timeline>],
+        dry_run: bool,
+        sink: &mut dyn VerifySink,
+    ) -> Result<Vec<Repaired>, VerifyError> {
+        let found = collect(self, sink, |job| metadata::check(job, timelines))?;
         let mend = |finding: Finding| {
             let is_ours = finding.what_to_do == advice::METADATA;
             let outcome = match (is_ours, dry_run) {
@@ -113,42 +136,53 @@ impl Repository {
         Ok(found.into_iter().map(mend).collect())
     }
 
-    fn repair_wal(&self, timeline: &Arc<Timeline>, dry_run: bool) -> Result<Vec<Repaired>, VerifyError> {
+    fn repair_wal(
+        &self,
+        timeline: &Arc<Timeline>,
+        dry_run: bool,
+        sink: &mut dyn VerifySink,
+    ) -> Result<Vec<Repaired>, VerifyError> {
         let mut damaged = Vec::new();
-        let found = collect(self, |job| wal::check_and_list(job, timeline, &mut damaged))?;
-        if found.is_empty() {
-            return Ok(Vec::new());
+        let found = collect(self, sink, |job| wal::check_and_list(job, timeline, &mut damaged))?;
+        let stays =
+            |finding: &Finding, why: &str| told(finding, RepairOutcome::Impossible, format!("{why}: {}", finding.what));
+        let is_of_segment = |finding: &Finding| finding.what_to_do == advice::WAL;
+        if timeline.metadata().primary.is_none() {
+            let why = "the timeline follows no primary to take it from";
+            return Ok(found.iter().map(|finding| stays(finding, why)).collect());
         }
-        let has_primary = timeline.metadata().primary.is_some();
-        if dry_run || !has_primary || damaged.is_empty() {
-            let (outcome, what) = match has_primary && !damaged.is_empty() {
-                true => {
-                    (RepairOutcome::Possible, format!("{} segments would be taken from the primary", damaged.len()))
-                }
-                false => (RepairOutcome::Impossible, "the timeline follows no primary to take it from".to_owned()),
+        if dry_run || damaged.is_empty() {
+            let would = format!("{} segments would be taken from the primary", damaged.len());
+            let tell = |finding: &Finding| match is_of_segment(finding) {
+                true => told(finding, RepairOutcome::Possible, format!("{would}: {}", finding.what)),
+                false => stays(finding, NO_SEGMENT),
             };
-            let all = found.iter().map(|finding| told(finding, outcome, format!("{what}: {}", finding.what)));
-            return Ok(all.collect());
+            return Ok(found.iter().map(tell).collect());
         }
         let fetched = self.fetch_segments(timeline, &damaged);
-        let left = collect(self, |job| wal::check_and_list(job, timeline, &mut Vec::new()))?;
+        let left = collect(self, sink, |job| wal::check_and_list(job, timeline, &mut Vec::new()))?;
         let mend = |finding: &Finding| {
-            let stays = left.iter().any(|left| left.object == finding.object && left.file == finding.file);
-            match (&fetched, stays) {
+            let is_left = left.iter().any(|left| left.object == finding.object && left.file == finding.file);
+            if is_left && !is_of_segment(finding) {
+                return stays(finding, NO_SEGMENT);
+            }
+            match (&fetched, is_left) {
                 (Ok(()), false) => told(finding, RepairOutcome::Repaired, "taken from the primary".to_owned()),
-                (Ok(()), true) => {
-                    let what = format!("what the primary sends is no better: {}", finding.what);
-                    told(finding, RepairOutcome::Impossible, what)
-                }
+                (Ok(()), true) => stays(finding, "what the primary sends is no better"),
                 (Err(error), _) => told(finding, RepairOutcome::Impossible, crate::replication::one_line(error)),
             }
         };
         Ok(found.iter().map(mend).collect())
     }
 
-    fn repair_store(&self, only: Option<&Timeline>, dry_run: bool) -> Result<Vec<Repaired>, VerifyError> {
+    fn repair_store(
+        &self,
+        only: Option<&Timeline>,
+        dry_run: bool,
+        sink: &mut dyn VerifySink,
+    ) -> Result<Vec<Repaired>, VerifyError> {
         let mut orphans = Vec::new();
-        let found = collect(self, |job| versions::check_and_list(job, only, &mut orphans))?;
+        let found = collect(self, sink, |job| versions::check_and_list(job, only, &mut orphans))?;
         let mut orphans = orphans.into_iter();
         let mut is_readable = true;
         let mend = |finding: Finding| match finding.what_to_do {
@@ -225,11 +259,15 @@ impl Repository {
 
 fn collect(
     repository: &Repository,
+    sink: &mut dyn VerifySink,
     check: impl FnOnce(&mut Job<'_>) -> Result<(), VerifyError>,
 ) -> Result<Vec<Finding>, VerifyError> {
-    let mut collected = Collected::default();
-    check(&mut Job::new(repository, &VerifyOptions::default(), &mut collected))?;
-    Ok(collected.0)
+    let mut collected = Collected { findings: Vec::new(), is_too_much: false, sink };
+    let checked = check(&mut Job::new(repository, &VerifyOptions::default(), &mut collected));
+    if collected.is_too_much {
+        return Err(VerifyError::TooMuch { max: FINDINGS_MAX });
+    }
+    checked.map(|()| collected.findings)
 }
 
 fn told(finding: &Finding, outcome: RepairOutcome, what: String) -> Repaired {

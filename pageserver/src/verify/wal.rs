@@ -40,7 +40,7 @@ pub(super) fn check_and_list(
         Ok(segments) => segments,
         Err(error) => {
             let what = crate::replication::one_line(&error);
-            return job.found(&finding(timeline, None, "the directory".to_owned(), &layout.directory, what));
+            return job.found(&of_files(finding(timeline, None, "the directory".to_owned(), &layout.directory, what)));
         }
     };
     job.begin("WAL", Some(segments.len() as u64 * u64::from(layout.segment_bytes)))?;
@@ -71,7 +71,7 @@ fn check_histories(job: &mut Job<'_>, timeline: &Arc<Timeline>, layout: &WalLayo
         if let Err(error) = layout.history(timeline_id) {
             let object = format!("history of PostgreSQL timeline {timeline_id}");
             let what = crate::replication::one_line(&error);
-            job.found(&finding(timeline, None, object, &layout.directory, what))?;
+            job.found(&of_files(finding(timeline, None, object, &layout.directory, what)))?;
         }
     }
     Ok(())
@@ -199,8 +199,14 @@ impl Walk<'_, '_, '_> {
             "it ends before what was ingested: a crash would lose it. reached=`{reached}`, last_record_lsn=`{}`",
             self.timeline.last_record_lsn()
         );
-        self.job.found(&finding(self.timeline, self.reached_lsn, "the end".to_owned(), &self.layout.directory, what))
+        let object = "the end".to_owned();
+        self.job.found(&of_files(finding(self.timeline, self.reached_lsn, object, &self.layout.directory, what)))
     }
+}
+
+/// Of no segment that a primary could send again.
+fn of_files(finding: Finding) -> Finding {
+    Finding { what_to_do: advice::WAL_FILES, ..finding }
 }
 
 fn finding(timeline: &Arc<Timeline>, lsn: Option<Lsn>, object: String, file: &Path, what: String) -> Finding {

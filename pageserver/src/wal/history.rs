@@ -5,6 +5,8 @@
 
 use postgres_ffi::{Lsn, TimeLineId};
 
+/// What the reason begins with where a clone left its origin's timeline: the name of the origin follows. A promoted server writes others.
+pub const CLONE_REASON: &str = "base backup by the page server of ";
 /// A history longer than this is not one.
 const HISTORY_BYTES_MAX: usize = 1 << 20;
 
@@ -42,6 +44,8 @@ pub enum HistoryError {
 pub struct TimelineHistory {
     /// Timeline and where it was left, oldest first, strictly ascending timelines.
     ancestors: Vec<(TimeLineId, Lsn)>,
+    /// Those of them that were left by a clone.
+    left_by_clone: Vec<TimeLineId>,
 }
 
 impl TimelineHistory {
@@ -51,6 +55,7 @@ impl TimelineHistory {
             return Err(HistoryError::TooLong { length: content.len() });
         }
         let mut ancestors: Vec<(TimeLineId, Lsn)> = Vec::new();
+        let mut left_by_clone = Vec::new();
         // The reason is the label of a restore point and may be in any encoding.
         for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
             let line_no = index + 1;
@@ -72,13 +77,21 @@ impl TimelineHistory {
                 return Err(HistoryError::Order { line_no });
             }
             ancestors.push((ancestor, left_lsn));
+            if line.windows(CLONE_REASON.len()).any(|part| part == CLONE_REASON.as_bytes()) {
+                left_by_clone.push(ancestor);
+            }
         }
-        Ok(TimelineHistory { ancestors })
+        Ok(TimelineHistory { ancestors, left_by_clone })
     }
 
     /// Where `ancestor` was left. `None`: it is none of the ancestors.
     pub fn left_at(&self, ancestor: TimeLineId) -> Option<Lsn> {
         self.ancestors.iter().find(|(timeline_id, _)| *timeline_id == ancestor).map(|(_, left_lsn)| *left_lsn)
+    }
+
+    /// True if who left `ancestor` is a clone: it began there, and did not come there with WAL.
+    pub fn is_left_by_clone(&self, ancestor: TimeLineId) -> bool {
+        self.left_by_clone.contains(&ancestor)
     }
 
     /// Timelines and where they were left, oldest first.

@@ -101,6 +101,9 @@ pub(super) fn check_history(
     if switch_lsn < last_record_lsn {
         return Err(Divergence::LeftEarlier { timeline_id, switch_lsn, last_record_lsn });
     }
+    if primary.history.is_left_by_clone(timeline_id) && last_record_lsn < switch_lsn {
+        return Err(Divergence::BeganLater { began_lsn: switch_lsn, last_record_lsn });
+    }
     Ok(())
 }
 
@@ -109,6 +112,7 @@ mod tests {
     //! Goal: only a primary that contains what we hold is accepted. Method: one case per way to part.
 
     use super::*;
+    use crate::wal::history::CLONE_REASON;
 
     fn history(timeline_id: TimeLineId, content: &str) -> PrimaryHistory {
         let history = TimelineHistory::parse(timeline_id, content.as_bytes()).unwrap();
@@ -127,6 +131,22 @@ mod tests {
         let ours = TimelineHistory::parse(3, b"1\t0/300\ty").unwrap();
         let primary = history(5, "1\t0/300\tx\n3\t0/600\tx");
         assert_eq!(check_history(&primary, Lsn::new(0x900), 3, Some(&ours), LAST), Ok(()));
+    }
+
+    #[test]
+    fn a_clone_is_followed_from_where_it_began_on_alone() {
+        let check = |content: &str, primary_id, ours| {
+            let content = content.replace("cloned", &format!("{CLONE_REASON}main"));
+            check_history(&history(primary_id, &content), Lsn::new(0x900), ours, None, LAST)
+        };
+        assert_eq!(check("1\t0/500\tcloned", 0x1000, 1), Ok(()));
+        let began_later = Err(Divergence::BeganLater { began_lsn: Lsn::new(0x508), last_record_lsn: LAST });
+        assert_eq!(check("1\t0/508\tcloned", 0x1000, 1), began_later);
+        assert_eq!(check("1\t0/508\tcloned\n4096\t0/600\tcloned", 0x1001, 1), began_later);
+        assert_eq!(check("1\t0/100\tcloned\n4096\t0/508\tcloned", 0x1001, 0x1000), began_later);
+        // A standby of it was promoted.
+        assert_eq!(check("1\t0/100\tcloned\n4096\t0/508\tno recovery target specified", 0x1001, 0x1000), Ok(()));
+        assert_eq!(check("1\t0/508\tpromoted\n2\t0/600\tcloned", 0x1000, 1), Ok(()));
     }
 
     #[test]

@@ -23,6 +23,16 @@ pub enum Divergence {
         /// Where our last record ends.
         last_record_lsn: Lsn,
     },
+    /// The primary is a clone that began behind our last record: what stands in its WAL before is not known to be WAL.
+    #[error(
+        "the primary is a clone that began at {began_lsn}, behind our last record, which ends at {last_record_lsn}: it does not have what lies between. Reset the branch to {began_lsn}, or make a new clone"
+    )]
+    BeganLater {
+        /// Where the clone began.
+        began_lsn: Lsn,
+        /// Where our last record ends.
+        last_record_lsn: Lsn,
+    },
     /// The primary never was on our timeline, or came to it elsewhere.
     #[error(
         "the primary's timeline {primary_timeline_id} does not descend from our timeline {timeline_id}, where our last record ends at {last_record_lsn}"

@@ -142,3 +142,45 @@ fn a_branch_that_follows_another_server_is_left_to_it() -> Result<()> {
     assert!(server.timeline("main", "primary")?.ends_with(&port));
     Ok(())
 }
+
+#[test]
+fn a_branch_that_was_reset_does_not_count_as_what_its_compute_wrote() -> Result<()> {
+    let dir = TestDir::new("compute-reset")?;
+    let (mut server, computes) = rig(&dir, PgVersion::V15)?;
+    for text in ["diverged", "a clone that began at"] {
+        server.expect_in_log(text);
+    }
+    let pagectl = server.pagectl()?;
+    let first = computes.create("first", "main", &["--no-sync"])?;
+    first.execute("CREATE TABLE t AS SELECT 1 AS n")?;
+    let before_lsn = server.timeline("main", "last_record_lsn")?;
+    first.execute("INSERT INTO t VALUES (2)")?;
+    let dev = computes.create("dev", "main", &["--asynchronous", "--no-sync"])?;
+    dev.execute("INSERT INTO t VALUES (3)")?;
+    computes.run(&["stop", "dev"])?;
+
+    // Set back to before the compute began: what the compute has in front of its beginning is no WAL to go on with.
+    pagectl.run(&["branch", "reset", "dev", "--lsn", &before_lsn, "--confirm"])?;
+    let refused = computes.outcome(&["start", "dev", "--timeout", "3"])?;
+    assert!(refused.exit_code == 2 && refused.stderr.contains("a clone that began at"), "{refused:?}");
+    let refused = computes.outcome(&["stop", "dev"])?;
+    assert_eq!((refused.exit_code, computes.listed("dev")?["state"].as_str()), (1, Some("stopped")), "{refused:?}");
+
+    // Set forward to behind where the compute has come.
+    first.execute("INSERT INTO t SELECT generate_series(4, 10000)")?;
+    pagectl.run(&["branch", "reset", "dev", "--confirm"])?;
+    let refused = computes.outcome(&["destroy", "dev", "--confirm"])?;
+    let text = "does not follow it any more";
+    assert!(refused.exit_code == 2 && refused.stderr.contains(text) && dev.root().exists(), "{refused:?}");
+    computes.run(&["destroy", "dev", "--confirm", "--force"])?;
+
+    // One that is gone keeps nobody from stopping.
+    let gone = computes.create("gone", "main", &["--no-sync"])?;
+    pagectl.run(&["branch", "delete", "gone", "--confirm"])?;
+    let told = computes.outcome(&["stop", "gone"])?;
+    assert!(told.exit_code == 2 && told.stderr.contains("no branch"), "{told:?}");
+    assert_eq!(computes.listed("gone")?["state"], "stopped");
+    computes.run(&["destroy", "gone", "--confirm", "--force"])?;
+    assert!(!gone.root().exists());
+    Ok(())
+}

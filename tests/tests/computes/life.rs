@@ -184,6 +184,17 @@ fn an_interrupted_create_is_seen_and_can_be_destroyed() -> Result<()> {
     assert_eq!(computes.listed("begun")?["state"], "creating");
     computes.destroy("begun")?;
 
+    // Killed before it had made its branch; meanwhile somebody else has made one of that name.
+    fs::create_dir(&root)?;
+    let mut begun: serde_json::Value = serde_json::from_str(&text)?;
+    (begun["name"], begun["branch"]) = ("begun".into(), "begun".into());
+    (begun["branch_id"], begun["branch_is_own"]) = (serde_json::Value::Null, true.into());
+    fs::write(root.join("compute.json"), begun.to_string())?;
+    server.query("BRANCH CREATE begun FROM main")?;
+    let told = computes.outcome(&["destroy", "begun", "--confirm", "--with-branch"])?;
+    assert!(told.exit_code == 0 && told.stderr.contains("may have been made for this compute"), "{told:?}");
+    assert!(!root.exists() && server.timeline("begun", "name")? == "begun");
+
     // Damaged, only force removes it.
     fs::create_dir(&root)?;
     fs::write(root.join("compute.json"), "{")?;

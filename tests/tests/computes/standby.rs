@@ -54,6 +54,36 @@ fn a_standby_follows_the_primary_of_its_branch() -> Result<()> {
     Ok(())
 }
 
+/// Replay would put the tablespace where the primary has it.
+#[test]
+fn a_tablespace_that_was_just_made_is_not_replayed_into_the_primary() -> Result<()> {
+    let dir = TestDir::new("compute-standby-tablespace")?;
+    let primary = Postgres::builder(PgVersion::V15).start(&dir)?;
+    let mut server = PageServer::builder().start(&dir)?;
+    server.import("main", &primary.conninfo())?;
+    let computes = Computes::new(&mut server)?;
+    primary.execute("CHECKPOINT")?;
+    let location = dir.create_subdir("tablespace")?;
+    let location = location.to_str().context("a path in UTF-8")?;
+    primary.connect()?.batch_execute(&format!("CREATE TABLESPACE elsewhere LOCATION '{location}'"))?;
+    primary.execute("CREATE TABLE t TABLESPACE elsewhere AS SELECT generate_series(1, 1000) AS n")?;
+    wait_until_ingested(&server, &primary)?;
+    let conninfo = primary.conninfo();
+    let arguments = ["create", "replica", "--branch", "main", "--standby", "--primary", &conninfo, "--no-sync"];
+    let refused = computes.outcome(&arguments)?;
+    assert!(refused.exit_code == 2 && refused.stderr.contains(location), "{refused:?}");
+
+    primary.execute("CHECKPOINT")?;
+    primary.execute("INSERT INTO t VALUES (1001)")?;
+    wait_until_ingested(&server, &primary)?;
+    let standby = computes.create("replica", "main", &["--standby", "--primary", &conninfo, "--no-sync"])?;
+    wait_for_count(&standby, "1001")?;
+    let its_own =
+        standby.query_text("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'elsewhere'")?;
+    assert_ne!(its_own, location);
+    computes.destroy("replica").map(drop)
+}
+
 #[test]
 fn a_standby_of_a_compute_finds_it_by_the_branch() -> Result<()> {
     let dir = TestDir::new("compute-standby-of-compute")?;

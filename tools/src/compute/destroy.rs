@@ -168,21 +168,26 @@ impl Destroy {
 
     /// The branch follows nobody any more, and is deleted if that was asked for: true then. One that has come to follow another server is left alone.
     fn leave_branch(&self, place: &Place, record: &Record, page_server: &mut PageServer) -> Result<bool> {
-        let id = match &record.branch_id {
-            Some(id) => id.clone(),
-            // `create` was interrupted before it could note the id of a branch that it may have made.
-            None => record.branch.clone(),
+        let Some(id) = &record.branch_id else {
+            // `create` was interrupted before it could note the id of a branch that it may have made. Whether one of that name is it cannot be told.
+            if record.branch_is_own && page_server.branch_if_there(&record.branch)?.is_some() {
+                eprintln!(
+                    "pagectl: there is a branch {}, which may have been made for this compute: `pagectl branch delete` deletes it",
+                    record.branch
+                );
+            }
+            return Ok(false);
         };
-        let Some(branch) = page_server.branch_if_there(&id)? else { return Ok(false) };
+        let Some(branch) = page_server.branch_if_there(id)? else { return Ok(false) };
         if let Some(other) = branch.follows_another(place, record) {
             eprintln!("pagectl: branch {} follows another server, {other}: it is left alone", branch.name);
             return Ok(false);
         }
-        if branch.follows() && record.branch_id.is_some() {
-            page_server.unfollow(&id)?;
+        if branch.follows() {
+            page_server.unfollow(id)?;
         }
         if self.with_branch {
-            page_server.delete_branch(&id).with_context(|| format!("delete branch {}", branch.name))?;
+            page_server.delete_branch(id).with_context(|| format!("delete branch {}", branch.name))?;
         }
         Ok(self.with_branch)
     }

@@ -65,6 +65,11 @@ impl std::fmt::Display for HandedOver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.end_lsn {
             Some(_) if self.complete => write!(f, "the page server has everything, up to {}", self.last_record_lsn),
+            Some(end_lsn) if end_lsn <= self.last_record_lsn => write!(
+                f,
+                "its branch does not follow it any more and ends at {}: whether the page server has what the compute wrote up to {end_lsn} is not known",
+                self.last_record_lsn
+            ),
             Some(end_lsn) => write!(f, "the page server has it up to {} only, of {end_lsn}", self.last_record_lsn),
             None => write!(
                 f,
@@ -100,8 +105,10 @@ impl Stop {
         if self.immediate {
             postmaster::stop(&place, &record, Mode::Immediate, self.timeout)?;
         } else {
-            if let Ok(mut page_server) = PageServer::connect(server) {
-                wait_for_receiver(&place, &record, &mut page_server)?;
+            if let Ok(mut page_server) = PageServer::connect(server)
+                && let Err(error) = wait_for_receiver(&place, &record, &mut page_server)
+            {
+                eprintln!("pagectl: {error:#}");
             }
             postmaster::stop(&place, &record, Mode::Fast, self.timeout)
                 .context("it is still ending; `--immediate` does not wait for sessions and for the page server")?;
@@ -138,8 +145,10 @@ pub fn handed_over(place: &Place, record: &Record, page_server: &mut PageServer)
         let ingested = branch.received_lsn.is_none_or(|received_lsn| received_lsn <= branch.last_record_lsn);
         ingested && (end_lsn.is_none() || is_there(branch.last_record_lsn))
     })?;
-    let last_record_lsn = match &branch {
-        Ok(branch) | Err(branch) => branch.last_record_lsn,
-    };
-    Ok(HandedOver { end_lsn, last_record_lsn, complete: branch.is_ok() && is_there(last_record_lsn) })
+    let (Ok(branch) | Err(branch)) = branch;
+    let last_record_lsn = branch.last_record_lsn;
+    let follows = branch.follows() && branch.follows_another(place, record).is_none();
+    // A branch that follows nobody any more and ends just there was unfollowed; one that ends behind has been reset, or followed others.
+    let is_its = follows || end_lsn == Some(last_record_lsn);
+    Ok(HandedOver { end_lsn, last_record_lsn, complete: is_its && is_there(last_record_lsn) })
 }

@@ -76,6 +76,8 @@ fn what_cannot_be() {
     assert!(matches!(error, IngestError::Body { .. }));
     let error = refused(PgVersion::V15, &rec(rmgr::XACT, xact::COMMIT, 1000, Body::default().u32(1)));
     assert!(matches!(error, IngestError::Body { record_start_lsn, .. } if record_start_lsn == START_LSN));
+    let filler = rec(rmgr::XLOG, xlog::operation::NOOP, 0, Body::default().u64(0));
+    assert!(matches!(refused(PgVersion::V15, &filler), IngestError::Filler { .. }));
     let far = rec(rmgr::BTREE, 0, 0, Body::default()).block(block(0, u32::MAX - 1));
     assert!(matches!(refused(PgVersion::V15, &far), IngestError::GapTooLarge { .. }));
     let same = rec(rmgr::DBASE, 0, 0, Body::default().u32(9).u32(1).u32(9).u32(1));

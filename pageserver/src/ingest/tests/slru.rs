@@ -146,6 +146,19 @@ fn commit_timestamps_of_a_server_that_crashed_before_a_checkpoint_knew_of_them()
 }
 
 #[test]
+fn commit_timestamps_begin_no_later_than_the_next_transaction_where_that_is_known_rounded() {
+    // As a restart finds it: the next one may be 1025. No shutdown checkpoint before the setting comes: a promotion.
+    let mut rig = Rig::with(PgVersion::V15, Checkpoint { next_xid: 2048, ..start_checkpoint() });
+    let puts = rig.shown(&parameters(1));
+    assert_eq!(rig.ingest.checkpoint().oldest_commit_ts_xid, 1025);
+    for page_no in [1, 2] {
+        assert!(puts.contains(&format!("pg_commit_ts page {page_no} Image")), "{puts:?}");
+    }
+    rig.ingest(&end(xact::COMMIT, 1025, &[]));
+    assert_eq!(slru::commit_ts(&page(&rig, SlruKind::CommitTs, 1), 1025 - 819), (77, 0));
+}
+
+#[test]
 fn a_page_of_commit_timestamps_that_nobody_makes_ends_its_segment() {
     // On page 158; page 160, which begins segment 5, comes next: a clone went on at a rounded id.
     let mut rig = Rig::with(PgVersion::V15, Checkpoint { next_xid: 158 * 819 + 647, ..start_checkpoint() });

@@ -59,7 +59,12 @@ pub(super) fn repair(
     request: &RepairRequest,
     rows: &mut Rows<'_>,
 ) -> Result<(), Failure> {
-    let repaired = repository.repair(request)?;
+    let mut sink = RowsSink { rows: &mut *rows, stopped_by: None };
+    let outcome = repository.repair(request, &mut sink);
+    if let Some(failure) = sink.stopped_by {
+        return Err(failure);
+    }
+    let repaired = outcome?;
     repaired.iter().try_for_each(|repaired| rows.row(&repair_row(repaired)))
 }
 

@@ -288,18 +288,23 @@ impl Stream<'_> {
                     let fatal = PgError::new(sqlstate::CONNECTION_FAILURE, "reconnect").with_hint(error.message);
                     return Err(End::Fatal(fatal).into());
                 }
-                Kind::NotFound | Kind::FileMissing => format!("Not found: {error}"),
-                Kind::NotYet => format!("LSN timeout: {error}"),
-                Kind::InvalidRequest => format!("Bad request: {error}"),
+                Kind::NotFound | Kind::FileMissing => prefixed("Not found: ", &error.message),
+                Kind::NotYet => prefixed("LSN timeout: ", &error.message),
+                Kind::InvalidRequest => prefixed("Bad request: ", &error.message),
                 Kind::Corrupt | Kind::Cancelled | Kind::Internal => {
                     tracing::error!(header = ?request.header, body = ?request.body, %error, "page request failed");
-                    format!("Read error: {error}")
+                    prefixed("Read error: ", &error.message)
                 }
             },
         };
         wire::error_response(self.version, request, &text, self.wire.out.bytes());
         Ok(self.wire.flush_if_much()?)
     }
+}
+
+/// The prefix by which clients know what an error is; many errors begin with it by themselves.
+fn prefixed(prefix: &str, message: &str) -> String {
+    if message.starts_with(prefix) { message.to_owned() } else { format!("{prefix}{message}") }
 }
 
 /// The fork of a relation that can be asked for. Relation 0 and fork numbers beyond the last do not exist.

@@ -247,7 +247,7 @@ impl RepositoryBackend for ToyRepository {
         }
     }
 
-    fn repair(&self, request: &RepairRequest) -> Result<Vec<Repaired>, BackendError> {
+    fn repair(&self, request: &RepairRequest, _: &mut dyn VerifySink) -> Result<Vec<Repaired>, BackendError> {
         Ok(vec![Repaired {
             timeline: request.timeline.clone(),
             part: Part::Wal,

@@ -168,6 +168,14 @@ pub struct OwnRetention {
     pub wal: Option<WalSize>,
 }
 
+impl OwnRetention {
+    /// What `other` has where this names nothing.
+    pub fn or(self, other: Option<OwnRetention>) -> Self {
+        let other = other.unwrap_or_default();
+        OwnRetention { time: self.time.or(other.time), wal: self.wal.or(other.wal) }
+    }
+}
+
 impl Retention {
     /// With what a timeline has of its own.
     pub fn with(self, own: Option<OwnRetention>) -> Self {

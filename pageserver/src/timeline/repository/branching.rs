@@ -203,7 +203,7 @@ impl Repository {
             .and_then(|()| self.open_timeline(metadata));
         if made.is_err() {
             // If this fails too, the next start does it, or finds a whole branch.
-            let _ = std::fs::remove_dir_all(self.timeline_dir(timeline_id));
+            let _ = self.remove_timeline_dir(&self.timeline_dir(timeline_id));
             let _ = std::fs::remove_dir_all(&new_dir);
         }
         made

@@ -165,10 +165,11 @@ impl Repository {
         Retention { time: section.time, wal }.with(timeline.metadata().retention)
     }
 
-    /// Gives the timeline `name` a retention of its own; `None`: the server's. Errors: no such timeline; the disk.
+    /// Gives the timeline `name` a retention of its own; what `own` does not name stays. `None`: the server's. Errors: no such timeline; the disk.
     pub fn set_retention(&self, name: &str, own: Option<OwnRetention>) -> Result<Changed, RepositoryError> {
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
+        let own = own.map(|own| own.or(timeline.metadata().retention));
         self.change_metadata(&timeline, |metadata| metadata.retention = own)?;
         info!(timeline = name, ?own, "retention changed");
         Ok(Changed { timeline, notices: Vec::new() })
@@ -404,7 +405,9 @@ impl Repository {
     pub(super) fn restore_pins(&self) {
         for timeline in self.timelines() {
             let horizon_lsn = timeline.horizon.lsn();
-            timeline.horizon.set(horizon_lsn, self.pins_of(&timeline));
+            let mut pins = self.pins_of(&timeline);
+            pins.retain(|pin_lsn| *pin_lsn < horizon_lsn);
+            timeline.horizon.set(horizon_lsn, pins);
         }
     }
 

@@ -15,7 +15,7 @@ use super::marks::{DELETING, RESETTING, clear_mark, read_mark, set_mark};
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
 use crate::timeline::metadata::{Ancestor, TimelineMetadata};
-use crate::timeline::{Timeline, TimelineId};
+use crate::timeline::{TenantId, Timeline, TimelineId};
 
 /// What is told of versions that could not be deleted.
 const VERSIONS_STAY: &str =
@@ -83,6 +83,9 @@ impl Repository {
         let dir = self.timeline_dir(metadata.timeline_id);
         let slot = metadata.primary.as_ref().map(|primary| self.left_slots.take(primary));
         metadata.primary.iter().try_for_each(|primary| self.left_slots.add(primary))?;
+        if dir.join(RESETTING).exists() {
+            self.finish_reset(&dir, &metadata)?; // One that had failed.
+        }
         set_mark(&dir, RESETTING, metadata.timeline_no)?;
         Failpoint::ResetMarked.pass();
         timeline.end_receiver();
@@ -171,6 +174,28 @@ impl Repository {
             return Ok(());
         }
         self.redo.lock().remove(&tenant_id);
+        self.remove_tenant_dir(tenant_id)
+    }
+
+    /// At the start: what a crash, or a timeline that was given up, has left of tenants that have none.
+    pub(super) fn forget_tenants_but_of(&self, timelines: &[TimelineMetadata]) -> Result<(), RepositoryError> {
+        let entries = match std::fs::read_dir(&self.tenants_dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries,
+        };
+        let io = |source| RepositoryError::Io { doing: "list the tenants", path: self.tenants_dir.clone(), source };
+        for entry in entries.map_err(io)? {
+            let name = entry.map_err(io)?.file_name();
+            // What has another name is not ours.
+            let Some(tenant_id) = name.to_str().and_then(|name| name.parse::<TenantId>().ok()) else { continue };
+            if !timelines.iter().any(|metadata| metadata.tenant_id == tenant_id) {
+                self.remove_tenant_dir(tenant_id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_tenant_dir(&self, tenant_id: TenantId) -> Result<(), RepositoryError> {
         let dir = self.tenant_dir(tenant_id);
         match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

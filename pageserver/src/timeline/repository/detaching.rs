@@ -40,6 +40,9 @@ pub type OnDetached<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
 #[derive(Clone, Default)]
 pub(super) struct BusyTimelines(Arc<Mutex<HashMap<TimelineId, &'static str>>>);
 
+/// What a timeline is being while WAL of it is taken from its primary again.
+pub(super) const REPAIRED: &str = "repaired";
+
 /// While this lives nobody deletes, resets or detaches the timeline.
 pub(super) struct BusyGuard {
     timeline_id: TimelineId,
@@ -73,6 +76,24 @@ impl Repository {
         Ok(Changed { timeline, notices: vec![notice] })
     }
 
+    /// From now on, until what it gives is dropped, the timeline is being `doing`. Requires: `changes` is locked. Errors: it is busy already.
+    pub(super) fn begin_busy(&self, timeline: &Timeline, doing: &'static str) -> Result<BusyGuard, BranchError> {
+        let metadata = timeline.metadata();
+        self.check_not_busy(&metadata)?;
+        self.busy.0.lock().insert(metadata.timeline_id, doing);
+        Ok(BusyGuard { timeline_id: metadata.timeline_id, busy: self.busy.clone() })
+    }
+
+    /// True while WAL of the timeline is being taken from its primary: nobody else feeds it.
+    pub(super) fn is_being_repaired(&self, timeline: &Timeline) -> bool {
+        self.busy.0.lock().get(&timeline.metadata().timeline_id) == Some(&REPAIRED)
+    }
+
+    /// Errors: a timeline that is being repaired.
+    pub(super) fn check_not_repaired(&self, timeline: &Timeline) -> Result<(), BranchError> {
+        if self.is_being_repaired(timeline) { self.check_not_busy(&timeline.metadata()) } else { Ok(()) }
+    }
+
     /// Errors: a timeline that something long is being done with.
     pub(super) fn check_not_busy(&self, metadata: &TimelineMetadata) -> Result<(), BranchError> {
         match self.busy.0.lock().get(&metadata.timeline_id) {
@@ -86,12 +107,10 @@ impl Repository {
         let timeline = self.timeline_named(name)?;
         timeline.check_here()?;
         let metadata = timeline.metadata();
-        self.check_not_busy(&metadata)?;
+        let busy = self.begin_busy(&timeline, "detached")?;
         let not_a_branch = || BranchError::NotABranch { timeline: metadata.name.clone() };
         let (_, branch_lsn) = timeline.nearest_ancestor().ok_or_else(not_a_branch)?;
         self.check_no_lease_below(&timeline, branch_lsn)?;
-        self.busy.0.lock().insert(metadata.timeline_id, "detached");
-        let busy = BusyGuard { timeline_id: metadata.timeline_id, busy: self.busy.clone() };
         Ok((timeline, branch_lsn, busy))
     }
 

@@ -46,7 +46,7 @@ impl Repository {
     pub(super) fn follow_if_nobody_feeds(&self, timeline: &Arc<Timeline>) -> Result<(), RepositoryError> {
         // Else a command that ingests the WAL on disk, or begins to follow, would be at it at the same time.
         let _changes = self.changes.lock();
-        if timeline.is_gone() || timeline.receiver.read().is_some() {
+        if timeline.is_gone() || timeline.receiver.read().is_some() || self.is_being_repaired(timeline) {
             return Ok(());
         }
         if timeline.metadata().primary.is_some() && matches!(timeline.state(), TimelineState::Stopped { .. }) {
@@ -92,16 +92,21 @@ impl Repository {
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
         timeline.check_here()?;
+        self.check_not_repaired(&timeline)?;
         let slot = format!("pageserver_{}", timeline.metadata().timeline_id);
         let primary = Primary { conninfo: conninfo.to_owned(), slot: slot.clone() };
         let before = timeline.metadata().primary.clone();
         self.change_metadata(&timeline, |metadata| metadata.primary = Some(primary.clone()))?;
         let mut notices = Vec::new();
-        if let Err(error) = self.left_slots.take(&primary).keep() {
-            let error = one_line(&error);
-            notices.push(format!(
-                "slot `{slot}` stays on the list of those that are to go as long as it is needed: {error}"
-            ));
+        let stays_at =
+            |server: &str| format!("slot `{slot}` stays at {server}; drop it there when it is not needed any more");
+        let in_hand = self.left_slots.take(&primary);
+        match self.left_slots.give_up_elsewhere(&primary).and_then(|elsewhere| in_hand.keep().map(|()| elsewhere)) {
+            Ok(elsewhere) => notices.extend(elsewhere.iter().map(|server| stays_at(server))),
+            Err(error) => notices.push(format!(
+                "slot `{slot}` stays on the list of those that are to go as long as it is needed: {}",
+                one_line(&error)
+            )),
         }
         Failpoint::FollowSaved.pass();
         timeline.end_receiver();
@@ -112,11 +117,7 @@ impl Repository {
         }
         Failpoint::FollowDone.pass();
         if let Some(before) = before.filter(|before| before.conninfo != conninfo) {
-            let server = before.server();
-            notices.push(format!(
-                "slot `{}` stays at {server}; drop it there when it is not needed any more",
-                before.slot
-            ));
+            notices.push(stays_at(&before.server()));
         }
         Ok(Changed { timeline, notices })
     }
@@ -130,6 +131,7 @@ impl Repository {
             return Ok(Changed { timeline, notices: vec!["it followed nobody".to_owned()] });
         };
         timeline.check_here()?; // Its slot has what a mended store needs.
+        self.check_not_repaired(&timeline)?;
         if !timeline.inherits_all() {
             let (timeline, state) = (timeline.metadata().name.clone(), timeline.state().name());
             return Err(BranchError::NotReadableYet { timeline, state }.into());

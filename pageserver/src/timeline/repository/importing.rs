@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use keyenc::TimelineNo;
 use postgres_ffi::PgVersion;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::branching::NEW_DIR_PREFIX;
 use super::left_slots::InHand;
@@ -17,7 +17,7 @@ use super::{Repository, RepositoryError, create_dir};
 use crate::failpoint::Failpoint;
 use crate::import::base_backup::ReachedPrimary;
 use crate::import::{ClusterFiles, ImportError, ImportProgress, ImportSummary, OnProgress, data_dir};
-use crate::replication::{ConnInfo, ReplicationError};
+use crate::replication::{ConnInfo, ReplicationError, one_line};
 use crate::store::Impatience;
 use crate::timeline::metadata::{ClusterFacts, Imported, Primary, TimelineMetadata};
 use crate::timeline::{TenantId, Timeline, TimelineId};
@@ -117,8 +117,17 @@ impl Repository {
         let in_hand = self.left_slots.take(&primary);
         let imported = self.import_from(&new, &parsed, &in_hand, &primary, on_progress);
         let (timeline, report) = self.end_import(new, imported, None, Some(primary.clone()))?;
-        in_hand.keep()?;
-        self.follow_if_nobody_feeds(&timeline)?;
+        // The timeline is there, and names the slot, which nobody drops then.
+        if let Err(error) = in_hand.keep() {
+            warn!(
+                slot = primary.slot,
+                error = one_line(&error),
+                "a slot stays on the list of those that are to go as long as it is needed"
+            );
+        }
+        if let Err(error) = self.follow_if_nobody_feeds(&timeline) {
+            timeline.stop(&error);
+        }
         Ok((timeline, report))
     }
 

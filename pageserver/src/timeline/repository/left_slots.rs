@@ -179,6 +179,17 @@ impl LeftSlots {
         is_free.then(|| InHand { slots: self, primary: primary.clone() })
     }
 
+    /// Takes off the list what is at other primaries under the slot's name: as long as a timeline names it, it is not tried. Where that is, for people.
+    pub fn give_up_elsewhere(&self, primary: &Primary) -> Result<Vec<String>, RepositoryError> {
+        let mut file = self.file.content();
+        let is_elsewhere = |left: &LeftSlot| left.slot == primary.slot && !left.is_of(primary);
+        let (elsewhere, slots): (Vec<_>, Vec<_>) = file.slots.iter().cloned().partition(is_elsewhere);
+        if !elsewhere.is_empty() {
+            self.replace(&mut file, slots)?;
+        }
+        Ok(elsewhere.iter().map(|left| left.primary().server()).collect())
+    }
+
     fn remove(&self, primary: &Primary) -> Result<(), RepositoryError> {
         let mut file = self.file.content();
         let slots: Vec<LeftSlot> = file.slots.iter().filter(|listed| !listed.is_of(primary)).cloned().collect();
@@ -296,6 +307,17 @@ mod tests {
         slots.add(&primary("a")).unwrap();
         let listed = slots.file.content().slots.clone();
         assert!(listed.len() == 1 && listed[0].since_unix_seconds > 1, "{listed:?}");
+    }
+
+    #[test]
+    fn a_slot_that_stays_elsewhere_is_told_and_not_kept_on_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let slots = LeftSlots::load(dir.path()).unwrap();
+        let elsewhere = Primary { conninfo: "host=127.0.0.2 port=2 user=u".to_owned(), slot: "a".to_owned() };
+        [&elsewhere, &primary("a"), &primary("b")].into_iter().for_each(|left| slots.add(left).unwrap());
+        assert_eq!(slots.give_up_elsewhere(&primary("a")).unwrap(), ["u@127.0.0.2:2"]);
+        assert_eq!(listed(&LeftSlots::load(dir.path()).unwrap()), [primary("a"), primary("b")]);
+        assert_eq!(slots.give_up_elsewhere(&primary("a")).unwrap(), <[String; 0]>::default());
     }
 
     #[test]

@@ -128,7 +128,8 @@ impl Repository {
         Ok(())
     }
 
-    fn remove_timeline_dir(&self, dir: &Path) -> Result<(), RepositoryError> {
+    /// Removes a timeline's directory: under another name, so that none is found half removed.
+    pub(super) fn remove_timeline_dir(&self, dir: &Path) -> Result<(), RepositoryError> {
         let io = |source| RepositoryError::Io { doing: "remove a timeline's directory", path: dir.to_owned(), source };
         let Some(id) = dir.file_name() else { return Ok(()) };
         let mut old_name = std::ffi::OsString::from(OLD_DIR_PREFIX);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use keyenc::TimelineNo;
 use tracing::info;
 
+use super::detaching::REPAIRED;
 use super::{Repository, RepositoryError, tenants};
 use crate::replication::{ConnInfo, ReplicationError};
 use crate::timeline::Timeline;
@@ -38,20 +39,25 @@ impl Repository {
     }
 
     /// Takes segments of the timeline's WAL from its primary again. The receiver stands still meanwhile, and goes on where it was; a timeline that had stopped
-    /// begins again. Errors: the primary does not have them, what it sends is no WAL that goes on, the disk.
+    /// begins again. Errors: the primary does not have them, what it sends is no WAL that goes on, the disk; [`BranchError::Busy`].
+    ///
+    /// [`BranchError::Busy`]: super::BranchError::Busy
     pub(crate) fn fetch_segments(&self, timeline: &Arc<Timeline>, segment_nos: &[u64]) -> Result<(), RepositoryError> {
-        let _changes = self.changes.lock();
+        let changes = self.changes.lock();
         timeline.check_here()?;
         let Some(primary) = timeline.metadata().primary.clone() else { return Ok(()) };
         let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
         let layout = self.wal_layout(timeline);
         let needed_lsn = timeline.wal_end_lsn().max(timeline.own_last_record_lsn());
+        let _busy = self.begin_busy(timeline, REPAIRED)?;
         timeline.end_receiver();
+        drop(changes); // Its primary may take its time.
         let fetched = segment_nos.iter().try_for_each(|segment_no| {
             fetch_segment(&conninfo, &primary.slot, &layout, *segment_no, needed_lsn)?;
             info!(timeline = %timeline.metadata().name, segment_no, "WAL segment taken from the primary again");
             Ok(())
         });
+        let _changes = self.changes.lock();
         timeline.begin_again();
         self.follow_again(timeline);
         fetched

@@ -126,6 +126,17 @@ fn time_keeps_history_while_the_size_of_wal_does_not() {
     // The rig's timeline knows no times: everything may be as young as a week.
     assert_eq!(collect_with(None), None);
     assert_eq!(collect_with(Some(RetentionTime::from_seconds(0))), Some(at(9)));
+    // What is not named stays.
+    let own = || main.metadata().retention;
+    assert_eq!(
+        own(),
+        Some(OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(0)) })
+    );
+    repository.set_retention("main", Some(OwnRetention { time: None, wal: Some(WalSize::from_bytes(8)) })).unwrap();
+    assert_eq!(
+        own(),
+        Some(OwnRetention { time: Some(RetentionTime::from_seconds(0)), wal: Some(WalSize::from_bytes(8)) })
+    );
     // A horizon does not go back.
     repository.set_retention("main", None).unwrap();
     assert_eq!(main.first_readable_lsn(), Some(at(9)));

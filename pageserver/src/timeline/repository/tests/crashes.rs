@@ -164,6 +164,21 @@ fn what_a_failed_reset_has_left_goes_with_its_branch() {
 }
 
 #[test]
+fn what_a_failed_reset_has_left_goes_with_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = repository(&dir);
+    let metadata = repository.timeline_named("branch").unwrap().metadata();
+    let wal_dir = repository.timeline_dir(metadata.timeline_id).join("wal");
+    std::fs::remove_dir_all(&wal_dir).unwrap();
+    std::fs::write(&wal_dir, "no directory").unwrap();
+    assert!(repository.reset_branch("branch", BranchPoint::Lsn(at(2))).is_err());
+    std::fs::remove_file(&wal_dir).unwrap();
+    let branch = repository.reset_branch("branch", BranchPoint::Lsn(at(2))).unwrap().timeline;
+    assert!(is_empty(&repository, metadata.timeline_no));
+    assert_eq!(tag(&branch, branch.last_record_lsn()), 2);
+}
+
+#[test]
 fn a_detach_that_was_cut_off_starts_over() {
     let dir = tempfile::tempdir().unwrap();
     let first = repository(&dir);

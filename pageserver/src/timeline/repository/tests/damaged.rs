@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::super::*;
 use super::rig::*;
 use crate::timeline::{BranchPoint, ReadError, TimelineState};
+use crate::verify::{Finding, VerifyError, VerifyProgress, VerifySink};
 
 /// `main` with two branches, one of which has versions of its own, and `other`, all in files.
 fn cluster(dir: &tempfile::TempDir) {
@@ -203,6 +204,27 @@ fn what_lacks_its_control_file_alone_stays_as_it_is() {
     assert_eq!(main.store.watermark(), watermark);
 }
 
+/// Asks to stop as soon as it is told anything.
+struct Stops;
+
+impl VerifySink for Stops {
+    fn finding(&mut self, _: &Finding) -> ControlFlow<()> {
+        ControlFlow::Break(())
+    }
+
+    fn progress(&mut self, _: &VerifyProgress) -> ControlFlow<()> {
+        ControlFlow::Break(())
+    }
+}
+
+#[test]
+fn a_repair_stops_when_it_is_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    cluster(&dir);
+    let repository = open(&dir);
+    assert!(matches!(repository.repair(None, false, &mut Stops), Err(VerifyError::Cancelled)));
+}
+
 #[test]
 fn who_finds_no_room_to_follow_does_when_there_is() {
     let dir = tempfile::tempdir().unwrap();
@@ -215,7 +237,7 @@ fn who_finds_no_room_to_follow_does_when_there_is() {
     repository.follow_primary("main", nobody).unwrap();
 
     let impatience = main.store.impatient();
-    let full = (1..).find_map(|n| {
+    let full = (1..1000).find_map(|n| {
         write(&repository, &main, at(n), &[Write::Block(0, 0, n)]);
         main.store.flush(true).err()
     });

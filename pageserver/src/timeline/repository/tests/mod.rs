@@ -1,5 +1,6 @@
 //! Branches in a real repository on disk, without a server: what is written is made up, and goes through the store as ingest puts it.
 
+mod backup_proof;
 mod base_backup;
 mod collecting;
 mod crashes;

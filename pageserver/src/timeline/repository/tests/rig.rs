@@ -13,7 +13,7 @@ use postgres_ffi::{BLCKSZ, ForkNumber, Lsn, PgVersion, RelTag, SlruKind};
 
 use crate::config::Config;
 use crate::delta::{Delta, Index};
-use crate::import::{ImportCounts, ImportSummary};
+use crate::import::{ImportCounts, ImportSummary, MissingSegment};
 use crate::ingest::KeptSizes;
 use crate::store::Batch;
 use crate::timeline::gc::{OwnRetention, RetentionTime, WalSize};
@@ -124,6 +124,16 @@ pub fn control_file() -> ControlFile {
 
 /// A timeline of a tenant of its own, readable from [`START_LSN`] on, with a CLOG page and nothing else.
 pub fn import(repository: &Repository, name: &str) -> Arc<Timeline> {
+    import_backup(repository, name, START_LSN, &[])
+}
+
+/// The same of a backup that ends at `first_readable_lsn` and lacks files.
+pub fn import_backup(
+    repository: &Repository,
+    name: &str,
+    first_readable_lsn: Lsn,
+    missing_segments: &[MissingSegment],
+) -> Arc<Timeline> {
     let new = repository.begin_import(name).unwrap();
     let store = repository.store.timeline(new.no).unwrap();
     let control_file = control_file();
@@ -142,8 +152,8 @@ pub fn import(repository: &Repository, name: &str) -> Arc<Timeline> {
         control_file: Box::new(control_file),
         pg_timeline_id: 1,
         start_lsn: START_LSN,
-        first_readable_lsn: START_LSN,
-        missing_segments: Vec::new(),
+        first_readable_lsn,
+        missing_segments: missing_segments.to_vec(),
         counts: ImportCounts::default(),
     };
     repository.end_import(new, Ok(summary), None, None).unwrap().0
