@@ -128,6 +128,7 @@ impl TimelineBackend for ConstantPages {
             durable_lsn: None,
             oldest_wal: None,
             received_lsn: None,
+            pg_timelines: None,
             source_end_lsn: None,
             receiver: None,
             primary: None,

@@ -320,11 +320,11 @@ impl Config {
         Ok(())
     }
 
-    /// The text of a new configuration file: every key with its default.
+    /// The text of a new configuration file: every key that has a default.
     pub fn default_file() -> String {
         let body = toml::to_string_pretty(&Config::default()).expect("the defaults are plain values");
         format!(
-            "# Configuration of the page server. Every key is optional; what stands here are the defaults.\n\n{body}"
+            "# Configuration of the page server. Every key is optional; what stands here are the defaults. What they mean: docs/configuration.md.\n\n{body}"
         )
     }
 
@@ -355,6 +355,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(CONFIG_FILE_NAME), text).unwrap();
         Config::load(dir.path())
+    }
+
+    /// Keys with their defaults, as the document writes them.
+    fn rows(prefix: &str, table: &toml::Table) -> Vec<String> {
+        let row = |(key, value): (&String, &toml::Value)| match value {
+            toml::Value::Table(section) => rows(&format!("{key}."), section),
+            value => vec![format!("| `{prefix}{key}` | `{value}` |")],
+        };
+        table.iter().flat_map(row).collect()
+    }
+
+    #[test]
+    fn the_document_has_every_key_with_its_default() {
+        let document = include_str!("../../docs/configuration.md");
+        let expected = rows("", &Config::default_file().parse().unwrap());
+        for row in &expected {
+            assert!(document.contains(row), "{row}");
+        }
+        // One has no default.
+        assert_eq!(document.matches("\n| `").count(), expected.len() + 1);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use pageserver::page_service::basebackup::BackupBegin;
 use postgres_ffi::Lsn;
 
 use crate::connect::ServerArgs;
-use crate::output::Output;
+use crate::output::{Output, ReaderGone};
 use crate::part_file::write_whole;
 
 /// Bytes that are read and written at once.
@@ -109,11 +109,11 @@ struct OutputWriter<'a>(&'a mut Output);
 
 impl Write for OutputWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // The error's own kind must stay visible: a reader that went away ends the program quietly.
-        self.0
-            .bytes(bytes)
-            .map(|()| bytes.len())
-            .map_err(|error| error.downcast::<io::Error>().unwrap_or_else(|error| io::Error::other(error.to_string())))
+        // What it is must stay visible: a reader that went away ends the program quietly.
+        self.0.bytes(bytes).map(|()| bytes.len()).map_err(|error| match error.downcast::<ReaderGone>() {
+            Ok(gone) => io::Error::other(gone),
+            Err(error) => io::Error::other(format!("{error:#}")),
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {

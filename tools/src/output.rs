@@ -78,7 +78,7 @@ impl Output {
 
 /// Nobody reads our output any more. A connection to a server that breaks is another matter.
 #[derive(Debug)]
-struct ReaderGone;
+pub struct ReaderGone;
 
 impl Display for ReaderGone {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -97,5 +97,10 @@ fn written(error: io::Error) -> anyhow::Error {
 
 /// True when `error` says that nobody reads our output any more.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.is::<ReaderGone>()
+    // An `io::Error` that holds another error is no link of the chain to it.
+    let held_by = |cause: &(dyn std::error::Error + 'static)| {
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        inner.is_some_and(|inner| inner.is::<ReaderGone>())
+    };
+    error.chain().any(|cause| cause.is::<ReaderGone>() || held_by(cause))
 }

@@ -26,7 +26,7 @@ pub struct Verify {
 /// Mends what `verify` finds, as far as it can be mended without guessing
 ///
 /// WAL segments come from the primary again, if it still has them; files of metadata are written again from what the running server knows; versions
-/// that are nobody's are deleted. Damaged files of the store stay. Exit code 1 if anything stays damaged.
+/// that are nobody's are deleted. Damaged files of the store stay. Exit code 1 unless all is repaired.
 #[derive(Debug, clap::Args)]
 pub struct Repair {
     /// Only this timeline, by name or id

@@ -89,7 +89,7 @@ pub enum BackupError {
     },
     /// Replay would make a tablespace of the primary's path: on its machine the standby would write into the primary's files.
     #[error(
-        "no base backup for a standby: a tablespace was made since the last checkpoint, and replay would put it where the primary has it; after the next checkpoint there will be. record_lsn=`{record_lsn}`, location=`{location}`"
+        "no base backup for a standby: a tablespace was made since the last checkpoint, and replay would put it where the primary has it; behind the next checkpoint there will be. record_lsn=`{record_lsn}`, location=`{location}`"
     )]
     StandbyTablespace {
         /// Where the record starts.

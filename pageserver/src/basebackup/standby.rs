@@ -111,7 +111,7 @@ fn last_checkpoint(
         WalStreamDecoder::new(place.version, redo_lsn, place.segment_bytes).with_system_id(place.system_id);
     let mut reader = WalReader::new(layout.clone());
     let mut next_lsn = redo_lsn;
-    let mut found = None;
+    let (mut found, mut made) = (None, None);
     while next_lsn < end_lsn {
         let bytes = reader.read(next_lsn, end_lsn, READ_BYTES)?;
         next_lsn = Lsn::new(next_lsn.as_u64() + bytes.len() as u64);
@@ -121,9 +121,7 @@ fn last_checkpoint(
                 Ok(Some((record_lsn, record_end_lsn, raw))) => {
                     let record = DecodedRecord::decode(place.version, record_lsn, record_end_lsn, raw);
                     let Ok(record) = record else { return Ok(None) };
-                    if let Some(location) = made_tablespace(&record) {
-                        return Err(BackupError::StandbyTablespace { record_lsn, location });
-                    }
+                    made = made_tablespace(&record).map(|location| (record_lsn, location)).or(made);
                     found = checkpoint_of(&record).map(|data| (record_lsn, data)).or(found);
                 }
                 Ok(None) => break,
@@ -133,7 +131,11 @@ fn last_checkpoint(
     }
     let is_whole = decoder.last_record_end() == end_lsn;
     let has_redo = |data: &[u8]| Checkpoint::decode(place.version, data).is_ok_and(|c| c.redo == redo_lsn.as_u64());
-    Ok(found.filter(|(_, data)| is_whole && has_redo(data)))
+    let found = found.filter(|(_, data)| is_whole && has_redo(data));
+    match made.filter(|_| found.is_some()) {
+        Some((record_lsn, location)) => Err(BackupError::StandbyTablespace { record_lsn, location }),
+        None => Ok(found),
+    }
 }
 
 /// Where the primary has the tablespace that the record makes. `None`: it makes none, or one in the data directory.

@@ -67,6 +67,7 @@ impl WalIngest {
         }
         let forks = self.forks_of(step, template)?;
         let is_template_there = step.object(database(template))?.is_some();
+        self.unmade.retain(|(rel, _)| (rel.spc_oid, rel.db_oid) != (target.spc_oid, target.db_oid));
         self.file_copies.note_change_in(target);
         self.file_copies.note_copy(target, template, is_template_there);
         let copied: HashSet<_> = forks.iter().map(|(rel, fork, _)| (rel.rel_number, *fork)).collect();

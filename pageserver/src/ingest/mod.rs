@@ -60,6 +60,8 @@ mod slru;
 mod xact;
 mod xlog;
 
+use std::collections::BTreeSet;
+
 use keyenc::{Key, Kind, Object};
 use postgres_ffi::checkpoint::{Checkpoint, round_next_xid};
 use postgres_ffi::records::dbase::DatabaseDir;
@@ -95,6 +97,8 @@ pub struct WalIngest {
     file_copies: FileCopies,
     kept_sizes: KeptSizes,
     left_gaps: Vec<(RelTag, ForkNumber)>,
+    /// Forks of which the backup lacks the first file, and that no record has made yet.
+    unmade: BTreeSet<(RelTag, ForkNumber)>,
     /// For values on their way into the batch, so that no record allocates.
     value: Vec<u8>,
     places: slru::Places,
@@ -129,20 +133,24 @@ impl WalIngest {
             file_copies: FileCopies::default(),
             kept_sizes: KeptSizes::default(),
             left_gaps: Vec::new(),
+            unmade: BTreeSet::new(),
             value: Vec::new(),
             places: slru::Places::default(),
         })
     }
 
-    /// Ingest over a base backup that ends at `first_readable_lsn`: below it pages may be newer than the records that name them. See [`file_copies`].
+    /// Ingest over a base backup that ends at `first_readable_lsn`: below it pages may be newer than the records that name them. See [`file_copies`]. `unmade`: forks of which it lacks
+    /// the first file.
     ///
     /// Errors: the timeline cannot be read.
     pub fn over_backup_until(
         mut self,
         first_readable_lsn: Lsn,
+        unmade: BTreeSet<(RelTag, ForkNumber)>,
         state: &dyn TimelineReader,
     ) -> Result<Self, IngestError> {
         if self.last_record_lsn < first_readable_lsn {
+            self.unmade = unmade;
             self.file_copies = FileCopies::watch_until(first_readable_lsn, self.last_record_lsn, state)?;
         }
         Ok(self)
@@ -157,6 +165,11 @@ impl WalIngest {
     /// backup's end, or be gone.
     pub fn left_gaps(&self) -> &[(RelTag, ForkNumber)] {
         &self.left_gaps
+    }
+
+    /// True if the backup lacks the first file of the fork, and no record that came by this ingest has made it.
+    pub fn is_unmade(&self, rel: RelTag, fork: ForkNumber) -> bool {
+        self.unmade.contains(&(rel, fork))
     }
 
     /// Counters as of the last record. Exact, but for the next transaction id: after a restart it is the stored one, rounded up.

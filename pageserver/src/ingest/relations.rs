@@ -151,6 +151,7 @@ impl WalIngest {
                 let (rel, fork) =
                     smgr::parse_create(step.record.main_data()).map_err(|source| step.bad_body(source))?;
                 self.file_copies.note_change_of(rel);
+                self.unmade.remove(&(rel, fork));
                 self.create_fork(step, rel, fork)
             }
             smgr::TRUNCATE => {

@@ -81,7 +81,7 @@ pub struct TimelineInfo {
     pub id: String,
     /// What people call it.
     pub name: String,
-    /// One word: `active`, `importing`, `broken`, ...
+    /// `active`, `importing`, `catching up`, `stopped`, `damaged`
     pub state: String,
     /// Major version of the cluster; `None` while it is not known yet.
     pub pg_version: Option<PgVersion>,
@@ -99,6 +99,9 @@ pub struct TimelineInfo {
     pub oldest_wal: Option<(Lsn, Option<String>)>,
     /// End of WAL at the source as it last told us.
     pub source_end_lsn: Option<Lsn>,
+    /// The PostgreSQL timelines that its WAL came through up to the last record, oldest first, each with where it was left, the last one without: `1@0/3000148 4096`. `None`: not known, or of
+    /// a list of timelines.
+    pub pg_timelines: Option<String>,
     /// Whose WAL it takes, without a password; `None` when it follows nobody.
     pub primary: Option<String>,
     /// What the receiver of the source's WAL is doing: `streaming`, `waiting`, `wal removed`, ...

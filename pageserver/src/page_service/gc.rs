@@ -33,7 +33,7 @@ pub enum GcCommand {
     Retention {
         /// The timeline.
         timeline: String,
-        /// What it keeps from now on, `Some(None)`: as much as all; `None`: it is only shown.
+        /// What it keeps from now on (what is not named stays as it is), `Some(None)`: as much as all; `None`: it is only shown.
         change: Option<Option<OwnRetention>>,
     },
 }

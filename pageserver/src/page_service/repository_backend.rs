@@ -27,6 +27,7 @@ use crate::redo::RedoErrorKind;
 use crate::replication::ReplicationError;
 use crate::store::StoreError;
 use crate::timeline::gc::GcError;
+use crate::timeline::metadata::MetadataError;
 use crate::timeline::{
     DatabaseTag, LeaseError, Primary, ReadError, Repository, RepositoryError, TenantError, TimeError, Timeline,
     TimelineState, WalFileRequestError,
@@ -121,8 +122,9 @@ impl From<RepositoryError> for BackendError {
             RepositoryError::Lease(LeaseError::Duration { .. })
             | RepositoryError::WalFileRequest(WalFileRequestError::Name { .. }) => BackendErrorKind::InvalidRequest,
             RepositoryError::NameTaken { .. }
-            | RepositoryError::Metadata(_)
+            | RepositoryError::Metadata(MetadataError::Name { .. })
             | RepositoryError::Replication(ReplicationError::ConnInfo(_)) => BackendErrorKind::InvalidRequest,
+            RepositoryError::Metadata(MetadataError::Damaged { .. }) => BackendErrorKind::Corrupt,
             RepositoryError::ShuttingDown => BackendErrorKind::ShuttingDown,
             _ => BackendErrorKind::Unavailable,
         };
@@ -202,7 +204,10 @@ impl RepositoryBackend for Repository {
     }
 
     fn timeline_info(&self, timeline: &str) -> Result<TimelineInfo, BackendError> {
-        Ok(self.timeline_named(timeline)?.info())
+        let timeline = self.timeline_named(timeline)?;
+        let is_known = !timeline.is_damaged();
+        let pg_timelines = is_known.then(|| self.pg_timelines_of(&timeline)).transpose()?;
+        Ok(TimelineInfo { pg_timelines, ..timeline.info() })
     }
 
     fn timelines(&self) -> Result<Vec<TimelineInfo>, BackendError> {
@@ -394,6 +399,7 @@ impl TimelineBackend for Timeline {
             oldest_wal: receiver
                 .as_ref()
                 .and_then(|status| Some((status.oldest_wal_lsn?, status.wal_needed_by.map(str::to_owned)))),
+            pg_timelines: None,
             source_end_lsn: receiver.as_ref().and_then(|status| status.primary_lsn),
             primary: metadata.primary.as_ref().map(Primary::server),
             receiver: receiver.as_ref().map(|status| status.state.name().to_string()),

@@ -1,10 +1,14 @@
 //! What is proven of the backup that a timeline was imported from, with the record with which the timeline can be read.
 //!
-//! - Files that the backup lacked ([`MissingSegment`]) are of relations that are gone, or have come with WAL, block by block.
+//! - Files that the backup lacked ([`MissingSegment`]) are of relations that are gone, or have come with WAL, block by block; of one without its first file WAL must have the making, too: else the pages of
+//!   zeroes in front of a block that WAL names would pass for what the file had.
 //! - So have the blocks in front of one that WAL names far behind a fork's end: a relation that is dropped, or cut, before the backup comes to its files. PostgreSQL's recovery
 //!   remembers such blocks, and wants the same by the backup's end (xlogutils.c, log_invalid_page, XLogCheckInvalidPages).
-//! - **Never:** the timeline becomes readable with such a block that has nothing to stand on.
+//! - Ingest that begins anew in between does not know what was before: it looks at all forks that are longer than such a gap, and takes none for made.
+//! - **Never:** the timeline becomes readable with such a block that has nothing to stand on. (A fork that a record behind such a restart has cut to less than that is not looked at. What had a gap there was of a
+//!   damaged backup, and its blocks read as zeroes, as they would in PostgreSQL.)
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use keyenc::{Key, Kind, Object};
@@ -13,7 +17,7 @@ use postgres_ffi::{BlockNumber, ForkNumber, Lsn, RelTag};
 use super::Timeline;
 use super::wal_ingest::TimelineIngestError;
 use crate::import::MissingSegment;
-use crate::ingest::{GAP_BLOCKS_MAX, IngestError};
+use crate::ingest::{GAP_BLOCKS_MAX, IngestError, WalIngest};
 use crate::store::Gathered;
 
 /// What is to be proven.
@@ -36,37 +40,48 @@ impl BackupProof {
         })
     }
 
-    /// True if there is something to prove. `left_gaps`: forks in which ingest has left gaps, so far.
-    pub fn is_owed(&self, left_gaps: &[(RelTag, ForkNumber)]) -> bool {
-        self.is_begun_late || !left_gaps.is_empty() || !self.missing_segments.is_empty()
+    /// Forks without their first files.
+    pub fn unmade(&self) -> BTreeSet<(RelTag, ForkNumber)> {
+        let has_no_beginning = |missing: &&MissingSegment| missing.segment_no == 0;
+        self.missing_segments.iter().filter(has_no_beginning).map(|missing| (missing.rel, missing.fork)).collect()
+    }
+
+    /// True if there is something to prove.
+    pub fn is_owed(&self, ingest: &WalIngest) -> bool {
+        self.is_begun_late || !ingest.left_gaps().is_empty() || !self.missing_segments.is_empty()
     }
 
     /// With the record that ends at `lsn`, which is in the store, and with which the timeline can be read. Errors: [`TimelineIngestError::MissingSegment`]; a failed read.
-    pub fn check(
-        &self,
-        timeline: &Timeline,
-        lsn: Lsn,
-        left_gaps: &[(RelTag, ForkNumber)],
-    ) -> Result<(), TimelineIngestError> {
+    pub fn check(&self, timeline: &Timeline, lsn: Lsn, ingest: &WalIngest) -> Result<(), TimelineIngestError> {
         for missing in &self.missing_segments {
-            let block_count = block_count(timeline, missing.rel, missing.fork, lsn)?;
-            match missing.segment_no {
+            let MissingSegment { rel, fork, segment_no } = *missing;
+            let block_count = block_count(timeline, rel, fork, lsn)?;
+            match (block_count, segment_no) {
+                (None, _) => {}
+                (Some(_), 0) if ingest.is_unmade(rel, fork) => {
+                    return Err(TimelineIngestError::MissingSegment(*missing));
+                }
                 // Then the size is WAL's alone, and its blocks may be anywhere.
-                0 => check_fork(timeline, missing.rel, missing.fork, block_count, lsn)?,
-                _ => check_bases(timeline, *missing, block_count, lsn)?,
+                (Some(block_count), 0) => check_fork(timeline, rel, fork, block_count, lsn)?,
+                (Some(block_count), _) => check_bases(timeline, *missing, block_count, lsn)?,
             }
         }
-        for (rel, fork) in left_gaps {
-            check_fork(timeline, *rel, *fork, block_count(timeline, *rel, *fork, lsn)?, lsn)?;
+        for (rel, fork) in ingest.left_gaps() {
+            check_fork(timeline, *rel, *fork, block_count(timeline, *rel, *fork, lsn)?.unwrap_or(0), lsn)?;
         }
         if self.is_begun_late { check_long_forks(timeline, lsn) } else { Ok(()) }
     }
 }
 
-/// 0: the fork is not there.
-fn block_count(timeline: &Timeline, rel: RelTag, fork: ForkNumber, lsn: Lsn) -> Result<BlockNumber, IngestError> {
+/// `None`: the fork is not there.
+fn block_count(
+    timeline: &Timeline,
+    rel: RelTag,
+    fork: ForkNumber,
+    lsn: Lsn,
+) -> Result<Option<BlockNumber>, IngestError> {
     let block_count = timeline.count_object(Object::RelationSize { rel, fork }, lsn);
-    Ok(block_count.map_err(|error| IngestError::State { source: error.into() })?.unwrap_or(0))
+    block_count.map_err(|error| IngestError::State { source: error.into() })
 }
 
 /// Those that are long enough to have a gap.

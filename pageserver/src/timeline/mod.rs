@@ -4,7 +4,7 @@
 //! - No lock is held while waiting for redo, for WAL or for a socket.
 //! - A page beyond the end of its fork reads as zeroes, as the pagestream protocol wants it; a fork that does not exist is an error.
 //!
-//! In reading order: [`id`], [`metadata`], [`version_cache`], the reads ([`pages`], [`objects`], [`sizes`], [`commit_times`]), pages made before
+//! In reading order: [`id`], [`metadata`], [`version_cache`], WAL coming in (`wal_ingest`, `backup_proof`), the reads ([`pages`], [`objects`], [`sizes`], [`commit_times`]), pages made before
 //! anybody reads them ([`backlog`], [`chain_bound`]), what nobody needs any more ([`gc`]), [`repository`].
 
 pub mod id;

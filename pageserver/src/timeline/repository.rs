@@ -6,6 +6,7 @@
 mod base_backup;
 mod branch_error;
 mod branching;
+mod busy;
 mod collecting;
 mod deleting;
 mod detaching;
@@ -196,7 +197,7 @@ pub struct Repository {
     /// Held by whoever makes, changes or deletes a timeline: what one looks at stays as it is for the other.
     changes: Mutex<()>,
     names: names::Names,
-    busy: detaching::BusyTimelines,
+    busy: busy::BusyTimelines,
     leases: Arc<Leases>,
     left_slots: left_slots::LeftSlots,
     collecting: collecting::Collecting,
@@ -211,6 +212,8 @@ impl Repository {
         let store = Store::open(&store_dir, &store_config)?;
         let timelines_dir = data_dir.join(TIMELINES_DIR);
         create_dir(&timelines_dir)?;
+        // What an earlier run has renamed and not synced is acted on from here on.
+        [data_dir, &timelines_dir].into_iter().try_for_each(sync_dir)?;
         let leases = Leases::load(data_dir)?;
         let left_slots = left_slots::LeftSlots::load(data_dir)?;
         let backlog = match (config.redo.backlog_records_min, config.redo.chain_records_max) {
@@ -233,7 +236,7 @@ impl Repository {
             backlog,
             changes: Mutex::default(),
             names: names::Names::default(),
-            busy: detaching::BusyTimelines::default(),
+            busy: busy::BusyTimelines::default(),
             leases: Arc::new(leases),
             left_slots,
             collecting,
@@ -264,6 +267,7 @@ impl Repository {
                 Failpoint::OpenTakenAway.pass();
                 continue;
             }
+            sync_dir(&dir)?;
             let metadata = TimelineMetadata::load(&dir)?;
             if dir.join(marks::RESETTING).exists() {
                 self.finish_reset(&dir, &metadata)?;
@@ -539,6 +543,11 @@ fn create_dir(path: &Path) -> Result<(), RepositoryError> {
         path: path.to_owned(),
         source,
     })
+}
+
+fn sync_dir(path: &Path) -> Result<(), RepositoryError> {
+    let synced = std::fs::File::open(path).and_then(|dir| dir.sync_all());
+    synced.map_err(|source| RepositoryError::Io { doing: "sync a directory", path: path.to_owned(), source })
 }
 
 #[cfg(test)]

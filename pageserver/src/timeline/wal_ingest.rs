@@ -94,7 +94,8 @@ impl TimelineIngest {
         let backup_proof = BackupProof::of(&timeline, start_lsn);
         let backup_end_lsn = backup_proof.as_ref().map_or(Lsn::ZERO, |proof| proof.backup_end_lsn);
         let ingest = WalIngest::new(cluster.pg_version, start_lsn, &*timeline)?;
-        let ingest = ingest.over_backup_until(backup_end_lsn, &*timeline)?;
+        let unmade = backup_proof.as_ref().map(BackupProof::unmade).unwrap_or_default();
+        let ingest = ingest.over_backup_until(backup_end_lsn, unmade, &*timeline)?;
         Ok(TimelineIngest {
             version: cluster.pg_version,
             decoder: WalStreamDecoder::new(cluster.pg_version, start_lsn, cluster.wal_segment_bytes)
@@ -148,11 +149,10 @@ impl TimelineIngest {
 
     /// What the record that ends at `end_lsn` itself does counts, but nobody can read it yet.
     fn prove(&mut self, proof: &BackupProof, last_record_lsn: Lsn, end_lsn: Lsn) -> Result<(), TimelineIngestError> {
-        let left_gaps = self.ingest.left_gaps();
-        if proof.is_owed(left_gaps) {
+        if proof.is_owed(&self.ingest) {
             self.is_unproven = true;
             self.timeline.commit_batch(&mut self.batch, last_record_lsn)?;
-            proof.check(&self.timeline, end_lsn, self.ingest.left_gaps())?;
+            proof.check(&self.timeline, end_lsn, &self.ingest)?;
             self.is_unproven = false;
         }
         Ok(())

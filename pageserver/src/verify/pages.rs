@@ -38,7 +38,8 @@ pub(super) fn check(job: &mut Job<'_>, timeline: &Arc<Timeline>) -> Result<(), V
         match check_at(job, timeline, lsn) {
             Err(VerifyError::Read(ReadError::Gone { .. })) => return Ok(()), // Deleted or reset meanwhile.
             // Nobody reads there any more: the lease is over, or the branch is gone.
-            Err(VerifyError::Read(ReadError::BelowFirstReadable { .. })) => {}
+            Err(VerifyError::Read(ReadError::BelowFirstReadable { .. }))
+                if !job.repository.lsns_in_use(timeline).contains(&lsn) => {}
             Err(VerifyError::Read(error)) => job.found(&whole(timeline, lsn, &error))?,
             other => other?,
         }

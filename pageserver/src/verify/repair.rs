@@ -159,7 +159,18 @@ impl Repository {
             };
             return Ok(found.iter().map(tell).collect());
         }
-        let fetched = self.fetch_segments(timeline, &damaged);
+        let segment_bytes = u64::from(self.wal_layout(timeline).segment_bytes);
+        let bytes_total = Some(segment_bytes * damaged.len() as u64);
+        let mut bytes_done = 0;
+        let mut goes_on = || {
+            let progress = VerifyProgress { phase: "segments", bytes_done, bytes_total };
+            bytes_done += segment_bytes;
+            sink.progress(&progress).is_continue()
+        };
+        let fetched = self.fetch_segments(timeline, &damaged, &mut goes_on);
+        if matches!(fetched, Ok(false)) {
+            return Err(VerifyError::Cancelled);
+        }
         let left = collect(self, sink, |job| wal::check_and_list(job, timeline, &mut Vec::new()))?;
         let mend = |finding: &Finding| {
             let is_left = left.iter().any(|left| left.object == finding.object && left.file == finding.file);
@@ -167,8 +178,8 @@ impl Repository {
                 return stays(finding, NO_SEGMENT);
             }
             match (&fetched, is_left) {
-                (Ok(()), false) => told(finding, RepairOutcome::Repaired, "taken from the primary".to_owned()),
-                (Ok(()), true) => stays(finding, "what the primary sends is no better"),
+                (Ok(_), false) => told(finding, RepairOutcome::Repaired, "taken from the primary".to_owned()),
+                (Ok(_), true) => stays(finding, "what the primary sends is no better"),
                 (Err(error), _) => told(finding, RepairOutcome::Impossible, crate::replication::one_line(error)),
             }
         };

@@ -101,10 +101,14 @@ pub(super) fn check_history(
     if switch_lsn < last_record_lsn {
         return Err(Divergence::LeftEarlier { timeline_id, switch_lsn, last_record_lsn });
     }
-    if primary.history.is_left_by_clone(timeline_id) && last_record_lsn < switch_lsn {
-        return Err(Divergence::BeganLater { began_lsn: switch_lsn, last_record_lsn });
+    // Nor one whose origin was a clone that began later.
+    let mut left = primary.history.ancestors().iter().filter(|(left_id, _)| timeline_id <= *left_id);
+    let began_later =
+        left.find(|(left_id, left_lsn)| last_record_lsn < *left_lsn && primary.history.is_left_by_clone(*left_id));
+    match began_later {
+        Some((_, began_lsn)) => Err(Divergence::BeganLater { began_lsn: *began_lsn, last_record_lsn }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -146,7 +150,10 @@ mod tests {
         assert_eq!(check("1\t0/100\tcloned\n4096\t0/508\tcloned", 0x1001, 0x1000), began_later);
         // A standby of it was promoted.
         assert_eq!(check("1\t0/100\tcloned\n4096\t0/508\tno recovery target specified", 0x1001, 0x1000), Ok(()));
-        assert_eq!(check("1\t0/508\tpromoted\n2\t0/600\tcloned", 0x1000, 1), Ok(()));
+        let later = Err(Divergence::BeganLater { began_lsn: Lsn::new(0x600), last_record_lsn: LAST });
+        assert_eq!(check("1\t0/508\tpromoted\n2\t0/600\tcloned", 0x1000, 1), later);
+        assert_eq!(check("1\t0/500\tcloned\n4096\t0/600\tcloned", 0x1001, 1), later);
+        assert_eq!(check("1\t0/400\tcloned\n4096\t0/500\tcloned", 0x1001, 0x1000), Ok(()));
     }
 
     #[test]

@@ -169,9 +169,15 @@ fn a_branch_that_was_reset_does_not_count_as_what_its_compute_wrote() -> Result<
     // Set forward to behind where the compute has come.
     first.execute("INSERT INTO t SELECT generate_series(4, 10000)")?;
     pagectl.run(&["branch", "reset", "dev", "--confirm"])?;
-    let refused = computes.outcome(&["destroy", "dev", "--confirm"])?;
-    let text = "does not follow it any more";
-    assert!(refused.exit_code == 2 && refused.stderr.contains(text) && dev.root().exists(), "{refused:?}");
+    let text = "not with WAL of this compute";
+    for is_followed in [false, true] {
+        if is_followed {
+            let refused = computes.outcome(&["start", "dev", "--timeout", "3"])?;
+            assert!(refused.exit_code == 2 && refused.stderr.contains("left timeline"), "{refused:?}");
+        }
+        let refused = computes.outcome(&["destroy", "dev", "--confirm"])?;
+        assert!(refused.exit_code == 2 && refused.stderr.contains(text) && dev.root().exists(), "{refused:?}");
+    }
     computes.run(&["destroy", "dev", "--confirm", "--force"])?;
 
     // One that is gone keeps nobody from stopping.

@@ -70,7 +70,6 @@ fn the_use_of_the_readme_is_true() -> Result<()> {
         ("/16384/", format!("/{table}/")),
         ("2026-11-25 14:32:00", ask("SELECT now()")),
         ("0/3000060", ask("SELECT pg_current_wal_flush_lsn()")),
-        (" &\n", " & until pagectl status; do sleep 0.1; done\n".to_owned()),
         ("pagectl lsn", format!("{written_later}\npagectl lsn")),
     ] {
         ensure!(script.contains(theirs), "`{theirs}` stands there no more: {script}");

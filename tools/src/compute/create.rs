@@ -50,7 +50,7 @@ pub struct Create {
     /// Start as of this LSN
     #[arg(long, conflicts_with = "time")]
     lsn: Option<Lsn>,
-    /// Start as of this time, as PostgreSQL writes it
+    /// Start as of this time: `2026-11-25 14:32:00` (UTC without a zone), or `5 minutes ago`
     #[arg(long, allow_hyphen_values = true)]
     time: Option<String>,
     /// Port to listen on; a free one is chosen without
@@ -98,7 +98,7 @@ pub enum StartAt {
     End,
     /// An LSN.
     Lsn(Lsn),
-    /// The last commit at or before a time, in PostgreSQL's words.
+    /// The last commit at or before a time, as `BRANCH CREATE` takes it.
     Time(String),
 }
 

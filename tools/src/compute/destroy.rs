@@ -144,6 +144,8 @@ impl Destroy {
             if record.progress == Progress::Ready {
                 told = self.unless_forced(self.check_handed_over(place, record, page_server))?.unwrap_or_default();
             }
+            // From here on it can only be destroyed: should this be cut off, it can be said again.
+            Record { progress: Progress::Creating, ..record.clone() }.save(place)?;
             branch_deleted = self.unless_forced(self.leave_branch(place, record, page_server))?.unwrap_or(false);
         }
         remove_directory(place)?;
@@ -157,7 +159,8 @@ impl Destroy {
             return Ok(handed_over.to_string());
         }
         // After a crash nobody knows where its WAL ends, but no commit was acknowledged that the page server does not have.
-        if handed_over.end_lsn.is_none() && record.synchronous && waits_for_page_server(place, record)? {
+        let is_crashed = handed_over.end_lsn.is_none() && handed_over.is_ingesting;
+        if is_crashed && record.synchronous && waits_for_page_server(place, record)? {
             return Ok(handed_over.to_string());
         }
         bail!(

@@ -7,7 +7,7 @@
 //!
 //! In reading order: names and places ([`place`]), `compute.json` ([`record`]), who runs it ([`owner`]), which programs ([`binaries`]), the page
 //! server's side ([`page_server`]), the data directory ([`unpack`], [`settings`], [`superuser`]), the process ([`postmaster`]), hot standbys ([`standby`]), then the
-//! commands ([`create`], [`start`], [`stop`], [`list`], [`psql`], [`destroy`]).
+//! commands ([`create`], [`start`], [`stop`], [`list`], [`psql`], [`destroy`]; `undo` takes back what a command has begun).
 
 pub mod place;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use pageserver::client::{Client, ClientError, ResultSet, quote};
 use pageserver::replication::ConnInfo;
-use postgres_ffi::{Lsn, PgVersion};
+use postgres_ffi::{Lsn, PgVersion, TimeLineId};
 
 use super::create::StartAt;
 use super::place::Place;
@@ -44,6 +44,10 @@ pub struct Branch {
     pub receiver: Option<String>,
     /// Why no WAL comes.
     pub last_error: Option<String>,
+    /// `active`, or why not.
+    pub state: String,
+    /// PostgreSQL timelines of its WAL up to the last record, as the page server tells them: `1@0/3000148 4096`.
+    pub pg_timelines: Option<String>,
 }
 
 /// A session with the page server.
@@ -94,7 +98,8 @@ impl PageServer {
 
     /// Has the branch follow nobody.
     pub fn unfollow(&mut self, branch_id: &str) -> Result<()> {
-        self.run(&format!("TIMELINE UNFOLLOW {}", quote(branch_id)))
+        let command = format!("TIMELINE UNFOLLOW {}", quote(branch_id));
+        self.run_and_tell(&command, &mut |notice| eprintln!("pagectl: {notice}"))
     }
 
     /// A base backup of the branch at its last record, as a tar. `standby`: for a server that goes on replaying.
@@ -175,7 +180,21 @@ impl Branch {
             primary: value("primary"),
             receiver: value("receiver"),
             last_error: value("last_error"),
+            state: needed("state")?,
+            pg_timelines: value("pg_timelines"),
         })
+    }
+
+    /// True if all WAL of the PostgreSQL timeline up to `end_lsn` has been ingested, as far as the branch has not been reset since: then its WAL came through there, and left it no earlier.
+    pub fn has_wal(&self, timeline_id: TimeLineId, end_lsn: Lsn) -> bool {
+        let parts = self.pg_timelines.iter().flat_map(|text| text.split_whitespace());
+        let is_its = |part: &str| match part.split_once('@') {
+            Some((id, left_lsn)) => {
+                id.parse() == Ok(timeline_id) && left_lsn.parse().is_ok_and(|left_lsn: Lsn| end_lsn <= left_lsn)
+            }
+            None => part.parse() == Ok(timeline_id) && end_lsn <= self.last_record_lsn,
+        };
+        parts.into_iter().any(is_its)
     }
 
     /// True when WAL of somebody comes in, or would if it could.

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use postgres_ffi::Lsn;
+use postgres_ffi::checkpoint::Checkpoint;
 use serde::Serialize;
 
-use super::page_server::PageServer;
+use super::page_server::{Branch, PageServer};
 use super::place::{ComputeName, ComputesArgs, Place};
 use super::postmaster::{self, Mode, ProcessState};
 use super::record::{self, Record};
@@ -14,6 +15,8 @@ use crate::connect::ServerArgs;
 use crate::datadir::checkpoint_end_lsn;
 use crate::output::{Outcome, Output};
 
+/// The state of a branch whose WAL is ingested.
+const ACTIVE: &str = "active";
 /// How long the page server may take to show what it was sent before the server ended.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -43,6 +46,9 @@ pub struct HandedOver {
     pub last_record_lsn: Lsn,
     /// Everything: the compute can be destroyed without loss.
     pub complete: bool,
+    /// What was received behind that comes, too.
+    #[serde(skip)]
+    pub is_ingesting: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,7 +73,7 @@ impl std::fmt::Display for HandedOver {
             Some(_) if self.complete => write!(f, "the page server has everything, up to {}", self.last_record_lsn),
             Some(end_lsn) if end_lsn <= self.last_record_lsn => write!(
                 f,
-                "its branch does not follow it any more and ends at {}: whether the page server has what the compute wrote up to {end_lsn} is not known",
+                "its branch ends at {}, but not with WAL of this compute: what it wrote up to {end_lsn} is not there",
                 self.last_record_lsn
             ),
             Some(end_lsn) => write!(f, "the page server has it up to {} only, of {end_lsn}", self.last_record_lsn),
@@ -140,15 +146,15 @@ pub fn handed_over(place: &Place, record: &Record, page_server: &mut PageServer)
         true => Some(checkpoint_end_lsn(&control)?),
         false => None,
     };
-    let is_there = |last_record_lsn: Lsn| end_lsn.is_some_and(|end_lsn| end_lsn <= last_record_lsn);
+    let checkpoint =
+        Checkpoint::decode(control.version, &control.checkpoint_copy).context("pg_control of the compute")?;
+    let timeline_id = checkpoint.this_tli;
+    let is_there = |branch: &Branch| end_lsn.is_some_and(|end_lsn| branch.has_wal(timeline_id, end_lsn));
     let branch = page_server.wait_for(branch_id, ARRIVAL_TIMEOUT, |branch| {
         let ingested = branch.received_lsn.is_none_or(|received_lsn| received_lsn <= branch.last_record_lsn);
-        ingested && (end_lsn.is_none() || is_there(branch.last_record_lsn))
+        ingested && (end_lsn.is_none() || is_there(branch))
     })?;
     let (Ok(branch) | Err(branch)) = branch;
-    let last_record_lsn = branch.last_record_lsn;
-    let follows = branch.follows() && branch.follows_another(place, record).is_none();
-    // A branch that follows nobody any more and ends just there was unfollowed; one that ends behind has been reset, or followed others.
-    let is_its = follows || end_lsn == Some(last_record_lsn);
-    Ok(HandedOver { end_lsn, last_record_lsn, complete: is_its && is_there(last_record_lsn) })
+    let (last_record_lsn, is_ingesting) = (branch.last_record_lsn, branch.state == ACTIVE);
+    Ok(HandedOver { end_lsn, last_record_lsn, complete: is_there(&branch), is_ingesting })
 }

@@ -1,5 +1,7 @@
 //! Databases created, copied, dropped; relation maps; tablespaces.
 
+use std::collections::BTreeSet;
+
 use keyenc::{Key, Kind, Object};
 use postgres_ffi::page::ZERO_PAGE;
 use postgres_ffi::records::{dbase, relmap, xact, xlog};
@@ -162,7 +164,7 @@ mod over_a_backup {
     const END_LSN: Lsn = Lsn::new(0x10_0000);
 
     fn over_backup(mut rig: Rig) -> Rig {
-        rig.ingest = rig.ingest.over_backup_until(END_LSN, &rig.timeline).unwrap();
+        rig.ingest = rig.ingest.over_backup_until(END_LSN, BTreeSet::new(), &rig.timeline).unwrap();
         rig
     }
 

@@ -170,6 +170,7 @@ fn timeline_show(info: &TimelineInfo, rows: &mut Rows<'_>) -> Result<(), Failure
         ("wal_needed_by", Value::display(wal_needed_by.flatten())),
         ("source_end_lsn", lsn(info.source_end_lsn)),
         ("lag_bytes", Value::display(lag_bytes(info))),
+        ("pg_timelines", Value::display(info.pg_timelines.as_deref())),
         ("primary", Value::display(info.primary.as_deref())),
         ("receiver", Value::display(info.receiver.as_deref())),
         ("last_error", Value::display(info.last_error.as_deref())),

@@ -142,6 +142,7 @@ impl Toy {
             durable_lsn: Some(Lsn::new(GROWN_AT)),
             received_lsn: Some(last_record_lsn),
             oldest_wal: None,
+            pg_timelines: None,
             source_end_lsn: last_record_lsn.checked_add(0x100),
             receiver: Some("streaming".into()),
             primary: None,

@@ -6,25 +6,24 @@
 //!   again, it starts over.
 //! - From then on nothing below the branch LSN can be read on the branch and on those that left it.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyenc::{Key, Object};
-use parking_lot::Mutex;
 use postgres_ffi::rel::SLRU_PAGES_PER_SEGMENT;
 use postgres_ffi::{BLCKSZ, Lsn, SlruKind};
 use tracing::info;
 
 use super::branch_error::BranchError;
 use super::branching::Changed;
+use super::busy::{Busy, BusyGuard};
 use super::{Repository, RepositoryError};
 use crate::failpoint::Failpoint;
 use crate::store::ImageSet;
+use crate::timeline::Timeline;
 use crate::timeline::lineage::Lineage;
-use crate::timeline::metadata::{Imported, TimelineMetadata};
-use crate::timeline::{Timeline, TimelineId};
+use crate::timeline::metadata::Imported;
 
 /// Pages that are made together, in walredo threads at the same time.
 const PAGES_AT_ONCE: u32 = 256;
@@ -35,25 +34,6 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Bytes that were copied, and bytes there are. Breaks: stop.
 pub type OnDetached<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
-
-/// Timelines with which something long is being done.
-#[derive(Clone, Default)]
-pub(super) struct BusyTimelines(Arc<Mutex<HashMap<TimelineId, &'static str>>>);
-
-/// What a timeline is being while WAL of it is taken from its primary again.
-pub(super) const REPAIRED: &str = "repaired";
-
-/// While this lives nobody deletes, resets or detaches the timeline.
-pub(super) struct BusyGuard {
-    timeline_id: TimelineId,
-    busy: BusyTimelines,
-}
-
-impl Drop for BusyGuard {
-    fn drop(&mut self) {
-        self.busy.0.lock().remove(&self.timeline_id);
-    }
-}
 
 impl Repository {
     /// Makes the branch `name` a timeline without an ancestor. Takes as long as its size asks for; `on_progress` is told and can stop it.
@@ -76,38 +56,12 @@ impl Repository {
         Ok(Changed { timeline, notices: vec![notice] })
     }
 
-    /// From now on, until what it gives is dropped, the timeline is being `doing`. Requires: `changes` is locked. Errors: it is busy already.
-    pub(super) fn begin_busy(&self, timeline: &Timeline, doing: &'static str) -> Result<BusyGuard, BranchError> {
-        let metadata = timeline.metadata();
-        self.check_not_busy(&metadata)?;
-        self.busy.0.lock().insert(metadata.timeline_id, doing);
-        Ok(BusyGuard { timeline_id: metadata.timeline_id, busy: self.busy.clone() })
-    }
-
-    /// True while WAL of the timeline is being taken from its primary: nobody else feeds it.
-    pub(super) fn is_being_repaired(&self, timeline: &Timeline) -> bool {
-        self.busy.0.lock().get(&timeline.metadata().timeline_id) == Some(&REPAIRED)
-    }
-
-    /// Errors: a timeline that is being repaired.
-    pub(super) fn check_not_repaired(&self, timeline: &Timeline) -> Result<(), BranchError> {
-        if self.is_being_repaired(timeline) { self.check_not_busy(&timeline.metadata()) } else { Ok(()) }
-    }
-
-    /// Errors: a timeline that something long is being done with.
-    pub(super) fn check_not_busy(&self, metadata: &TimelineMetadata) -> Result<(), BranchError> {
-        match self.busy.0.lock().get(&metadata.timeline_id) {
-            Some(doing) => Err(BranchError::Busy { timeline: metadata.name.clone(), doing }),
-            None => Ok(()),
-        }
-    }
-
     pub(super) fn begin_detach(&self, name: &str) -> Result<(Arc<Timeline>, Lsn, BusyGuard), RepositoryError> {
         let _changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
         timeline.check_here()?;
         let metadata = timeline.metadata();
-        let busy = self.begin_busy(&timeline, "detached")?;
+        let busy = self.begin_busy(&timeline, Busy::Detached)?;
         let not_a_branch = || BranchError::NotABranch { timeline: metadata.name.clone() };
         let (_, branch_lsn) = timeline.nearest_ancestor().ok_or_else(not_a_branch)?;
         self.check_no_lease_below(&timeline, branch_lsn)?;

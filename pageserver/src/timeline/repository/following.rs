@@ -100,13 +100,12 @@ impl Repository {
         let mut notices = Vec::new();
         let stays_at =
             |server: &str| format!("slot `{slot}` stays at {server}; drop it there when it is not needed any more");
-        let in_hand = self.left_slots.take(&primary);
-        match self.left_slots.give_up_elsewhere(&primary).and_then(|elsewhere| in_hand.keep().map(|()| elsewhere)) {
-            Ok(elsewhere) => notices.extend(elsewhere.iter().map(|server| stays_at(server))),
-            Err(error) => notices.push(format!(
+        notices.extend(self.left_slots.elsewhere(&primary).iter().map(|server| stays_at(server)));
+        if let Err(error) = self.left_slots.take(&primary).keep() {
+            notices.push(format!(
                 "slot `{slot}` stays on the list of those that are to go as long as it is needed: {}",
                 one_line(&error)
-            )),
+            ));
         }
         Failpoint::FollowSaved.pass();
         timeline.end_receiver();
@@ -236,7 +235,7 @@ impl Repository {
         Ok(())
     }
 
-    /// Changes what is known of a timeline, on disk first. Requires: `changes` is locked.
+    /// Changes what is known of a timeline, on disk first. Requires: `changes` is locked. Errors: then it is as before, on disk too; if that cannot be written either, the timeline is stopped.
     pub(super) fn change_metadata(
         &self,
         timeline: &Timeline,
@@ -244,7 +243,15 @@ impl Repository {
     ) -> Result<(), RepositoryError> {
         let mut metadata = (*timeline.metadata()).clone();
         change(&mut metadata);
-        metadata.save(&self.timeline_dir(metadata.timeline_id))?;
+        let dir = self.timeline_dir(metadata.timeline_id);
+        if let Err(error) = metadata.save(&dir) {
+            // The new file may have taken the old one's place all the same, and the next start would find it.
+            let is_there = TimelineMetadata::load(&dir).is_ok_and(|found| found.says_the_same(&metadata));
+            if is_there && let Err(error) = timeline.metadata().save(&dir) {
+                timeline.stop(&error);
+            }
+            return Err(error.into());
+        }
         *timeline.metadata.write() = Arc::new(metadata);
         Ok(())
     }

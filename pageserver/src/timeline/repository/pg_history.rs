@@ -7,8 +7,8 @@ use postgres_ffi::{Lsn, TimeLineId};
 
 use super::{Repository, RepositoryError};
 use crate::timeline::{Timeline, TimelineMetadata};
-use crate::wal::WalLayout;
-use crate::wal::history::lines_before;
+use crate::wal::history::{TimelineHistory, lines_before};
+use crate::wal::{WalFileError, WalLayout};
 
 /// PostgreSQL's own view of the history at an LSN.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,16 @@ impl Repository {
             Some((ancestor, branch_lsn)) if newest == began_on => self.pg_history_at(ancestor, *branch_lsn),
             _ => Ok(PgHistory { timeline_id: newest, content: Bytes::new() }),
         }
+    }
+
+    /// PostgreSQL timelines through which the WAL of `timeline` has come up to its last record, for people and tools: `1@0/3000148 4096`. Errors: as [`Repository::pg_history_at`].
+    pub fn pg_timelines_of(&self, timeline: &Timeline) -> Result<String, RepositoryError> {
+        let PgHistory { timeline_id, content } = self.pg_history_at(timeline, timeline.last_record_lsn())?;
+        let history = TimelineHistory::parse(timeline_id, &content);
+        let history =
+            history.map_err(|source| WalFileError::History { path: self.wal_layout(timeline).directory, source })?;
+        let left = history.ancestors().iter().map(|(ancestor, left_lsn)| format!("{ancestor}@{left_lsn}"));
+        Ok(left.chain([timeline_id.to_string()]).collect::<Vec<_>>().join(" "))
     }
 
     /// Where the timeline's WAL files are, and what they must be.

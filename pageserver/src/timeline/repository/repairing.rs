@@ -2,11 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use keyenc::TimelineNo;
 use tracing::info;
 
-use super::detaching::REPAIRED;
+use super::busy::Busy;
 use super::{Repository, RepositoryError, tenants};
 use crate::replication::{ConnInfo, ReplicationError};
 use crate::timeline::Timeline;
@@ -39,23 +40,31 @@ impl Repository {
     }
 
     /// Takes segments of the timeline's WAL from its primary again. The receiver stands still meanwhile, and goes on where it was; a timeline that had stopped
-    /// begins again. Errors: the primary does not have them, what it sends is no WAL that goes on, the disk; [`BranchError::Busy`].
-    ///
-    /// [`BranchError::Busy`]: super::BranchError::Busy
-    pub(crate) fn fetch_segments(&self, timeline: &Arc<Timeline>, segment_nos: &[u64]) -> Result<(), RepositoryError> {
+    /// begins again. Errors: the primary does not have them, what it sends is no WAL that goes on, the disk; `BranchError::Busy`.
+    /// False: `goes_on`, which is asked before each of them, said so; those before are in their places.
+    pub(crate) fn fetch_segments(
+        &self,
+        timeline: &Arc<Timeline>,
+        segment_nos: &[u64],
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, RepositoryError> {
         let changes = self.changes.lock();
         timeline.check_here()?;
-        let Some(primary) = timeline.metadata().primary.clone() else { return Ok(()) };
+        let Some(primary) = timeline.metadata().primary.clone() else { return Ok(true) };
         let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
         let layout = self.wal_layout(timeline);
         let needed_lsn = timeline.wal_end_lsn().max(timeline.own_last_record_lsn());
-        let _busy = self.begin_busy(timeline, REPAIRED)?;
+        let _busy = self.begin_busy(timeline, Busy::Repaired)?;
         timeline.end_receiver();
         drop(changes); // Its primary may take its time.
-        let fetched = segment_nos.iter().try_for_each(|segment_no| {
+        let mut went_on = || goes_on() && !self.is_closing.load(Ordering::SeqCst);
+        let fetched = segment_nos.iter().try_fold(true, |is_going_on, segment_no| {
+            if !is_going_on || !went_on() {
+                return Ok(false);
+            }
             fetch_segment(&conninfo, &primary.slot, &layout, *segment_no, needed_lsn)?;
             info!(timeline = %timeline.metadata().name, segment_no, "WAL segment taken from the primary again");
-            Ok(())
+            Ok(true)
         });
         let _changes = self.changes.lock();
         timeline.begin_again();

@@ -1,7 +1,7 @@
 //! Goal: a timeline becomes readable when each block that its backup lacked stands on something, and stops else. Method: WAL made here, in one piece and with a restart
 //! in the middle. With servers: `tests/tests/import_files.rs`.
 
-use postgres_ffi::records::smgr;
+use postgres_ffi::records::{smgr, xact};
 use postgres_ffi::wal::checks::build::{BlockBuilder, RecordBuilder};
 use postgres_ffi::wal::checks::layout::WalWriter;
 use postgres_ffi::wal::rmgr;
@@ -30,6 +30,26 @@ fn truncate(block_count: BlockNumber) -> RecordBuilder {
     let fields = [block_count, rel.spc_oid, rel.db_oid, rel.rel_number, 7];
     let main_data = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
     RecordBuilder { rmid: rmgr::SMGR, info: smgr::TRUNCATE, main_data, ..RecordBuilder::default() }
+}
+
+fn relation_bytes() -> impl Iterator<Item = u8> {
+    let rel = rel(0);
+    [rel.spc_oid, rel.db_oid, rel.rel_number].into_iter().flat_map(u32::to_le_bytes)
+}
+
+/// Makes it, without blocks.
+fn create() -> RecordBuilder {
+    let main_data = relation_bytes().chain(0_u32.to_le_bytes()).collect();
+    RecordBuilder { rmid: rmgr::SMGR, info: smgr::CREATE, main_data, ..RecordBuilder::default() }
+}
+
+/// A transaction that has dropped it is committed.
+fn dropped() -> RecordBuilder {
+    let has_relations = 1_u32 << 2;
+    let main_data = 7_u64.to_le_bytes().into_iter();
+    let main_data = main_data.chain(has_relations.to_le_bytes()).chain(1_u32.to_le_bytes()).chain(relation_bytes());
+    let info = xact::COMMIT | xact::HAS_INFO;
+    RecordBuilder { xid: 1000, rmid: rmgr::XACT, info, main_data: main_data.collect(), ..RecordBuilder::default() }
 }
 
 /// The state after WAL with these records, the last of which ends the backup. `restart`: ingest begins anew behind the first one.
@@ -72,10 +92,18 @@ fn a_gap_that_is_left_is_cut_away_or_the_timeline_stops() {
 }
 
 #[test]
-fn a_relation_without_its_first_file_is_gone_or_in_the_wal() {
+fn a_relation_without_its_first_file_is_gone_or_made_by_the_wal() {
     let missing = [MissingSegment { rel: rel(0), fork: ForkNumber::Main, segment_no: 0 }];
+    let state = |records: &[RecordBuilder], restart| state_after(records, &missing, restart);
     for restart in [false, true] {
-        assert_eq!(state_after(&[init(0), init(1), init(2)], &missing, restart), TimelineState::Active);
-        assert_eq!(state_after(&[init(0), truncate(0)], &missing, restart), TimelineState::Active);
+        // WAL that changes it is not all of it.
+        for records in [&[init(0), init(1)][..], &[init(5), init(6)], &[truncate(3), init(0)]] {
+            assert!(is_refused(&state(records, restart)));
+        }
+        let drop = [init(0), dropped()];
+        assert_eq!(state(&drop, restart), TimelineState::Active);
+        // What has made it is not known any more after a restart.
+        assert_eq!(is_refused(&state(&[create(), init(0), init(1)], restart)), restart);
+        assert_eq!(state(&[init(7), create(), init(0)], restart), TimelineState::Active);
     }
 }
