@@ -104,3 +104,23 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     };
     error.chain().any(|cause| cause.is::<ReaderGone>() || held_by(cause))
 }
+
+#[cfg(test)]
+mod tests {
+    //! Goal: a reader that went away is known however deep the error lies, and nothing else passes for it. Method: errors as commands make them.
+
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_reader_that_went_away_is_known_through_every_layer() {
+        let gone = written(io::ErrorKind::BrokenPipe.into());
+        assert!(is_broken_pipe(&gone));
+        let copied: io::Result<()> = Err(io::Error::other(ReaderGone));
+        assert!(is_broken_pipe(&copied.context("write the archive").unwrap_err()));
+        let server: io::Result<()> = Err(io::ErrorKind::BrokenPipe.into());
+        assert!(!is_broken_pipe(&server.context("ask the page server").unwrap_err()));
+        assert!(!is_broken_pipe(&written(io::ErrorKind::StorageFull.into())));
+    }
+}

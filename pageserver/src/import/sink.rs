@@ -78,7 +78,7 @@ pub struct Imported {
 }
 
 /// A file of a relation that was not there although a later one was. Either the relation was dropped between the two, or the file was made behind the place up to which the directory had
-/// been listed, and all of it is in WAL; else the backup is damaged. Without the first file, or with an empty one, there is no relation, unless all of it is in WAL.
+/// been listed, and all of it is in WAL; else the backup is damaged. Without the first file there is no relation, unless WAL makes it and all of it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MissingSegment {
@@ -239,15 +239,19 @@ impl ImportSink {
             return self.put_fork_size(rel, fork, 0);
         };
         let is_missing = |segment_no: u32| !segments.contains_key(&segment_no);
-        let has_no_beginning = segments.get(&0).is_none_or(|block_count| *block_count == 0);
-        if self.is_fuzzy && has_no_beginning && (0..*last_segment_no).any(is_missing) {
+        if is_missing(0) {
             // Without its first file it is none of PostgreSQL's either: what a drop has left, or is just removing. Its later files may stay for ever after a crash in between.
-            // Or it came while the directory was being listed, and is in WAL.
-            self.missing_segments.push(MissingSegment { rel, fork, segment_no: 0 });
+            // Or it came while a running server's directory was being listed, and is in WAL.
+            if self.is_fuzzy {
+                self.missing_segments.push(MissingSegment { rel, fork, segment_no: 0 });
+            }
             return Ok(());
         }
-        if is_missing(0) && !self.is_fuzzy {
-            return Ok(()); // Such a leftover.
+        if self.is_fuzzy && segments.get(&0) == Some(&0) && (0..*last_segment_no).any(is_missing) {
+            // A drop is just removing it; or it was empty when it was copied, and has all come with WAL since.
+            let missing = (1..*last_segment_no).filter(|segment_no| is_missing(*segment_no));
+            self.missing_segments.extend(missing.map(|segment_no| MissingSegment { rel, fork, segment_no }));
+            return self.put_fork_size(rel, fork, 0);
         }
         for segment_no in 0..*last_segment_no {
             let block_count = segments.get(&segment_no).copied();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use keyenc::{Key, Kind, Object};
 use postgres_ffi::{BlockNumber, ForkNumber, Lsn, Oid, RelTag, SlruKind};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::backend::{
     BackendError, BackendErrorKind, ImportProgress, RepositoryBackend, TimelineBackend, TimelineInfo,
@@ -116,9 +116,9 @@ impl From<RepositoryError> for BackendError {
             | RepositoryError::Lease(LeaseError::Missing { .. }) => BackendErrorKind::NotFound,
             RepositoryError::WalFileRequest(WalFileRequestError::Missing { .. }) => BackendErrorKind::FileMissing,
             RepositoryError::WalFileRequest(WalFileRequestError::NotIngested { .. }) => BackendErrorKind::NotYet,
-            RepositoryError::Wal(WalFileError::Corrupt { .. } | WalFileError::Length { .. }) => {
-                BackendErrorKind::Corrupt
-            }
+            RepositoryError::Wal(
+                WalFileError::Corrupt { .. } | WalFileError::Length { .. } | WalFileError::History { .. },
+            ) => BackendErrorKind::Corrupt,
             RepositoryError::Lease(LeaseError::Duration { .. })
             | RepositoryError::WalFileRequest(WalFileRequestError::Name { .. }) => BackendErrorKind::InvalidRequest,
             RepositoryError::NameTaken { .. }
@@ -205,9 +205,13 @@ impl RepositoryBackend for Repository {
 
     fn timeline_info(&self, timeline: &str) -> Result<TimelineInfo, BackendError> {
         let timeline = self.timeline_named(timeline)?;
-        let is_known = !timeline.is_damaged();
-        let pg_timelines = is_known.then(|| self.pg_timelines_of(&timeline)).transpose()?;
-        Ok(TimelineInfo { pg_timelines, ..timeline.info() })
+        let mut info = timeline.info();
+        if !timeline.is_damaged() {
+            let told = self.pg_timelines_of(&timeline);
+            let told = told.inspect_err(|error| warn!(timeline = info.name, %error, "its history cannot be told"));
+            info.pg_timelines = told.ok();
+        }
+        Ok(info)
     }
 
     fn timelines(&self) -> Result<Vec<TimelineInfo>, BackendError> {

@@ -261,13 +261,13 @@ impl Repository {
                 Failpoint::OpenLeftOverRemoved.pass();
                 continue;
             }
+            sync_dir(&dir)?;
             if let Some(mark) = marks::to_be_taken_away(&dir) {
                 warn!(dir = %dir.display(), mark, "taking away a timeline that a crash has left");
                 self.take_away(&dir, mark)?;
                 Failpoint::OpenTakenAway.pass();
                 continue;
             }
-            sync_dir(&dir)?;
             let metadata = TimelineMetadata::load(&dir)?;
             if dir.join(marks::RESETTING).exists() {
                 self.finish_reset(&dir, &metadata)?;

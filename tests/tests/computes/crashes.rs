@@ -188,5 +188,14 @@ fn a_branch_that_was_reset_does_not_count_as_what_its_compute_wrote() -> Result<
     assert_eq!(computes.listed("gone")?["state"], "stopped");
     computes.run(&["destroy", "gone", "--confirm", "--force"])?;
     assert!(!gone.root().exists());
-    Ok(())
+
+    // One that is refused in the middle is as it was.
+    let leased = computes.create("leased", "main", &["--no-sync"])?;
+    let lsn = server.timeline("leased", "last_record_lsn")?;
+    pagectl.run(&["lease", "create", "leased", "--lsn", &lsn])?;
+    let refused = computes.outcome(&["destroy", "leased", "--confirm", "--with-branch"])?;
+    assert!(refused.exit_code == 2 && refused.stderr.contains("lease"), "{refused:?}");
+    computes.run(&["start", "leased"])?;
+    leased.execute("INSERT INTO t VALUES (5)")?;
+    computes.destroy("leased").map(drop)
 }

@@ -145,8 +145,13 @@ impl Destroy {
                 told = self.unless_forced(self.check_handed_over(place, record, page_server))?.unwrap_or_default();
             }
             // From here on it can only be destroyed: should this be cut off, it can be said again.
-            Record { progress: Progress::Creating, ..record.clone() }.save(place)?;
-            branch_deleted = self.unless_forced(self.leave_branch(place, record, page_server))?.unwrap_or(false);
+            let begun = Record { progress: Progress::Creating, ..record.clone() };
+            begun.save(place).unwrap_or_else(|error| eprintln!("pagectl: {error:#}"));
+            let left = self.unless_forced(self.leave_branch(place, record, page_server));
+            if left.is_err() {
+                record.save(place)?; // It is as it was.
+            }
+            branch_deleted = left?.unwrap_or(false);
         }
         remove_directory(place)?;
         Ok((told, branch_deleted))

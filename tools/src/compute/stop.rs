@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use postgres_ffi::Lsn;
 use postgres_ffi::checkpoint::Checkpoint;
 use serde::Serialize;
@@ -155,6 +155,9 @@ pub fn handed_over(place: &Place, record: &Record, page_server: &mut PageServer)
         ingested && (end_lsn.is_none() || is_there(branch))
     })?;
     let (Ok(branch) | Err(branch)) = branch;
+    if end_lsn.is_some() && branch.pg_timelines.is_none() {
+        bail!("the page server does not tell through which PostgreSQL timelines branch {} has come", branch.name);
+    }
     let (last_record_lsn, is_ingesting) = (branch.last_record_lsn, branch.state == ACTIVE);
     Ok(HandedOver { end_lsn, last_record_lsn, complete: is_there(&branch), is_ingesting })
 }

@@ -65,18 +65,18 @@ fn a_segment_that_is_gone_while_a_later_one_is_there_is_of_a_relation_that_is_dr
 }
 
 #[test]
-fn what_has_no_first_segment_is_no_relation() {
+fn what_has_no_first_segment_is_no_relation_and_with_an_empty_one_it_has_no_blocks() {
     // Left by a drop that a crash cut off, and one that is under way.
-    for first in [None, Some(&[][..])] {
+    for (first, missing_no, size) in [(None, 0, None), (Some(&[][..]), 1, Some(vec![0; 4]))] {
         let rig = Rig::new();
         let rel = RelTag { spc_oid: 1663, db_oid: 5, rel_number: 99_999 };
         let mut sink = ImportSink::fuzzy(Arc::clone(&rig.store), PgVersion::V15, LSN);
         put(&mut sink, "global/pg_control", CONTROL_15);
         first.into_iter().for_each(|first| put(&mut sink, "base/5/99999", first));
         put(&mut sink, "base/5/99999.2", &[7; BLCKSZ]);
-        let missing = MissingSegment { rel, fork: ForkNumber::Main, segment_no: 0 };
+        let missing = MissingSegment { rel, fork: ForkNumber::Main, segment_no: missing_no };
         assert_eq!(sink.finish().unwrap().missing_segments, [missing]);
-        assert_eq!(rig.value(Object::RelationSize { rel, fork: ForkNumber::Main }), None);
+        assert_eq!(rig.value(Object::RelationSize { rel, fork: ForkNumber::Main }), size);
     }
 }
 

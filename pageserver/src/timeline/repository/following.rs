@@ -100,7 +100,10 @@ impl Repository {
         let mut notices = Vec::new();
         let stays_at =
             |server: &str| format!("slot `{slot}` stays at {server}; drop it there when it is not needed any more");
-        notices.extend(self.left_slots.elsewhere(&primary).iter().map(|server| stays_at(server)));
+        let elsewhere = self.left_slots.elsewhere(&primary);
+        notices.extend(elsewhere.iter().map(|server| {
+            format!("slot `{slot}` stays at {server} as long as this timeline follows another; drop it there if that server comes back before")
+        }));
         if let Err(error) = self.left_slots.take(&primary).keep() {
             notices.push(format!(
                 "slot `{slot}` stays on the list of those that are to go as long as it is needed: {}",
@@ -167,8 +170,11 @@ impl Repository {
         Ok(())
     }
 
-    /// After a command that has failed: as before it. A timeline that cannot follow again says so.
+    /// After a command that has failed: as before it. A timeline that cannot follow again says so; one that is stopped stays so.
     pub(super) fn follow_again(&self, timeline: &Arc<Timeline>) {
+        if matches!(timeline.state(), TimelineState::Stopped { .. }) {
+            return;
+        }
         if let Err(error) = self.follow(timeline) {
             timeline.stop(&error);
         }
@@ -248,6 +254,7 @@ impl Repository {
             // The new file may have taken the old one's place all the same, and the next start would find it.
             let is_there = TimelineMetadata::load(&dir).is_ok_and(|found| found.says_the_same(&metadata));
             if is_there && let Err(error) = timeline.metadata().save(&dir) {
+                timeline.end_receiver();
                 timeline.stop(&error);
             }
             return Err(error.into());

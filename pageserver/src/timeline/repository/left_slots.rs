@@ -158,9 +158,13 @@ impl LeftSlots {
         let mut file = self.file.content();
         let Primary { conninfo, slot } = primary.clone();
         let added = LeftSlot { conninfo, slot, since_unix_seconds: now() };
-        // One that is listed already, and was followed meanwhile, is left only now.
+        // One that is listed already, and was followed meanwhile, is left only now; so is what was not tried as long as the timeline followed another.
         let others = file.slots.iter().filter(|listed| !listed.is_of(primary)).cloned();
-        let slots = others.chain([added]).collect();
+        let others = others.map(|other| match other.slot == added.slot {
+            true => LeftSlot { since_unix_seconds: added.since_unix_seconds, ..other },
+            false => other,
+        });
+        let slots = others.chain([added.clone()]).collect();
         self.replace(&mut file, slots)
     }
 
