@@ -148,18 +148,24 @@ fn a_reset_has_happened_or_not() {
     }
 }
 
-#[test]
-fn what_a_failed_reset_has_left_goes_with_its_branch() {
-    let dir = tempfile::tempdir().unwrap();
-    let repository = repository(&dir);
+/// Resets `branch` in a directory whose WAL cannot be emptied; its number before, and what is in the way.
+fn fail_to_reset(repository: &Repository) -> (u32, std::path::PathBuf) {
     let metadata = repository.timeline_named("branch").unwrap().metadata();
     let wal_dir = repository.timeline_dir(metadata.timeline_id).join("wal");
     std::fs::remove_dir_all(&wal_dir).unwrap();
     std::fs::write(&wal_dir, "no directory").unwrap();
     assert!(repository.reset_branch("branch", BranchPoint::Lsn(at(2))).is_err());
-    assert!(!is_empty(&repository, metadata.timeline_no));
+    (metadata.timeline_no, wal_dir)
+}
+
+#[test]
+fn what_a_failed_reset_has_left_goes_with_its_branch() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = repository(&dir);
+    let (no, _) = fail_to_reset(&repository);
+    assert!(!is_empty(&repository, no));
     repository.delete_timeline("branch").unwrap();
-    assert!(is_empty(&repository, metadata.timeline_no));
+    assert!(is_empty(&repository, no));
     assert_eq!(names(&repository), ["main"]);
 }
 
@@ -167,14 +173,10 @@ fn what_a_failed_reset_has_left_goes_with_its_branch() {
 fn what_a_failed_reset_has_left_goes_with_the_next_one() {
     let dir = tempfile::tempdir().unwrap();
     let repository = repository(&dir);
-    let metadata = repository.timeline_named("branch").unwrap().metadata();
-    let wal_dir = repository.timeline_dir(metadata.timeline_id).join("wal");
-    std::fs::remove_dir_all(&wal_dir).unwrap();
-    std::fs::write(&wal_dir, "no directory").unwrap();
-    assert!(repository.reset_branch("branch", BranchPoint::Lsn(at(2))).is_err());
-    std::fs::remove_file(&wal_dir).unwrap();
+    let (no, in_the_way) = fail_to_reset(&repository);
+    std::fs::remove_file(in_the_way).unwrap();
     let branch = repository.reset_branch("branch", BranchPoint::Lsn(at(2))).unwrap().timeline;
-    assert!(is_empty(&repository, metadata.timeline_no));
+    assert!(is_empty(&repository, no));
     assert_eq!(tag(&branch, branch.last_record_lsn()), 2);
 }
 
