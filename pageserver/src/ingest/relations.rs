@@ -57,12 +57,13 @@ impl WalIngest {
             let record_start_lsn = step.record.start_lsn;
             return Err(IngestError::GapTooLarge { record_start_lsn, rel, fork, block_count, block_no });
         }
-        if is_left && !self.left_gaps.contains(&(rel, fork)) {
+        if !is_left {
+            for gap_block in block_count..block_no {
+                step.batch.put(Key::block(rel, fork, gap_block), step.lsn(), Kind::Image, &[]);
+                step.commit_if_full()?;
+            }
+        } else if !self.left_gaps.contains(&(rel, fork)) {
             self.left_gaps.push((rel, fork));
-        }
-        for gap_block in (block_count..block_no).take_while(|_| !is_left) {
-            step.batch.put(Key::block(rel, fork, gap_block), step.lsn(), Kind::Image, &[]);
-            step.commit_if_full()?;
         }
         self.set_fork_size(step, rel, fork, before, block_no + 1); // Fits: `u32::MAX` is no block number, decoding refuses it.
         Ok(false)

@@ -187,14 +187,14 @@ impl Branch {
 
     /// True if all WAL of the PostgreSQL timeline up to `end_lsn` has been ingested, as far as the branch has not been reset since: then its WAL came through there, and left it no earlier.
     pub fn has_wal(&self, timeline_id: TimeLineId, end_lsn: Lsn) -> bool {
-        let parts = self.pg_timelines.iter().flat_map(|text| text.split_whitespace());
+        let mut parts = self.pg_timelines.iter().flat_map(|text| text.split_whitespace());
         let is_its = |part: &str| match part.split_once('@') {
             Some((id, left_lsn)) => {
                 id.parse() == Ok(timeline_id) && left_lsn.parse().is_ok_and(|left_lsn: Lsn| end_lsn <= left_lsn)
             }
             None => part.parse() == Ok(timeline_id) && end_lsn <= self.last_record_lsn,
         };
-        parts.into_iter().any(is_its)
+        parts.any(is_its)
     }
 
     /// True when WAL of somebody comes in, or would if it could.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::import::progress_text;
 use super::rows::Rows;
-use crate::page_service::backend::{ImportProgress, RepositoryBackend};
+use crate::page_service::backend::{BackendError, ImportProgress, RepositoryBackend};
 use crate::page_service::error::Failure;
 use crate::page_service::message::{Column, Value};
 use crate::verify::{Finding, Repaired, VerifyCounts, VerifyOptions, VerifyProgress, VerifySink};
@@ -45,12 +45,8 @@ pub(super) fn verify(
     options: &VerifyOptions,
     rows: &mut Rows<'_>,
 ) -> Result<(), Failure> {
-    let mut sink = RowsSink { rows, stopped_by: None };
-    let outcome = repository.verify(options, &mut sink);
-    if let Some(failure) = sink.stopped_by {
-        return Err(failure);
-    }
-    rows.notice(&summary(&outcome?))
+    let counts = telling(rows, |sink| repository.verify(options, sink))?;
+    rows.notice(&summary(&counts))
 }
 
 /// Repairs, and sends what became of each damage.
@@ -59,13 +55,21 @@ pub(super) fn repair(
     request: &RepairRequest,
     rows: &mut Rows<'_>,
 ) -> Result<(), Failure> {
-    let mut sink = RowsSink { rows: &mut *rows, stopped_by: None };
-    let outcome = repository.repair(request, &mut sink);
-    if let Some(failure) = sink.stopped_by {
-        return Err(failure);
-    }
-    let repaired = outcome?;
+    let repaired = telling(rows, |sink| repository.repair(request, sink))?;
     repaired.iter().try_for_each(|repaired| rows.row(&repair_row(repaired)))
+}
+
+/// What `check` gives, which tells the client meanwhile. Errors: the client went away or cancelled, which stops it; else its own.
+fn telling<T>(
+    rows: &mut Rows<'_>,
+    check: impl FnOnce(&mut dyn VerifySink) -> Result<T, BackendError>,
+) -> Result<T, Failure> {
+    let mut sink = RowsSink { rows, stopped_by: None };
+    let outcome = check(&mut sink);
+    match sink.stopped_by {
+        Some(failure) => Err(failure),
+        None => Ok(outcome?),
+    }
 }
 
 /// One line for people.

@@ -159,12 +159,11 @@ impl LeftSlots {
         let Primary { conninfo, slot } = primary.clone();
         let added = LeftSlot { conninfo, slot, since_unix_seconds: now() };
         // One that is listed already, and was followed meanwhile, is left only now; so is what was not tried as long as the timeline followed another.
-        let others = file.slots.iter().filter(|listed| !listed.is_of(primary)).cloned();
-        let others = others.map(|other| match other.slot == added.slot {
-            true => LeftSlot { since_unix_seconds: added.since_unix_seconds, ..other },
-            false => other,
-        });
-        let slots = others.chain([added.clone()]).collect();
+        let mut slots = file.slots.clone();
+        slots.retain(|listed| !listed.is_of(primary));
+        let elsewhere = slots.iter_mut().filter(|listed| listed.slot == added.slot);
+        elsewhere.for_each(|listed| listed.since_unix_seconds = added.since_unix_seconds);
+        slots.push(added);
         self.replace(&mut file, slots)
     }
 

@@ -57,15 +57,17 @@ impl Repository {
         let _busy = self.begin_busy(timeline, Busy::Repaired)?;
         timeline.end_receiver();
         drop(changes); // Its primary may take its time.
-        let mut went_on = || goes_on() && !self.is_closing.load(Ordering::SeqCst);
-        let fetched = segment_nos.iter().try_fold(true, |is_going_on, segment_no| {
-            if !is_going_on || !went_on() {
-                return Ok(false);
+        let mut fetch = || {
+            for segment_no in segment_nos {
+                if !goes_on() || self.is_closing.load(Ordering::SeqCst) {
+                    return Ok(false);
+                }
+                fetch_segment(&conninfo, &primary.slot, &layout, *segment_no, needed_lsn)?;
+                info!(timeline = %timeline.metadata().name, segment_no, "WAL segment taken from the primary again");
             }
-            fetch_segment(&conninfo, &primary.slot, &layout, *segment_no, needed_lsn)?;
-            info!(timeline = %timeline.metadata().name, segment_no, "WAL segment taken from the primary again");
             Ok(true)
-        });
+        };
+        let fetched = fetch();
         let _changes = self.changes.lock();
         timeline.begin_again();
         self.follow_again(timeline);
