@@ -182,6 +182,14 @@ fn compare_at_crash(pageserver: &PageServer, timeline: &str, server: &Postgres, 
     report["compared"].as_u64().unwrap()
 }
 
+/// The killed server recovers by itself and is stopped; then [`compare_at_crash`].
+fn recover_and_compare(pageserver: &PageServer, timeline: &str, server: &mut Postgres, crash_lsn: Lsn) -> u64 {
+    server.set("autovacuum", "off").unwrap();
+    server.start().unwrap();
+    server.stop(Stop::Fast).unwrap();
+    compare_at_crash(pageserver, timeline, server, crash_lsn)
+}
+
 /// The timelines follow the running server, which writes on and is stopped; then they are the same to the last page.
 fn follow_and_compare(pageserver: &mut PageServer, timelines: &[&str], server: &mut Postgres, seed: u32) {
     pageserver.expect_in_log("connection to the primary"); // It goes away.
@@ -242,10 +250,7 @@ fn killed_under_load(version: PgVersion) {
         let crash_lsn: Lsn = row["last_record_lsn"].as_str().unwrap().parse().unwrap();
 
         // PostgreSQL's own recovery ends where ours does, with the same pages.
-        server.set("autovacuum", "off").unwrap();
-        server.start().unwrap();
-        server.stop(Stop::Fast).unwrap();
-        let compared = compare_at_crash(&pageserver, &name, &server, crash_lsn);
+        let compared = recover_and_compare(&pageserver, &name, &mut server, crash_lsn);
         println!("PostgreSQL {version}, killed, at {crash_lsn}: {compared} pages and files compared");
         assert!(compared > 3000, "{compared}");
         server.set("autovacuum", "on").unwrap();
@@ -419,10 +424,7 @@ fn a_data_directory_is_imported_by_init() {
     server.kill().unwrap();
     let pageserver = PageServer::builder().import_directory(server.data_dir()).start(&dir).unwrap();
     let lsn: Lsn = pageserver.timeline("main", "last_record_lsn").unwrap().parse().unwrap();
-    server.set("autovacuum", "off").unwrap();
-    server.start().unwrap();
-    server.stop(Stop::Fast).unwrap();
-    assert!(compare_at_crash(&pageserver, "main", &server, lsn) > 3000);
+    assert!(recover_and_compare(&pageserver, "main", &mut server, lsn) > 3000);
 }
 
 #[test]
@@ -474,10 +476,7 @@ fn a_table_that_came_while_its_directory_was_listed_is_in_the_wal() {
     import(&pageserver, "main", "--directory", &copied);
     assert_eq!(pageserver.pagectl().unwrap().run(&["verify"]).unwrap(), "nothing is wrong\n");
     let lsn: Lsn = pageserver.timeline("main", "last_record_lsn").unwrap().parse().unwrap();
-    server.set("autovacuum", "off").unwrap();
-    server.start().unwrap();
-    server.stop(Stop::Fast).unwrap();
-    assert!(compare_at_crash(&pageserver, "main", &server, lsn) > 400);
+    assert!(recover_and_compare(&pageserver, "main", &mut server, lsn) > 400);
 }
 
 #[test]
