@@ -19,10 +19,10 @@ help: ## this list
 setup: ## install what is missing on a Debian 12 machine (root or sudo)
 	scripts/setup
 
-build: extension ## build everything, tests and benchmarks included
+build: extension ## build everything, tests and benchmarks included (needs what setup installs)
 	$(CARGO) build --release --workspace --all-targets --locked
 
-extension: ## build the redo extension for every version that has headers here
+extension: ## build the redo extension for 15, 17 and 18, whose headers setup installs
 	@set -e; for version in 15 17 18; do \
 	  include=/usr/include/postgresql/$$version/server; \
 	  [ -d $$include ] || include=$(PAGESERVER_PG_HOME)/headers/$$version$$include; \

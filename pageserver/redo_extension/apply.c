@@ -289,6 +289,8 @@ apply_record(const Target *target, XLogRecPtr end_lsn, const char *bytes, uint32
     current_info = record->xl_info;
     if (!changes_pages(record->xl_rmid, record->xl_info))
         elog(ERROR, "not a record that changes relation pages");
+    if (!RMGR_IS_LOADED(record->xl_rmid))
+        elog(ERROR, "no library with this resource manager is loaded (redo.preload_libraries in pageserver.toml names them)");
     decode(end_lsn, record, len);
     if (MAX_BLOCK_ID(reader) < 0)
         elog(ERROR, "record has no block references");

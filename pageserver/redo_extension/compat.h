@@ -74,9 +74,11 @@ typedef RelFileNode RelAddress;
 #if PG_VERSION_NUM >= 150000
 #define RMGR(rmid) GetRmgr(rmid)
 #define RMGR_IS_CUSTOM(rmid) ((rmid) >= RM_MIN_CUSTOM_ID)
+#define RMGR_IS_LOADED(rmid) RmgrIdExists(rmid)
 #else
 #define RMGR(rmid) (RmgrTable[rmid])
 #define RMGR_IS_CUSTOM(rmid) false
+#define RMGR_IS_LOADED(rmid) true
 #endif
 
 #endif

@@ -1,7 +1,7 @@
 //! The configuration file, flags and environment.
 //!
 //! - `pageserver.toml` in the data directory; every key has a default, an unknown key is refused with its line.
-//! - Flags win over the environment, the environment over the file.
+//! - `listen` can be given by a flag and by the environment, too: the flag wins, then the environment.
 //! - Checks happen here, before anything is opened.
 
 use std::net::SocketAddr;
@@ -82,7 +82,7 @@ pub struct StoreSection {
     pub block_cache_mib: u64,
     /// Recent WAL is written to disk after this long even if little came.
     pub flush_interval_seconds: u64,
-    /// Bytes per second that compaction and flush may write, in MiB; 0 for no limit.
+    /// Bytes per second that compaction may write, in MiB; 0 for no limit. A flush has none.
     pub background_mib_per_second: u64,
     /// How RocksDB arranges files: `level` or `universal`.
     pub compaction: CompactionStyle,
@@ -110,8 +110,11 @@ pub struct RedoSection {
     pub timeout_seconds: u64,
     /// Directories that hold a `postgres` binary of some major version; the known places are searched after these.
     pub postgres_bin_dirs: Vec<PathBuf>,
-    /// Directory of the redo extension, one file per major version; the known places are searched when it is not given.
+    /// Directory of the redo extension, a folder for each major version; the known places are searched after it.
     pub extension_dir: Option<PathBuf>,
+    /// Libraries of extensions that have resource managers of their own, as in PostgreSQL's `shared_preload_libraries`: a name, or an absolute path.
+    /// The redo process loads them.
+    pub preload_libraries: Vec<String>,
     /// The user that the redo process runs as when the page server is root.
     pub run_as: String,
     /// A chain of at least this many records is cached back into the store when it was materialised.
@@ -198,6 +201,7 @@ impl Default for RedoSection {
             timeout_seconds: 60,
             postgres_bin_dirs: Vec::new(),
             extension_dir: None,
+            preload_libraries: Vec::new(),
             run_as: "postgres".to_string(),
             cache_back_records_min: 8,
             backlog_records_min: 32,
@@ -299,6 +303,14 @@ impl Config {
         if chain_records_max != 0 && !(CHAIN_RECORDS_MIN..=CHAIN_WEIGHT_LIMIT).contains(&chain_records_max) {
             return refuse("redo.chain_records_max", chain_records_max.to_string(), "must be 0, or from 16 to 10000");
         }
+        let quotable = |name: &&String| !name.is_empty() && !name.contains(|c: char| c == '"' || c.is_control());
+        if let Some(name) = self.redo.preload_libraries.iter().find(|name| !quotable(name)) {
+            return refuse(
+                "redo.preload_libraries",
+                name.clone(),
+                "must be a name or an absolute path, without quotes",
+            );
+        }
         let shifted = [
             ("retention.wal_mib", self.retention.wal_mib),
             ("gc.mib_per_second", self.gc.mib_per_second),
@@ -390,6 +402,7 @@ mod tests {
             ("lisen = 1", "lisen"),
             ("[redo]\nthreads = 0", "redo.threads"),
             ("[redo]\nchain_records_max = 15", "redo.chain_records_max"),
+            ("[redo]\npreload_libraries = [\"mine\", 'a\"b']", "redo.preload_libraries"),
             ("page_cache_mib = -1", "page_cache_mib"),
             ("[redo]\nengine = \"mine\"", "`native`, `postgres`, `verify`"),
             ("x", "line 1"),

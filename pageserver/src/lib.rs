@@ -1,6 +1,6 @@
 //! Versioned page storage for stock PostgreSQL: a primary's WAL in, any page as of any LSN out.
 //!
-//! In stack order; a module uses those above it, never those below. `docs/architecture.md` has the picture.
+//! `docs/architecture.md` has the picture, and says who may use whom.
 
 pub mod basebackup;
 pub mod client;

@@ -31,6 +31,9 @@ pub struct ReplayArgs {
     /// `pageserver_redo.so`, built for that binary's major version. An absolute path.
     #[arg(long, requires = "postgres")]
     pub extension: Option<PathBuf>,
+    /// Library of an extension that has a resource manager of its own, as in `redo.preload_libraries`. May be given several times.
+    #[arg(long = "preload-library", value_name = "NAME", requires = "postgres")]
+    pub preload_libraries: Vec<String>,
     /// User that the process runs as. Needed by root, because PostgreSQL does not run as root.
     #[arg(long, value_name = "USER")]
     pub run_as: Option<String>,
@@ -101,7 +104,7 @@ impl ReplayArgs {
             extension,
             pg_control: input.pg_control.clone(),
             wal_log_hints: input.wal_log_hints,
-            preload_libraries: Vec::new(),
+            preload_libraries: self.preload_libraries.clone(),
             work_dir: None,
             run_as: self.run_as.clone(),
         };

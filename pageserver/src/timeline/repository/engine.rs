@@ -72,7 +72,7 @@ impl Repository {
             pg_control: control_file.encode().into(),
             // Whether hint bits are logged was settled at ingest (see `delta::Delta::HeapAllVisible`): what is left to redo stamps.
             wal_log_hints: true,
-            preload_libraries: Vec::new(),
+            preload_libraries: self.config.redo.preload_libraries.clone(),
             work_dir: None,
             run_as: Uid::effective().is_root().then(|| self.config.redo.run_as.clone()),
         };
