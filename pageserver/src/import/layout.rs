@@ -79,6 +79,17 @@ pub fn classify(path: &str, version: PgVersion) -> FileKind {
     found.unwrap_or(FileKind::NotKept)
 }
 
+/// The catalog version in the path of a file in a tablespace, if it is one of `version` and not that of its releases: of a beta, or of a server that was built otherwise.
+pub fn unreleased_catalog(path: &str, version: PgVersion) -> Option<u32> {
+    let mut parts = path.trim_start_matches("./").split('/').filter(|part| !part.is_empty());
+    let (Some("pg_tblspc"), Some(_), Some(dir), Some(_)) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return None;
+    };
+    let catalog_version_no = number(dir.strip_prefix(&format!("PG_{version}_"))?)?;
+    (catalog_version_no != catalog_version(version)).then_some(catalog_version_no)
+}
+
 fn in_database(spc_oid: Oid, db_oid: Oid, file: &str) -> Option<FileKind> {
     match file {
         "pg_filenode.map" => Some(FileKind::RelationMap { spc_oid, db_oid }),
@@ -156,6 +167,20 @@ mod tests {
             ("pg_twophase/0000000100000001", FileKind::TwoPhase { xid: 0x1_0000_0001 }),
         ] {
             assert_eq!(classify(path, PgVersion::V15), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn tablespaces_of_unreleased_servers_are_known() {
+        for (path, expected) in [
+            ("pg_tblspc/16400/PG_15_202209062/5/16401", Some(202_209_062)),
+            ("./pg_tblspc/16400/PG_15_1/5", Some(1)),
+            ("pg_tblspc/16400/PG_15_202209061/5/16401", None),
+            ("pg_tblspc/16400/PG_14_202107181/5/16401", None),
+            ("pg_tblspc/16400/PG_15_1", None),
+            ("base/5/16401", None),
+        ] {
+            assert_eq!(unreleased_catalog(path, PgVersion::V15), expected, "{path}");
         }
     }
 

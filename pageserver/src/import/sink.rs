@@ -16,7 +16,7 @@ use postgres_ffi::slru::{XidStatus, clog_place, clog_status};
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, SlruKind, TransactionId};
 
 use super::ImportError;
-use super::layout::{FileKind, RELSEG_BLOCKS, classify};
+use super::layout::{FileKind, RELSEG_BLOCKS, classify, unreleased_catalog};
 use crate::ingest::{CommitTime, KeptSize, OriginProgress};
 use crate::store::{Batch, Gathered, TimelineStore};
 use crate::wall_time::WallTime;
@@ -63,6 +63,8 @@ pub struct ImportSink {
     /// Sums of what came: see `ingest::kept_sizes`.
     kept_sizes: BTreeMap<Key, KeptSize>,
     missing_segments: Vec<MissingSegment>,
+    /// Catalog versions of files in tablespaces that were not kept: leftovers, unless they are the cluster's own.
+    unreleased_catalogs: BTreeSet<u32>,
     counts: ImportCounts,
 }
 
@@ -119,6 +121,7 @@ impl ImportSink {
             database_dirs: BTreeSet::new(),
             kept_sizes: BTreeMap::new(),
             missing_segments: Vec::new(),
+            unreleased_catalogs: BTreeSet::new(),
             counts: ImportCounts::default(),
         }
     }
@@ -144,7 +147,10 @@ impl ImportSink {
         let mut counted = Counted { inner: contents, count: 0 };
         let contents = &mut counted;
         match kind {
-            FileKind::NotKept => return Ok(false),
+            FileKind::NotKept => {
+                self.unreleased_catalogs.extend(unreleased_catalog(path, self.version));
+                return Ok(false);
+            }
             FileKind::Relation { rel, fork, segment_no } => {
                 self.relation_segment(path, rel, fork, segment_no, contents)?
             }
@@ -369,6 +375,13 @@ impl ImportSink {
     /// Puts sizes and prepared transactions, and makes everything durable with a watermark. Errors: a file that every cluster has did not come.
     pub fn finish(mut self) -> Result<Imported, ImportError> {
         let control_file = self.control_file.take().ok_or(ImportError::FileMissing { file: "global/pg_control" })?;
+        if self.unreleased_catalogs.contains(&control_file.catalog_version_no) {
+            return Err(ImportError::UnsupportedCluster {
+                setting: "the catalog version of a cluster with tablespaces",
+                expected: "that of a release",
+                value: control_file.catalog_version_no.to_string(),
+            });
+        }
         for ((rel, fork), segments) in std::mem::take(&mut self.fork_segments) {
             // A database has a directory in each tablespace that it has relations in; PG_VERSION stands in its own alone.
             self.database_dir(rel.spc_oid, rel.db_oid)?;

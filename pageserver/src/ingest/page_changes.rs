@@ -162,7 +162,8 @@ fn unnamed_map_changes(
 ) -> Result<(), IngestError> {
     let rel = heap_block(record, 0)?.rel;
     let heap_blocks = cleared_heap_blocks(record, clear, clear.new_block)?;
-    let places: SmallVec<[_; 2]> = heap_blocks.iter().map(|block| visibility_map::place(*block)).collect();
+    let mut places: SmallVec<[_; 2]> = heap_blocks.iter().map(|block| visibility_map::place(*block)).collect();
+    places.sort_by_key(|(map_page, _)| *map_page); // As everywhere: a page behind the end makes those in front of it.
     for (nth, (map_page, _)) in places.iter().enumerate() {
         if places[..nth].iter().any(|(earlier, _)| earlier == map_page) {
             continue; // One version per page and LSN: it went with the earlier one.

@@ -101,6 +101,11 @@ fn a_missing_map_is_made() {
     let expect = clear(1, false, 3, &index(0)).replace("Delta", "InitDelta");
     assert_eq!(clears(&puts), ["0 Image", &expect]);
     assert!(puts.contains(&"size 1663/5/16384 vm Image 2".to_owned()));
+    // The old row's page of the map is in front of the new one's.
+    let mut rig = Rig::new(PgVersion::V15);
+    let puts = rig.shown(&update(3).block(block(0, PER_MAP_PAGE + 1)).block(block(1, 2)));
+    let made = |page, heap_block| clear(page, false, 3, &index(heap_block)).replace("Delta", "InitDelta");
+    assert_eq!(clears(&puts), [made(0, 2), made(1, 1)]);
 }
 
 /// Heap2 VISIBLE: block 0 is the map's page, block 1 the heap's.

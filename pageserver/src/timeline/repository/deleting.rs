@@ -83,10 +83,14 @@ impl Repository {
         let dir = self.timeline_dir(metadata.timeline_id);
         let slot = metadata.primary.as_ref().map(|primary| self.left_slots.take(primary));
         metadata.primary.iter().try_for_each(|primary| self.left_slots.add(primary))?;
-        if dir.join(RESETTING).exists() {
-            self.finish_reset(&dir, &metadata)?; // One that had failed.
+        // Of a reset that failed. One that could not be taken back either may stand on disk: its mark says what ours would, and stays.
+        let marked_no = if dir.join(RESETTING).exists() { read_mark(&dir, RESETTING)? } else { None };
+        if marked_no.is_some_and(|old_no| old_no != metadata.timeline_no()) {
+            self.finish_reset(&dir, &metadata)?;
         }
-        set_mark(&dir, RESETTING, metadata.timeline_no)?;
+        if marked_no != Some(metadata.timeline_no()) {
+            set_mark(&dir, RESETTING, metadata.timeline_no)?;
+        }
         Failpoint::ResetMarked.pass();
         timeline.end_receiver();
         if let Err(error) = new.save(&dir) {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use keyenc::TimelineNo;
-use tracing::info;
+use tracing::{error, info};
 
 use super::busy::Busy;
 use super::{Repository, RepositoryError, tenants};
-use crate::replication::{ConnInfo, ReplicationError};
-use crate::timeline::Timeline;
+use crate::replication::{ConnInfo, ReplicationError, one_line};
 use crate::timeline::metadata::METADATA_FILE_NAME;
+use crate::timeline::{Timeline, TimelineState};
 use crate::wal_receiver::fetch_segment;
 
 impl Repository {
@@ -54,7 +54,7 @@ impl Repository {
         let conninfo: ConnInfo = primary.conninfo.parse().map_err(ReplicationError::from)?;
         let layout = self.wal_layout(timeline);
         let needed_lsn = timeline.wal_end_lsn().max(timeline.own_last_record_lsn());
-        let _busy = self.begin_busy(timeline, Busy::Repaired)?;
+        let busy = self.begin_busy(timeline, Busy::Repaired)?;
         timeline.end_receiver();
         drop(changes); // Its primary may take its time.
         let mut fetch = || {
@@ -69,6 +69,10 @@ impl Repository {
         };
         let fetched = fetch();
         let _changes = self.changes.lock();
+        drop(busy); // Before `changes`: else who waits to follow finds it in repair, and goes.
+        if matches!(timeline.state(), TimelineState::Stopped { .. }) {
+            self.change_metadata(timeline, |_| {})?; // It may have stopped since this is not known to be on disk.
+        }
         timeline.begin_again();
         self.follow_again(timeline);
         fetched
@@ -97,7 +101,10 @@ impl Repository {
         }
         self.store.resume_compaction()?;
         info!("compaction of the store goes on");
-        self.follow_primaries() // Some found no room to begin.
+        if let Err(error) = self.follow_primaries() {
+            error!(error = one_line(&error), "not all timelines that found no room to begin follow their primaries"); // Compaction goes on all the same.
+        }
+        Ok(())
     }
 
     /// Deletes versions under a number that no timeline has.
