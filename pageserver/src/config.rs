@@ -113,7 +113,7 @@ pub struct RedoSection {
     /// Directory of the redo extension, a folder for each major version; the known places are searched after it.
     pub extension_dir: Option<PathBuf>,
     /// Libraries of extensions that have resource managers of their own, as in PostgreSQL's `shared_preload_libraries`: a name, or an absolute path.
-    /// The redo process loads them.
+    /// The redo process of each cluster loads all of them, and does not start if it cannot.
     pub preload_libraries: Vec<String>,
     /// The user that the redo process runs as when the page server is root.
     pub run_as: String,
@@ -303,8 +303,11 @@ impl Config {
         if chain_records_max != 0 && !(CHAIN_RECORDS_MIN..=CHAIN_WEIGHT_LIMIT).contains(&chain_records_max) {
             return refuse("redo.chain_records_max", chain_records_max.to_string(), "must be 0, or from 16 to 10000");
         }
-        let quotable = |name: &&String| !name.is_empty() && !name.contains(|c: char| c == '"' || c.is_control());
-        if let Some(name) = self.redo.preload_libraries.iter().find(|name| !quotable(name)) {
+        let is_library = |name: &&String| {
+            let is_plain = !name.is_empty() && !name.contains(|c: char| c == '"' || c.is_control());
+            is_plain && (!name.contains('/') || name.starts_with(['/', '$']))
+        };
+        if let Some(name) = self.redo.preload_libraries.iter().find(|name| !is_library(name)) {
             return refuse(
                 "redo.preload_libraries",
                 name.clone(),
@@ -403,6 +406,7 @@ mod tests {
             ("[redo]\nthreads = 0", "redo.threads"),
             ("[redo]\nchain_records_max = 15", "redo.chain_records_max"),
             ("[redo]\npreload_libraries = [\"mine\", 'a\"b']", "redo.preload_libraries"),
+            ("[redo]\npreload_libraries = [\"lib/mine\"]", "lib/mine"),
             ("page_cache_mib = -1", "page_cache_mib"),
             ("[redo]\nengine = \"mine\"", "`native`, `postgres`, `verify`"),
             ("x", "line 1"),

@@ -28,11 +28,10 @@ void _PG_init(void);
 static bool is_started;
 
 static void
-write_over(Page page, uint16 offset, const char *bytes, Size len)
+check_place(int32 offset, Size len)
 {
-    if (offset < SizeOfPageHeaderData || offset + len > BLCKSZ)
-        elog(ERROR, "%zu bytes at %u are not on the page", len, offset);
-    memcpy((char *) page + offset, bytes, len);
+    if (offset < (int32) SizeOfPageHeaderData || offset > BLCKSZ || len > (Size) (BLCKSZ - offset))
+        elog(ERROR, "%zu bytes at %d are not on the page", len, offset);
 }
 
 static void
@@ -50,10 +49,11 @@ custom_redo(XLogReaderState *record)
         Size len;
         char *bytes = XLogRecGetBlockData(record, 0, &len);
         Page page = BufferGetPage(buffer);
-        uint16 offset;
+        int32 offset;
 
         memcpy(&offset, XLogRecGetData(record), sizeof(offset));
-        write_over(page, offset, bytes, len);
+        check_place(offset, len);
+        memcpy((char *) page + offset, bytes, len);
         PageSetLSN(page, end_lsn);
         MarkBufferDirty(buffer);
     }
@@ -96,18 +96,21 @@ _PG_init(void)
 Datum
 custom_rmgr_write(PG_FUNCTION_ARGS)
 {
-    Relation rel = relation_open(PG_GETARG_OID(0), RowExclusiveLock);
-    Buffer buffer = ReadBuffer(rel, PG_GETARG_INT32(1));
-    uint16 offset = PG_GETARG_INT32(2);
+    int32 offset = PG_GETARG_INT32(2);
     bytea *bytes = PG_GETARG_BYTEA_PP(3);
     Size len = VARSIZE_ANY_EXHDR(bytes);
+    Relation rel;
+    Buffer buffer;
     Page page;
     XLogRecPtr end_lsn;
 
+    check_place(offset, len);
+    rel = relation_open(PG_GETARG_OID(0), RowExclusiveLock);
+    buffer = ReadBuffer(rel, PG_GETARG_INT32(1));
     LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
     page = BufferGetPage(buffer);
     START_CRIT_SECTION();
-    write_over(page, offset, VARDATA_ANY(bytes), len);
+    memcpy((char *) page + offset, VARDATA_ANY(bytes), len);
     MarkBufferDirty(buffer);
     XLogBeginInsert();
     XLogRegisterBuffer(0, buffer, REGBUF_STANDARD);

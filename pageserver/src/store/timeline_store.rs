@@ -112,12 +112,6 @@ impl TimelineStore {
         Impatience::with(&self.state)
     }
 
-    /// Asked by ingest between the parts of a long read. Errors: `ShuttingDown`: somebody waits for ingest to end, or the store closes.
-    pub fn check_goes_on(&self) -> Result<(), StoreError> {
-        let is_over = self.state.is_waited_for() || self.store.inner().is_stopping();
-        if is_over { Err(StoreError::ShuttingDown) } else { Ok(()) }
-    }
-
     /// True: a `put` that waits for room and a `flush` that waits end with `ShuttingDown`, as somebody waits for whoever puts and will not need it. False: they wait again.
     pub fn set_waited_for(&self, waited_for: bool) {
         self.state.set_waited_for(waited_for);

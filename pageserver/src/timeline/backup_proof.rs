@@ -114,7 +114,6 @@ fn check_bases(
 ) -> Result<(), TimelineIngestError> {
     let blocks = segment.blocks_of(block_count);
     let Some(last) = blocks.clone().next_back() else { return Ok(()) };
-    timeline.store.check_goes_on()?; // A long fork has many segments.
     let key = |block_no| Key::block(segment.rel, segment.fork, block_no);
     let (mut based, mut deltas) = (0, Vec::new());
     timeline.store.scan_newest(&key(blocks.start), &key(last), lsn, &mut |key, _, kind, _| {

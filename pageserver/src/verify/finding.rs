@@ -62,6 +62,8 @@ pub(super) mod advice {
     pub const FAULT: &str = "keep the data directory and report it: this was written so; import the cluster anew";
     /// A page cannot be made.
     pub const PAGE: &str = "read it at another LSN; `pageserver mend`, if a file of the store is damaged; pagectl page history shows its versions";
+    /// History went faster than pages were read.
+    pub const OVERTAKEN: &str = "nothing of it is known to be damaged; verify again with a longer retention (pagectl timeline retention), or a higher rate";
     /// A WAL file is damaged or missing.
     pub const WAL: &str = "pagectl repair takes the segment from the primary, if that still has it; do not restart before: what is not in the store yet comes from this WAL";
     /// Something about the WAL files that no primary sends again.

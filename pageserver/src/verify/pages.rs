@@ -17,8 +17,6 @@ use super::{Finding, Part, kept_sizes, name_of};
 use crate::store::StoreError;
 use crate::timeline::{ReadError, Timeline, TimelineState};
 
-/// So often the newest LSN is taken anew when garbage collection has overtaken it.
-const NEWEST_TRIES: u32 = 5;
 /// Pages that are made together, in walredo threads at the same time.
 const PAGES_AT_ONCE: u32 = 128;
 /// PG 15: bufpage.h, PD_VALID_FLAG_BITS.
@@ -36,23 +34,18 @@ pub(super) fn check(job: &mut Job<'_>, timeline: &Arc<Timeline>) -> Result<(), V
     if matches!(timeline.state(), TimelineState::Importing | TimelineState::CatchingUp) {
         return Ok(()); // Nobody can read them yet.
     }
-    let mut newest_tries = NEWEST_TRIES;
-    let mut lsns = job.repository.lsns_in_use(timeline);
-    lsns.reverse();
-    let pinned_count = lsns.len().saturating_sub(1);
-    while let Some(lsn) = lsns.pop() {
+    let lsns = job.repository.lsns_in_use(timeline);
+    let newest_lsn = lsns.first().copied();
+    for lsn in lsns {
         match check_at(job, timeline, lsn) {
             Err(VerifyError::Read(ReadError::Gone { .. })) => return Ok(()), // Deleted or reset meanwhile.
-            // The newest one when it began, of a timeline that keeps next to no history: so from what is the newest now.
             Err(VerifyError::Read(ReadError::BelowFirstReadable { .. }))
-                if lsns.len() == pinned_count && newest_tries > 1 =>
+                if !job.repository.lsns_in_use(timeline).contains(&lsn) =>
             {
-                newest_tries -= 1;
-                lsns.push(timeline.last_record_lsn());
+                if Some(lsn) == newest_lsn {
+                    job.found(&overtaken(timeline, lsn))?; // Its history is shorter than this takes.
+                } // Else nobody reads there any more: the lease is over, or the branch is gone.
             }
-            // Nobody reads there any more: the lease is over, or the branch is gone.
-            Err(VerifyError::Read(ReadError::BelowFirstReadable { .. }))
-                if lsns.len() < pinned_count && !job.repository.lsns_in_use(timeline).contains(&lsn) => {}
             Err(VerifyError::Read(error)) => job.found(&whole(timeline, lsn, &error))?,
             other => other?,
         }
@@ -218,6 +211,19 @@ fn whole(timeline: &Arc<Timeline>, lsn: Lsn, error: &ReadError) -> Finding {
         file: None,
         what: cause_of(error),
         what_to_do: advice::PAGE,
+    }
+}
+
+/// Nothing is known to be wrong, and not all was looked at.
+fn overtaken(timeline: &Arc<Timeline>, lsn: Lsn) -> Finding {
+    Finding {
+        timeline: Some(name_of(timeline)),
+        part: Part::Pages,
+        object: "pages".to_owned(),
+        lsn: Some(lsn),
+        file: None,
+        what: "not all of them were read: garbage collection has given up the LSN meanwhile".to_owned(),
+        what_to_do: advice::OVERTAKEN,
     }
 }
 
