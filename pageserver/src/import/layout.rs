@@ -53,6 +53,11 @@ pub enum FileKind {
     },
     /// `pg_logical/replorigin_checkpoint`.
     ReplicationOrigins,
+    /// In a tablespace, of a server of this version that is no release. Kept as little as the next.
+    Unreleased {
+        /// Its catalog version.
+        catalog_version_no: u32,
+    },
     /// Nothing that is kept: configuration, statistics, caches, locks, temporary and unknown files.
     NotKept,
 }
@@ -68,6 +73,9 @@ pub fn classify(path: &str, version: PgVersion) -> FileKind {
         ["pg_tblspc", spc, dir, db, file] if dir == tablespace_version_directory(version, catalog_version(version)) => {
             number(spc).zip(number(db)).and_then(|(spc_oid, db_oid)| in_database(spc_oid, db_oid, file))
         }
+        ["pg_tblspc", _, dir, _, ..] => {
+            unreleased_catalog(dir, version).map(|catalog_version_no| FileKind::Unreleased { catalog_version_no })
+        }
         ["pg_xact", file] => slru(SlruKind::Clog, file),
         ["pg_multixact", "members", file] => slru(SlruKind::MultiXactMembers, file),
         ["pg_multixact", "offsets", file] => slru(SlruKind::MultiXactOffsets, file),
@@ -79,13 +87,8 @@ pub fn classify(path: &str, version: PgVersion) -> FileKind {
     found.unwrap_or(FileKind::NotKept)
 }
 
-/// The catalog version in the path of a file in a tablespace, if it is one of `version` and not that of its releases: of a beta, or of a server that was built otherwise.
-pub fn unreleased_catalog(path: &str, version: PgVersion) -> Option<u32> {
-    let mut parts = path.trim_start_matches("./").split('/').filter(|part| !part.is_empty());
-    let (Some("pg_tblspc"), Some(_), Some(dir), Some(_)) = (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return None;
-    };
+/// The catalog version in the name of a tablespace's directory, if it is one of `version` and not that of its releases: of a beta, or of a server that was built otherwise.
+fn unreleased_catalog(dir: &str, version: PgVersion) -> Option<u32> {
     let catalog_version_no = number(dir.strip_prefix(&format!("PG_{version}_"))?)?;
     (catalog_version_no != catalog_version(version)).then_some(catalog_version_no)
 }
@@ -180,7 +183,11 @@ mod tests {
             ("pg_tblspc/16400/PG_15_1", None),
             ("base/5/16401", None),
         ] {
-            assert_eq!(unreleased_catalog(path, PgVersion::V15), expected, "{path}");
+            let found = match classify(path, PgVersion::V15) {
+                FileKind::Unreleased { catalog_version_no } => Some(catalog_version_no),
+                _ => None,
+            };
+            assert_eq!(found, expected, "{path}");
         }
     }
 

@@ -16,7 +16,7 @@ use postgres_ffi::slru::{XidStatus, clog_place, clog_status};
 use postgres_ffi::{BLCKSZ, BlockNumber, ForkNumber, Lsn, PgVersion, RelTag, SlruKind, TransactionId};
 
 use super::ImportError;
-use super::layout::{FileKind, RELSEG_BLOCKS, classify, unreleased_catalog};
+use super::layout::{FileKind, RELSEG_BLOCKS, classify};
 use crate::ingest::{CommitTime, KeptSize, OriginProgress};
 use crate::store::{Batch, Gathered, TimelineStore};
 use crate::wall_time::WallTime;
@@ -147,8 +147,9 @@ impl ImportSink {
         let mut counted = Counted { inner: contents, count: 0 };
         let contents = &mut counted;
         match kind {
-            FileKind::NotKept => {
-                self.unreleased_catalogs.extend(unreleased_catalog(path, self.version));
+            FileKind::NotKept => return Ok(false),
+            FileKind::Unreleased { catalog_version_no } => {
+                self.unreleased_catalogs.insert(catalog_version_no);
                 return Ok(false);
             }
             FileKind::Relation { rel, fork, segment_no } => {

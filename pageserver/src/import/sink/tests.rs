@@ -83,18 +83,14 @@ fn what_has_no_first_segment_is_no_relation_and_with_an_empty_one_it_has_no_bloc
 /// What pg_upgrade leaves is not the cluster's; files that are must not be passed over.
 #[test]
 fn tablespaces_of_an_unreleased_server_are_refused_and_leftovers_are_not() {
-    let catalog_version_no = |own: bool| {
-        let mut control_file = ControlFile::decode(CONTROL_15).unwrap();
-        control_file.catalog_version_no += u32::from(own);
-        control_file
-    };
-    for is_own in [true, false] {
+    let released = ControlFile::decode(CONTROL_15).expect("a server's own");
+    let unreleased = ControlFile { catalog_version_no: released.catalog_version_no + 1, ..released.clone() };
+    let in_tablespace = format!("pg_tblspc/16400/PG_15_{}/5/16401", unreleased.catalog_version_no);
+    for (control_file, is_own) in [(&unreleased, true), (&released, false)] {
         let rig = Rig::new();
         let mut sink = ImportSink::new(Arc::clone(&rig.store), PgVersion::V15, LSN);
-        let control_file = catalog_version_no(is_own);
         put(&mut sink, "global/pg_control", &control_file.encode());
-        let leftover = format!("pg_tblspc/16400/PG_15_{}/5/16401", catalog_version_no(true).catalog_version_no);
-        assert!(!sink.file(&leftover, 0, &mut &[][..]).unwrap());
+        assert!(!sink.file(&in_tablespace, 0, &mut &[][..]).unwrap());
         let refused =
             matches!(sink.finish(), Err(ImportError::UnsupportedCluster { expected: "that of a release", .. }));
         assert_eq!(refused, is_own);
