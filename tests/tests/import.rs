@@ -82,7 +82,7 @@ fn list(data_dir: &Path, version: PgVersion, prefix: &str, files: &mut Files) ->
             FileKind::Database { spc_oid, db_oid } => files.others.push(Object::Database { spc_oid, db_oid }),
             FileKind::ControlFile => files.others.extend([Object::ControlFile, Object::Checkpoint]),
             FileKind::TwoPhase { xid } => files.others.push(Object::TwoPhase { xid }),
-            FileKind::ReplicationOrigins | FileKind::NotKept => {}
+            FileKind::ReplicationOrigins | FileKind::Unreleased { .. } | FileKind::NotKept => {}
         }
     }
     Ok(())
