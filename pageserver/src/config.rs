@@ -11,6 +11,7 @@ use std::time::Duration;
 use postgres_ffi::PgVersion;
 use serde::{Deserialize, Serialize};
 
+use crate::redo::process::Library;
 use crate::store::{CHAIN_WEIGHT_LIMIT, CompactionStyle, Compression, StoreConfig};
 use crate::timeline::gc::RetentionTime;
 
@@ -114,7 +115,7 @@ pub struct RedoSection {
     pub extension_dir: Option<PathBuf>,
     /// Libraries of extensions that have resource managers of their own, as in PostgreSQL's `shared_preload_libraries`: a name, or an absolute path.
     /// The redo process of each cluster loads all of them, and does not start if it cannot.
-    pub preload_libraries: Vec<String>,
+    pub preload_libraries: Vec<Library>,
     /// The user that the redo process runs as when the page server is root.
     pub run_as: String,
     /// A chain of at least this many records is cached back into the store when it was materialised.
@@ -303,17 +304,6 @@ impl Config {
         if chain_records_max != 0 && !(CHAIN_RECORDS_MIN..=CHAIN_WEIGHT_LIMIT).contains(&chain_records_max) {
             return refuse("redo.chain_records_max", chain_records_max.to_string(), "must be 0, or from 16 to 10000");
         }
-        let is_library = |name: &&String| {
-            let is_plain = !name.is_empty() && !name.contains(|c: char| c == '"' || c.is_control());
-            is_plain && (!name.contains('/') || name.starts_with(['/', '$']))
-        };
-        if let Some(name) = self.redo.preload_libraries.iter().find(|name| !is_library(name)) {
-            return refuse(
-                "redo.preload_libraries",
-                name.clone(),
-                "must be a name or an absolute path, without quotes",
-            );
-        }
         let shifted = [
             ("retention.wal_mib", self.retention.wal_mib),
             ("gc.mib_per_second", self.gc.mib_per_second),
@@ -405,7 +395,7 @@ mod tests {
             ("lisen = 1", "lisen"),
             ("[redo]\nthreads = 0", "redo.threads"),
             ("[redo]\nchain_records_max = 15", "redo.chain_records_max"),
-            ("[redo]\npreload_libraries = [\"mine\", 'a\"b']", "redo.preload_libraries"),
+            ("[redo]\npreload_libraries = [\"mine\", 'a\"b']", "preload_libraries = [\"mine\", 'a\"b']"),
             ("[redo]\npreload_libraries = [\"lib/mine\"]", "lib/mine"),
             ("page_cache_mib = -1", "page_cache_mib"),
             ("[redo]\nengine = \"mine\"", "`native`, `postgres`, `verify`"),

@@ -28,7 +28,7 @@ pub use ports::free_port;
 
 mod postgres_server;
 pub(crate) use postgres_server::query_text;
-pub use postgres_server::{Auth, Postgres, PostgresBuilder, Stop};
+pub use postgres_server::{Auth, Postgres, PostgresBuilder, Stop, build_extension};
 
 pub mod standby;
 

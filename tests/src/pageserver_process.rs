@@ -200,6 +200,13 @@ impl PageServer {
         bail!("five imports were refused, one after the other")
     }
 
+    /// How often its redo engine did `what`, as `SHOW REDO` counts it. An error if no redo engine counts that.
+    pub fn engine_count(&self, what: &str) -> Result<u64> {
+        let rows = self.query("SHOW REDO")?;
+        let row = rows.iter().find(|row| row[0].ends_with(&format!(".engine.{what}")));
+        row.with_context(|| format!("no count of {what}: {rows:?}"))?[1].parse().context("a number")
+    }
+
     /// `pagectl`, talking to this server.
     pub fn pagectl(&self) -> Result<Pagectl> {
         Ok(Pagectl {
@@ -213,6 +220,12 @@ impl PageServer {
     pub fn installed_pagectl(&self) -> Result<Pagectl> {
         let pagectl = self.pagectl()?;
         Ok(Pagectl { program: self.test_dir().copy_program(&pagectl.program)?, ..pagectl })
+    }
+
+    /// Sets keys of its `pageserver.toml`, which it reads when it starts; `text` is TOML, as it would stand there.
+    pub fn set_config(&mut self, text: &str) -> Result<()> {
+        merge(&mut self.builder.config, text.parse().context("configuration of the test")?);
+        self.write_config()
     }
 
     /// Starts it and returns when it takes connections.
@@ -351,7 +364,7 @@ impl PageServer {
         Ok(command)
     }
 
-    /// The file that `init` wrote, with the keys of the test.
+    /// The file that stands there, with the keys of the test.
     fn write_config(&self) -> Result<()> {
         let path = self.data_dir.join("pageserver.toml");
         let mut config: toml::Table = fs::read_to_string(&path).context("read pageserver.toml")?.parse()?;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -424,10 +426,34 @@ pub(crate) fn query_text(client: &mut Client, sql: &str) -> Result<String> {
     bail!("no row from {sql}")
 }
 
+/// The directory that scripts/setup fills.
+fn home() -> PathBuf {
+    std::env::var_os("PAGESERVER_PG_HOME").map_or("/opt/pageserver-postgresql".into(), PathBuf::from)
+}
+
 /// Where the programs of `version` are: in the directory that scripts/setup fills, or where Debian puts them.
 fn bin_dir(version: PgVersion) -> Result<PathBuf> {
-    let home = std::env::var_os("PAGESERVER_PG_HOME").map_or("/opt/pageserver-postgresql".into(), PathBuf::from);
-    let places = [home.join(version.to_string()).join("bin"), format!("/usr/lib/postgresql/{version}/bin").into()];
+    let places = [home().join(version.to_string()).join("bin"), format!("/usr/lib/postgresql/{version}/bin").into()];
     let found = places.iter().find(|bin| bin.join("postgres").exists()).cloned();
     found.with_context(|| format!("no PostgreSQL {version} in {places:?}: run scripts/setup"))
+}
+
+/// Where the headers for extensions of `version` are, as its programs.
+fn include_dir(version: PgVersion) -> Result<PathBuf> {
+    let packaged = format!("/usr/include/postgresql/{version}/server");
+    let places = [home().join(format!("headers/{version}{packaged}")), packaged.into()];
+    let found = places.iter().find(|dir| dir.join("postgres.h").exists()).cloned();
+    found.with_context(|| format!("no headers of PostgreSQL {version} in {places:?}: run scripts/setup"))
+}
+
+/// Compiles the extension `source`, one C file, for `version` into `dir`: the library, where every user can read it.
+pub fn build_extension(version: PgVersion, source: &Path, dir: &TestDir) -> Result<PathBuf> {
+    let name = source.file_stem().context("a C file has a name")?;
+    let library = dir.path().join(name).with_extension("so");
+    let mut cc = Command::new("cc");
+    cc.args(["-std=gnu11", "-O2", "-fPIC", "-fwrapv", "-fno-strict-aliasing", "-D_GNU_SOURCE", "-shared"]);
+    cc.arg("-isystem").arg(include_dir(version)?).arg("-o").arg(&library).arg(source);
+    run(&mut cc)?;
+    fs::set_permissions(&library, fs::Permissions::from_mode(0o755))?;
+    Ok(library)
 }

@@ -3,38 +3,16 @@
 //!
 //! Method: a stock primary with `tests/custom_rmgr/`, whose function writes into a page of a table; its records stand in one chain with PostgreSQL's own.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use postgres_ffi::{Lsn, PgVersion};
-use tests::{Outcome, PageServer, Postgres, Stop, TestDir, wait_until};
+use tests::{Outcome, PageServer, Postgres, Stop, TestDir, build_extension, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of the only column but the key of the first row: its tuple is the last one on the page, and the column the last of it.
 const FIRST_VALUE_OFFSET: i32 = 8184;
-
-/// The library for `version`, where every user can read it.
-fn build_library(version: PgVersion, dir: &TestDir) -> Result<PathBuf> {
-    let home = std::env::var_os("PAGESERVER_PG_HOME").map_or("/opt/pageserver-postgresql".into(), PathBuf::from);
-    let packaged = format!("/usr/include/postgresql/{version}/server");
-    let places = [home.join(format!("headers/{version}{packaged}")), packaged.into()];
-    let include = places.iter().find(|dir| dir.join("postgres.h").exists());
-    let include =
-        include.with_context(|| format!("no headers of PostgreSQL {version} in {places:?}: run scripts/setup"))?;
-    let library = dir.path().join("custom_rmgr.so");
-    let mut cc = Command::new("cc");
-    cc.args(["-std=gnu11", "-O2", "-fPIC", "-fwrapv", "-fno-strict-aliasing", "-D_GNU_SOURCE", "-shared", "-isystem"])
-        .arg(include);
-    cc.arg("-o").arg(&library).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("custom_rmgr/custom_rmgr.c"));
-    let built = cc.output().context("run cc")?;
-    ensure!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    fs::set_permissions(&library, fs::Permissions::from_mode(0o755))?;
-    Ok(library)
-}
 
 struct Rig {
     pageserver: PageServer,
@@ -47,7 +25,8 @@ impl Rig {
     /// Table `t` has 1,000 rows of two numbers; the function is there, and the page server knows nothing of its library.
     fn start(version: PgVersion) -> Result<Self> {
         let dir = TestDir::new("custom-rmgr")?;
-        let library = build_library(version, &dir)?;
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("custom_rmgr/custom_rmgr.c");
+        let library = build_extension(version, &source, &dir)?;
         let preload = library.to_str().context("a path in UTF-8")?;
         let primary = Postgres::builder(version).setting("shared_preload_libraries", preload).start(&dir)?;
         primary.execute(&format!(
@@ -93,18 +72,8 @@ impl Rig {
 
     fn restart_with_library(&mut self) -> Result<()> {
         self.pageserver.stop()?;
-        let path = self.pageserver.data_dir().join("pageserver.toml");
-        let mut config: toml::Table = fs::read_to_string(&path)?.parse()?;
-        let redo = config.get_mut("redo").and_then(toml::Value::as_table_mut).context("a section")?;
-        redo.insert("preload_libraries".to_owned(), vec![self.library.to_str().context("a path in UTF-8")?].into());
-        fs::write(&path, config.to_string())?;
+        self.pageserver.set_config(&format!("redo.preload_libraries = [{:?}]", self.library))?;
         self.pageserver.start()
-    }
-
-    fn count(&self, what: &str) -> Result<u64> {
-        let rows = self.pageserver.query("SHOW REDO")?;
-        let row = rows.iter().find(|row| row[0].ends_with(&format!(".engine.{what}")));
-        row.with_context(|| format!("no count of {what}: {rows:?}"))?[1].parse().context("a number")
     }
 }
 
@@ -126,14 +95,14 @@ fn pages_with_records_of_an_extension(version: PgVersion) -> Result<()> {
     rig.restart_with_library()?;
     let page = rig.page(0)?;
     ensure!(page.exit_code == 0, "{page:?}");
-    ensure!(rig.count("left to the process")? > 0);
+    ensure!(rig.pageserver.engine_count("left to the process")? > 0);
     rig.write_number(1, 79)?;
     rig.catch_up()?;
     rig.primary.stop(Stop::Fast)?;
     let data_dir = rig.primary.data_dir().to_str().context("a path in UTF-8")?;
     let compared = rig.pageserver.pagectl()?.outcome(&["compare", "--timeline", "main", "--datadir", data_dir])?;
     ensure!(compared.stdout.trim_end().ends_with("mismatches: 0"), "{compared:?}");
-    ensure!(rig.count("left to the process")? >= 2, "pages 0 and 2; that of 1 came whole");
+    ensure!(rig.pageserver.engine_count("left to the process")? >= 2, "pages 0 and 2; that of 1 came whole");
     Ok(())
 }
 

@@ -396,18 +396,17 @@ impl Course {
 
     /// Native redo and the process made the same pages; or no process was ever needed.
     fn check_engines(&mut self) -> Result<()> {
-        let rows = self.pageserver.query("SHOW REDO")?;
-        let count = |what: &str| -> Result<u64> {
-            let row = rows.iter().find(|row| row[0].ends_with(&format!(".engine.{what}")));
-            row.with_context(|| format!("no count of {what}: {rows:?}"))?[1].parse().context("a number")
-        };
+        let count = |what| self.pageserver.engine_count(what);
         if self.leg.redo_engine == "native" {
             let (pages, left) = (count("pages")?, count("left to the process")?);
-            ensure!(pages > 0 && left == 0, "native redo: {rows:?}");
+            ensure!(pages > 0 && left == 0, "native redo: {pages} pages, {left} left to the process");
             self.summary.count("pages made by native redo alone", pages);
         } else {
             let (equal, different) = (count("equal")?, count("different")?);
-            ensure!(equal > 0 && different == 0, "native redo and PostgreSQL differ: {rows:?}");
+            ensure!(
+                equal > 0 && different == 0,
+                "native redo and PostgreSQL: {equal} pages equal, {different} different"
+            );
             self.summary.count("pages made alike by native redo and PostgreSQL", equal);
         }
         Ok(())

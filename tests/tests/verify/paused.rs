@@ -14,7 +14,7 @@ use super::rig::{LIMIT, Rig, small_primary};
 /// Nothing is written out by itself: each import's pages are one file, in the last level.
 const LAZY: &str = "page_cache_mib = 4\n[wal]\nkeep_mib = 64";
 /// Layers that are written out all the time; caches that hold little.
-const BUSY_STORE: &str = "layer_mib = 1\nblock_cache_mib = 1\nflush_interval_seconds = 1";
+const BUSY_STORE: &str = "[store]\nlayer_mib = 1\nblock_cache_mib = 1\nflush_interval_seconds = 1";
 const EXPECTED: &[&str] =
     &["takes no more", "ingest stopped", "wal receiver", "WAL receiver", "compaction of the store is paused"];
 
@@ -51,10 +51,7 @@ fn start() -> Result<(Rig, PathBuf)> {
     let of_main = files(&store, ".sst")?.into_iter().filter(|(file, _)| of_main.contains(file));
     let (file, size) = of_main.max_by_key(|(_, size)| *size).context("the file of the import")?;
     flip(&file, size / 2)?;
-    let path = rig.pageserver.data_dir().join("pageserver.toml");
-    let mut config: toml::Table = std::fs::read_to_string(&path)?.parse()?;
-    config.insert("store".to_owned(), toml::Value::Table(BUSY_STORE.parse()?));
-    std::fs::write(&path, config.to_string())?;
+    rig.pageserver.set_config(BUSY_STORE)?;
     Ok((rig, file))
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use pageserver::redo::failed_input::FailedInput;
 use pageserver::redo::native::NativeEngine;
-use pageserver::redo::process::{PostgresProgram, ProcessConfig, ProcessEngine, Program};
+use pageserver::redo::process::{Library, PostgresProgram, ProcessConfig, ProcessEngine, Program};
 use pageserver::redo::{Engine, EngineRequest, NoEngine, RedoError};
 use postgres_ffi::page::{Page, page_lsn};
 use postgres_ffi::{Lsn, PgVersion};
@@ -33,7 +33,7 @@ pub struct ReplayArgs {
     pub extension: Option<PathBuf>,
     /// Library of an extension that has a resource manager of its own, as in `redo.preload_libraries`. May be given several times.
     #[arg(long = "preload-library", value_name = "NAME", requires = "postgres")]
-    pub preload_libraries: Vec<String>,
+    pub preload_libraries: Vec<Library>,
     /// User that the process runs as. Needed by root, because PostgreSQL does not run as root.
     #[arg(long, value_name = "USER")]
     pub run_as: Option<String>,

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use super::ProcessConfig;
 use super::keeper::Keeper;
+use super::library::Library;
 use super::pipeline::Pipeline;
 use super::protocol::{HELLO_LEN, Hello};
 use super::skeleton;
@@ -50,7 +51,7 @@ pub struct PostgresProgram {
     /// `wal_log_hints` of the cluster, on which it depends too.
     pub wal_log_hints: bool,
     /// Libraries with resource managers of their own, loaded before ours.
-    pub preload_libraries: Vec<String>,
+    pub preload_libraries: Vec<Library>,
     /// Where the data directory that a start needs for a moment is made. Default: shared memory.
     pub work_dir: Option<PathBuf>,
     /// The user that it runs as. PostgreSQL refuses root, so a page server that runs as root must name one.
@@ -137,19 +138,22 @@ fn postgres_command(program: &PostgresProgram, version: PgVersion) -> Result<(Co
             .map_err(|error| format!("cannot copy {}: {error}", program.extension.display()))?,
         None => program.extension.clone(),
     };
-    let extension = quotable(&extension)?;
+    let extension = Library::at(&extension).map_err(|error| format!("redo extension: {error}"))?;
     let mut command = Command::new(&program.postgres);
     command.env_clear().env("LC_ALL", "C");
     if let Some((uid, gid)) = owner {
         command.uid(uid.as_raw()).gid(gid.as_raw()); // Drops our supplementary groups as well.
     }
     command.arg("--single").arg("-D").arg(skeleton.path());
-    let mut libraries: Vec<String> = program.preload_libraries.iter().map(|name| format!("\"{name}\"")).collect();
+    let mut libraries: Vec<String> = program.preload_libraries.iter().map(Library::to_string).collect();
     if version == PgVersion::V14 {
         // 14 loads no libraries in single-user mode.
-        command.env("LD_PRELOAD", extension).env("PAGESERVER_REDO_PRELOAD", "1");
+        if extension.as_str().contains([' ', ':']) {
+            return Err(format!("redo extension: a path with a blank or a colon cannot be preloaded: {extension}"));
+        }
+        command.env("LD_PRELOAD", extension.as_str()).env("PAGESERVER_REDO_PRELOAD", "1");
     } else {
-        libraries.push(format!("\"{extension}\""));
+        libraries.push(extension.to_string());
     }
     command.arg("-c").arg(format!("shared_preload_libraries={}", libraries.join(",")));
     command.arg("-c").arg(format!("wal_log_hints={}", if program.wal_log_hints { "on" } else { "off" }));
@@ -194,13 +198,5 @@ fn run_as(name: Option<&str>) -> Result<Option<(Uid, Gid)>, StartError> {
             Err("PostgreSQL does not run as root; name a user for the redo process".to_owned())
         }
         None => Ok(None),
-    }
-}
-
-/// The path as it may stand in a list of libraries.
-fn quotable(path: &Path) -> Result<&str, StartError> {
-    match path.to_str() {
-        Some(text) if path.is_absolute() && !text.contains(['"', '\n']) => Ok(text),
-        _ => Err(format!("path of the extension must be absolute and plain: {}", path.display())),
     }
 }

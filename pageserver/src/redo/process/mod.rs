@@ -8,11 +8,12 @@
 //! - A page is checked before it is believed: it must carry the LSN of one of the records, or the one it came with.
 //! - Inputs that failed are saved, a bounded number of them, for `pagectl redo replay`.
 //!
-//! In reading order: the frames ([`protocol`]), starting ([`skeleton`], [`launch`]), looking after ([`keeper`]), sending and
+//! In reading order: the frames ([`protocol`]), starting ([`skeleton`], [`library`], [`launch`]), looking after ([`keeper`]), sending and
 //! receiving ([`pipeline`]), what is kept of failures ([`super::failed_input`], [`quarantine`]), and the engine (here).
 
 mod keeper;
 pub mod launch;
+mod library;
 mod pipeline;
 mod plausible;
 pub mod protocol;
@@ -31,6 +32,7 @@ use postgres_ffi::PgVersion;
 use postgres_ffi::page::Page;
 
 pub use self::launch::{PostgresProgram, Program};
+pub use self::library::Library;
 use self::pipeline::{Broken, Pipeline};
 use self::protocol::Reply;
 use self::quarantine::Quarantine;
