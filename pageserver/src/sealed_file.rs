@@ -3,11 +3,14 @@
 //! - Written whole to a new file, fsynced and renamed, and the directory fsynced: a crash leaves the old or the new one.
 //! - A checksum stands in the file: a flipped bit is an error and never another LSN. One without it, as earlier builds wrote them, is taken as it is;
 //!   taking the field away is more than one bit.
+//! - What a server cannot do without has a copy ([`copy`]); marks that stand only after damage have none.
 //! - Readable by their owner alone: a connection string may hold a password.
 //!
 //! ```text
 //! {"crc32c": "1c2d3e4f", "format": 1, ...}    CRC-32C over the other fields as compact JSON, their names in order
 //! ```
+
+pub(crate) mod copy;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -26,9 +29,26 @@ const CHECKSUM_FIELD: &str = "crc32c";
 
 /// What `bytes` hold. Err: what is wrong with them.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    unseal(bytes)?.content()
+}
+
+/// What bytes hold whose checksum is right, or that have none.
+struct Unsealed {
+    value: Value,
+    has_checksum: bool,
+}
+
+impl Unsealed {
+    fn content<T: DeserializeOwned>(self) -> Result<T, String> {
+        serde_json::from_value(self.value).map_err(|error| error.to_string())
+    }
+}
+
+/// Err: what is wrong with them.
+fn unseal(bytes: &[u8]) -> Result<Unsealed, String> {
     let mut value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let stored = value.as_object_mut().and_then(|fields| fields.remove(CHECKSUM_FIELD));
-    if let Some(stored) = stored {
+    if let Some(stored) = &stored {
         let computed = checksum(&value).map_err(|error| error.to_string())?;
         if stored.as_str() != Some(computed.as_str()) {
             return Err(format!(
@@ -36,31 +56,45 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
             ));
         }
     }
-    serde_json::from_value(value).map_err(|error| error.to_string())
+    Ok(Unsealed { value, has_checksum: stored.is_some() })
 }
 
-/// Replaces the file at `path`; durable when it returns. After an error the old one or the new one is there, and nothing else was changed.
+/// Replaces the file at `path`, and its copy; durable when it returns. After an error the old one or the new one is there, perhaps without a copy, and nothing else was changed.
 /// `points` are passed right before and right after the new one takes the old one's name.
 pub(crate) fn write<T: Serialize>(path: &Path, content: &T, points: [Failpoint; 2]) -> io::Result<()> {
-    write_with(path, content, points.map(Some))
+    let bytes = to_bytes(content)?;
+    let new = write_new(path, &bytes)?;
+    copy::remove(path)?;
+    points[0].pass();
+    put_in_place(&new, path, Some(points[1]))?;
+    copy::write(path, &bytes);
+    Ok(())
 }
 
-/// As [`write()`], for a file that is written only after damage: no course of crashes comes there.
-pub(crate) fn write_without_failpoints<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
-    write_with(path, content, [None; 2])
+/// As [`write()`], for a file that is written only after damage: no course of crashes comes there, and it has no copy.
+pub(crate) fn write_mark<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
+    put_in_place(&write_new(path, &to_bytes(content)?)?, path, None)
 }
 
-fn write_with<T: Serialize>(path: &Path, content: &T, points: [Option<Failpoint>; 2]) -> io::Result<()> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
+/// A durable file under another name than `path`, and that name.
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+    let new = beside(path, ".new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(&to_bytes(content)?)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
-    points[0].into_iter().for_each(Failpoint::pass);
-    fs::rename(&new, path)?;
-    points[1].into_iter().for_each(Failpoint::pass);
+    Ok(new)
+}
+
+fn put_in_place(new: &Path, path: &Path, renamed: Option<Failpoint>) -> io::Result<()> {
+    fs::rename(new, path)?;
+    renamed.into_iter().for_each(Failpoint::pass);
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
 }
 
 /// A content that says which format it has.
@@ -87,6 +121,7 @@ pub(crate) struct KeptFile<T> {
 impl<T: Kept> KeptFile<T> {
     /// The file at `path`, which need not be there. Errors: [`io::ErrorKind::InvalidData`] if it is damaged, or of a format that is not known.
     pub(crate) fn load(path: PathBuf) -> io::Result<Self> {
+        copy::settle::<T>(&path)?;
         let content = Mutex::new(read(&path)?.unwrap_or_default());
         Ok(KeptFile { path, content })
     }
@@ -117,11 +152,15 @@ impl<T: Kept> KeptFile<T> {
         self.replace(&mut content, known)
     }
 
-    /// Reads the file again. Err: it is damaged, or says something else than is known.
+    /// Reads the file again, and its copy. Err: it is damaged, or says something else than is known.
     pub(crate) fn check(&self) -> Result<(), String> {
         let known = self.content.lock();
         let found: T = read(&self.path).map_err(|error| error.to_string())?.unwrap_or_default();
-        if found == *known { Ok(()) } else { Err("it says something else than the server knows".to_owned()) }
+        if found == *known {
+            copy::check(&self.path)
+        } else {
+            Err("it says something else than the server knows".to_owned())
+        }
     }
 }
 

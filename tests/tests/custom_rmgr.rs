@@ -36,7 +36,6 @@ impl Rig {
         ))?;
         let mut pageserver = PageServer::builder().start(&dir)?;
         pageserver.expect_in_log("connection to the primary");
-        pageserver.expect_in_log("registered custom resource manager"); // The process says so.
         pageserver.import("main", &primary.conninfo())?;
         Ok(Rig { pageserver, primary, library, _dir: dir })
     }

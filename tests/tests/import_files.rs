@@ -363,7 +363,7 @@ fn base_backups_of_every_form_come_whole_and_go_on() {
         let files = fs::read_dir(pageserver.data_dir().join("timelines").join(id)).unwrap();
         let mut names: Vec<_> = files.map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["timeline.json", "wal"]);
+        assert_eq!(names, ["timeline.json", "timeline.json.copy", "wal"]);
     }
     // What was imported is durable: nobody would ingest it again.
     let before = pageserver.query("SHOW TIMELINES").unwrap();

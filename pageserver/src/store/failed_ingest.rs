@@ -58,7 +58,7 @@ impl ManifestBefore {
     #[must_use]
     pub fn mark_if_changed(&self, dir: &Path, rocks_dir: &Path) -> bool {
         let mark = || match self.where_it_may_be(rocks_dir)? {
-            Some(place) => sealed_file::write_without_failpoints(&dir.join(FILE_NAME), &place).map(|()| true),
+            Some(place) => sealed_file::write_mark(&dir.join(FILE_NAME), &place).map(|()| true),
             None => Ok(false),
         };
         mark().unwrap_or_else(|error: io::Error| {

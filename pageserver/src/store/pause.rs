@@ -71,7 +71,7 @@ impl CompactionPause {
     /// Sets the mark, durably.
     pub fn set(&self, new: Pause) -> io::Result<()> {
         let mut pause = self.pause.lock();
-        sealed_file::write_without_failpoints(&self.path, &new)?;
+        sealed_file::write_mark(&self.path, &new)?;
         *pause = Some(new);
         Ok(())
     }

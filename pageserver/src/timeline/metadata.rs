@@ -1,6 +1,6 @@
 //! What is known of a timeline besides its versions: `timelines/ID/timeline.json`.
 //!
-//! - Written whole to a new file, with a checksum ([`sealed_file`]): a crash leaves the old or the new one, a flipped bit is an error.
+//! - Written whole to a new file, with a checksum and a copy ([`sealed_file`]): a crash leaves the old or the new one, a flipped bit is an error, and mended at a start.
 //! - Holds the primary's connection string, so the file is readable by its owner alone.
 
 use std::path::{Path, PathBuf};
@@ -177,9 +177,24 @@ pub enum MetadataError {
 impl TimelineMetadata {
     /// The metadata in `dir`. Errors: unreadable, damaged, or of a later format.
     pub fn load(dir: &Path) -> Result<Self, MetadataError> {
+        Self::load_by(dir, |path| std::fs::read(path))
+    }
+
+    /// As [`TimelineMetadata::load`], from the file's copy if the file is damaged.
+    pub fn load_either(dir: &Path) -> Result<Self, MetadataError> {
+        Self::load_by(dir, sealed_file::copy::read_either::<Self>)
+    }
+
+    /// Before a server loads it: a damaged file is replaced by its copy, or the copy is made. Errors: cannot be written.
+    pub(crate) fn settle(dir: &Path) -> Result<(), MetadataError> {
         let path = dir.join(METADATA_FILE_NAME);
-        let bytes =
-            std::fs::read(&path).map_err(|source| MetadataError::Io { doing: "read", path: path.clone(), source })?;
+        let settled = sealed_file::copy::settle::<Self>(&path);
+        settled.map_err(|source| MetadataError::Io { doing: "write", path, source })
+    }
+
+    fn load_by(dir: &Path, read: impl FnOnce(&Path) -> std::io::Result<Vec<u8>>) -> Result<Self, MetadataError> {
+        let path = dir.join(METADATA_FILE_NAME);
+        let bytes = read(&path).map_err(|source| MetadataError::Io { doing: "read", path: path.clone(), source })?;
         let damaged = |message| MetadataError::Damaged { path: path.clone(), message };
         let metadata: TimelineMetadata = sealed_file::parse(&bytes).map_err(damaged)?;
         if metadata.format != FORMAT {

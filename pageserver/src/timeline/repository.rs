@@ -244,6 +244,7 @@ impl Repository {
         });
         let metadata = repository.load_metadata()?;
         repository.forget_tenants_but_of(&metadata)?;
+        repository.settle_tenants(&metadata)?;
         repository.open_timelines(metadata)?;
         repository.restore_pins();
         Failpoint::OpenDone.pass();
@@ -268,6 +269,7 @@ impl Repository {
                 Failpoint::OpenTakenAway.pass();
                 continue;
             }
+            TimelineMetadata::settle(&dir)?;
             let metadata = TimelineMetadata::load(&dir)?;
             if dir.join(marks::RESETTING).exists() {
                 self.finish_reset(&dir, &metadata)?;

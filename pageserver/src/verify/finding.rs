@@ -69,7 +69,8 @@ pub(super) mod advice {
     /// Something about the WAL files that no primary sends again.
     pub const WAL_FILES: &str = "look at the disk; before a restart wait until durable_lsn is last_record_lsn in SHOW TIMELINE: what is not in the store yet comes from this WAL";
     /// A file that the next start reads.
-    pub const METADATA: &str = "do not restart: the server still knows what stood there; pagectl repair writes the file again from what it knows";
+    pub const METADATA: &str =
+        "do not restart: pagectl repair writes the file and its copy again from what the server still knows";
     /// The configuration.
     pub const CONFIG: &str = "correct the file before the next start";
     /// Versions that nobody can read.

@@ -1,7 +1,7 @@
 //! Mends what a check finds, as far as it can be mended without guessing.
 //!
 //! - A WAL segment that is damaged or missing comes from the primary again, whole, is read through, and takes the old one's place in one step.
-//! - A file of metadata that is damaged or differs is written again from what the running server knows.
+//! - A file of metadata that is damaged or differs is written again from what the running server, or the file's copy, knows.
 //! - Versions that are nobody's are deleted, and with them damaged files that hold nothing else.
 //! - Compaction that a damaged file has paused goes on when everything can be read again.
 //! - **Never** versions in a damaged file of the store: an image that WAL no longer makes cannot come back, and a page whose newest records are
@@ -129,7 +129,7 @@ impl Repository {
             };
             match outcome {
                 Ok(outcome @ RepairOutcome::Impossible) => told(&finding, outcome, finding.what.clone()),
-                Ok(outcome) => told(&finding, outcome, "written again from what the server knows".to_owned()),
+                Ok(outcome) => told(&finding, outcome, "written again".to_owned()),
                 Err(error) => told(&finding, RepairOutcome::Impossible, crate::replication::one_line(&error)),
             }
         };

@@ -9,11 +9,15 @@ use tests::{Outcome, PageServer};
 
 /// Flips one bit.
 pub fn flip(file: &Path, at: u64) -> Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(file)?;
+    let byte = byte(file, at)? ^ 0x04;
+    Ok(OpenOptions::new().write(true).open(file)?.write_all_at(&[byte], at)?)
+}
+
+/// One byte of a file.
+pub fn byte(file: &Path, at: u64) -> Result<u8> {
     let mut byte = [0];
-    file.read_exact_at(&mut byte, at)?;
-    byte[0] ^= 0x04;
-    Ok(file.write_all_at(&byte, at)?)
+    fs::File::open(file)?.read_exact_at(&mut byte, at)?;
+    Ok(byte[0])
 }
 
 /// Files below `dir` whose paths contain `part`, in order, with their sizes.

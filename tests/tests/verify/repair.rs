@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tests::standby::start_standby;
 use tests::{PageServer, Stop, wait_until};
 
@@ -121,14 +121,22 @@ fn wal_that_the_primary_has_no_more_stays_damaged_and_says_why() -> Result<()> {
 }
 
 #[test]
-fn metadata_is_written_again_from_what_the_server_knows() -> Result<()> {
+fn metadata_is_written_again_from_what_the_server_or_a_copy_knows() -> Result<()> {
     let mut rig = server("repair-metadata")?;
+    rig.pageserver.expect_in_log("a damaged file is replaced by its copy"); // tenant.json: what stood there only the copy knows.
     let pagectl = rig.pageserver.pagectl()?;
     let lsn = rig.catch_up()?.to_string();
     pagectl.run(&["lease", "create", "main", "--lsn", &lsn, "--seconds", "86400"])?;
     let data_dir = rig.pageserver.data_dir().to_owned();
-    for part in ["timeline.json", "leases.json"] {
-        let (file, size) = files(&data_dir, part)?.pop().context("a file")?;
+    let tar = rig.dir.path().join("backup.tar");
+    pagectl.run(&["basebackup", "main", "--output", &tar.to_string_lossy()])?; // Makes tenant.json.
+    let mut damaged = Vec::new();
+    for part in ["timeline.json", "leases.json", "tenant.json"] {
+        let found = files(&data_dir, part)?;
+        assert_eq!(found.len(), 2, "the file and its copy: {found:?}");
+        damaged.extend(found.into_iter().map(|(file, size)| (file, size, part)));
+    }
+    for (file, size, part) in damaged {
         let before = fs::read(&file)?;
         flip(&file, size / 2)?;
         assert_found(&rig.pageserver, &[part, "metadata"]);

@@ -180,6 +180,13 @@ impl Shared {
     }
 }
 
+/// What PostgreSQL says at level LOG, which no `log_min_messages` below FATAL keeps back: a library has been loaded, and the like. Behind `log_line_prefix`,
+/// untranslated (`send_message_to_server_log` of `src/backend/utils/error/elog.c`, 14 to 18).
+fn is_plain_log(line: &[u8]) -> bool {
+    let prefix_end = line.windows(2).position(|found| found == b"] ");
+    prefix_end.is_some_and(|at| line[at + 2..].starts_with(b"LOG:"))
+}
+
 /// The first words count, not the last: PostgreSQL says why it ends in its first line.
 fn keep_last_words(words: &mut String, bytes: &[u8]) {
     let room = LAST_WORDS_BYTES.saturating_sub(words.len());
@@ -232,7 +239,12 @@ impl BoundedLog {
             return;
         }
         self.window_bytes += line.len();
-        tracing::warn!(pid = self.pid.as_raw(), line = readable(&line), "redo process wrote to stderr");
+        let (pid, text) = (self.pid.as_raw(), readable(&line));
+        if is_plain_log(&line) {
+            tracing::info!(pid, line = text, "redo process wrote to stderr");
+        } else {
+            tracing::warn!(pid, line = text, "redo process wrote to stderr");
+        }
     }
 
     fn tell_suppressed(&mut self) {
@@ -271,6 +283,15 @@ mod tests {
         assert!(log.suppressed_bytes > 100_000);
         log.take(b"z\n", start + LOG_WINDOW);
         assert_eq!((log.suppressed_bytes, log.window_bytes), (0, 81));
+    }
+
+    #[test]
+    fn a_line_of_level_log_is_no_warning() {
+        assert!(is_plain_log(
+            b"2026-11-27 03:00:00.000 UTC [7] LOG:  registered custom resource manager \"x\" with ID 128"
+        ));
+        assert!(!is_plain_log(b"2026-11-27 03:00:00.000 UTC [7] WARNING:  [8] LOG:  "));
+        assert!(!is_plain_log(b"LOG"));
     }
 
     #[test]

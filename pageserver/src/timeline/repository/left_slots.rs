@@ -292,6 +292,9 @@ mod tests {
         assert_eq!(again.check_file(), Ok(()));
         std::fs::write(again.path(), "{}").unwrap();
         assert!(again.check_file().is_err());
+        assert_eq!(listed(&LeftSlots::load(dir.path()).unwrap()), [primary("b")], "from the copy");
+        std::fs::write(again.path(), "{}").unwrap();
+        std::fs::write(again.path().with_extension("json.copy"), "{}").unwrap();
         assert!(LeftSlots::load(dir.path()).is_err());
         again.write_again().unwrap();
         assert_eq!(again.check_file(), Ok(()));

@@ -10,12 +10,13 @@ use tracing::{error, info};
 use super::busy::Busy;
 use super::{Repository, RepositoryError, tenants};
 use crate::replication::{ConnInfo, ReplicationError, one_line};
+use crate::sealed_file::copy;
 use crate::timeline::metadata::METADATA_FILE_NAME;
 use crate::timeline::{Timeline, TimelineState};
 use crate::wal_receiver::fetch_segment;
 
 impl Repository {
-    /// Writes the file at `path`, below the data directory, again from what is known. False: what stood there is not known.
+    /// Writes the file at `path`, below the data directory, and its copy again from what is known, or from that copy. False: what stood there is not known.
     pub(crate) fn write_file_again(&self, path: &Path) -> Result<bool, RepositoryError> {
         let _changes = self.changes.lock();
         let path = self.data_dir().join(path);
@@ -28,7 +29,11 @@ impl Repository {
             return Ok(true);
         }
         if path.file_name().is_some_and(|name| name == tenants::FILE_NAME) {
-            return Ok(false); // An id that is given twice cannot be taken back.
+            let _no_id_is_given_out = self.pg_timeline_ids.lock();
+            let dir = path.parent().unwrap_or(&path);
+            tenants::settle(dir)?;
+            // Without the copy nothing is guessed: an id that is given twice cannot be taken back.
+            return Ok(tenants::load(dir).is_ok() && copy::check(&path).is_ok());
         }
         let is_of = |timeline: &Arc<Timeline>| {
             path == self.timeline_dir(timeline.metadata().timeline_id).join(METADATA_FILE_NAME)

@@ -29,7 +29,7 @@ impl StoppedTimeline {
             let entry = entry.map_err(io)?;
             let dir = entry.path();
             if !is_left_over(&entry.file_name()) && to_be_taken_away(&dir).is_none() {
-                found.push(StoppedTimeline { metadata: TimelineMetadata::load(&dir)?, dir });
+                found.push(StoppedTimeline { metadata: TimelineMetadata::load_either(&dir)?, dir });
             }
         }
         found.sort_by_key(|timeline| timeline.metadata.timeline_no);

@@ -3,6 +3,7 @@
 //! - An id is durable before it is given: no two clones of a tenant ever get the same, whatever crashes in between.
 //! - The ids begin far above those that a primary reaches by being promoted, which counts up from its own: the two never meet.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use tracing::info;
 use super::{Repository, RepositoryError, create_dir};
 use crate::failpoint::Failpoint;
 use crate::sealed_file;
+use crate::timeline::metadata::TimelineMetadata;
 use crate::timeline::{TenantId, Timeline};
 
 /// Directory of the tenants within the data directory.
@@ -73,11 +75,18 @@ impl Repository {
         }
         let dir = self.tenant_dir(tenant_id);
         create_dir(&dir)?;
+        settle(&dir)?;
         let pg_timeline_id_last = load(&dir)?.map_or(known, |file| file.pg_timeline_id_last.max(known));
         let next = pg_timeline_id_last.checked_add(1).ok_or(TenantError::NoTimelineIdLeft { pg_timeline_id_last })?;
         save(&dir, &TenantFile { format: FORMAT, pg_timeline_id_last: next })?;
         info!(%tenant_id, pg_timeline_id = next, "PostgreSQL timeline id given out");
         Ok(next)
+    }
+
+    /// Damaged files of tenants are replaced by their copies, missing copies made.
+    pub(super) fn settle_tenants(&self, timelines: &[TimelineMetadata]) -> Result<(), RepositoryError> {
+        let tenant_ids: BTreeSet<TenantId> = timelines.iter().map(|metadata| metadata.tenant_id).collect();
+        tenant_ids.into_iter().try_for_each(|tenant_id| settle(&self.tenant_dir(tenant_id)))
     }
 
     /// The highest PostgreSQL timeline id that the timeline is known to have been on.
@@ -91,6 +100,13 @@ impl Repository {
     pub(super) fn tenant_dir(&self, tenant_id: TenantId) -> PathBuf {
         self.tenants_dir.join(tenant_id.to_string())
     }
+}
+
+/// A damaged file in `dir` is replaced by its copy, or the copy is made. Requires: no id is given out meanwhile.
+pub(super) fn settle(dir: &Path) -> Result<(), RepositoryError> {
+    let path = dir.join(FILE_NAME);
+    let settled = sealed_file::copy::settle::<TenantFile>(&path);
+    settled.map_err(|source| RepositoryError::Io { doing: "write a tenant's file", path, source })
 }
 
 /// What `dir` holds; `None`: nothing yet.

@@ -10,6 +10,7 @@ use super::marks::{self, read_mark};
 use super::{Repository, RepositoryError, tenants};
 use crate::config::Config;
 use crate::replication::one_line;
+use crate::sealed_file::copy;
 use crate::store::Store;
 use crate::timeline::metadata::{METADATA_FILE_NAME, TimelineMetadata};
 use crate::timeline::{Timeline, TimelineId};
@@ -77,8 +78,10 @@ impl Repository {
         for tenant_id in tenants {
             let dir = self.tenant_dir(tenant_id);
             let path = dir.join(tenants::FILE_NAME);
+            let _no_id_is_given_out = self.pg_timeline_ids.lock();
             if path.exists() {
-                checks.push(self.checked(None, &path, tenants::load(&dir).map(drop).map_err(said)));
+                let wrong = tenants::load(&dir).map_err(said).and_then(|_| copy::check(&path));
+                checks.push(self.checked(None, &path, wrong));
             }
         }
         checks.extend(timelines.iter().map(|timeline| self.check_metadata(timeline)));
@@ -89,12 +92,13 @@ impl Repository {
     fn check_metadata(&self, timeline: &Arc<Timeline>) -> FileCheck {
         let known = timeline.metadata();
         let dir = self.timeline_dir(known.timeline_id);
+        let path = dir.join(METADATA_FILE_NAME);
         let wrong = match TimelineMetadata::load(&dir) {
             Err(error) => Err(said(error)),
-            Ok(loaded) if loaded.says_the_same(&known) => Ok(()),
+            Ok(loaded) if loaded.says_the_same(&known) => copy::check(&path),
             Ok(_) => Err("it says something else than the server knows".to_owned()),
         };
-        self.checked(Some(known.name.clone()), &dir.join(METADATA_FILE_NAME), wrong)
+        self.checked(Some(known.name.clone()), &path, wrong)
     }
 
     /// Directories that belong to no timeline.

@@ -54,6 +54,28 @@ fn is_damaged(repository: &Repository, name: &str) -> bool {
 }
 
 #[test]
+fn damaged_metadata_come_back_from_their_copies() {
+    let dir = tempfile::tempdir().unwrap();
+    cluster(&dir);
+    let dirs = fs::read_dir(dir.path().join(TIMELINES_DIR)).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<PathBuf> = dirs.map(|dir| dir.join("timeline.json")).collect();
+    let whole: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    files.iter().for_each(|file| fs::write(file, b"{").unwrap());
+    assert_eq!(StoppedTimeline::all(dir.path()).unwrap().len(), 4);
+    assert!(files.iter().all(|file| fs::read(file).unwrap() == b"{"), "reading changes nothing");
+    let repository = open(&dir);
+    assert_eq!([tag(&repository, "main", 7).unwrap(), tag(&repository, "branch", 6).unwrap()], [7, 600]);
+    drop(repository);
+    assert!(files.iter().zip(&whole).all(|(file, whole)| fs::read(file).unwrap() == *whole));
+    for ending in ["json", "json.copy"] {
+        fs::write(files[0].with_extension(ending), b"{").unwrap();
+    }
+    assert!(StoppedTimeline::all(dir.path()).is_err());
+    let refused = Repository::open(dir.path(), Config::default()).err().unwrap();
+    assert!(refused.to_string().contains("timeline.json"), "{refused}");
+}
+
+#[test]
 fn a_damaged_timeline_keeps_no_other_from_opening() {
     let dir = tempfile::tempdir().unwrap();
     cluster(&dir);

@@ -41,7 +41,7 @@ fn leases_are_durable_and_end() {
 }
 
 #[test]
-fn a_damaged_file_is_named() {
+fn a_damaged_file_comes_back_from_its_copy_and_is_named_without_one() {
     let dir = tempfile::tempdir().unwrap();
     let repository = open(&dir);
     import(&repository, "main");
@@ -49,6 +49,11 @@ fn a_damaged_file_is_named() {
     drop(repository);
     let path = dir.path().join(leases::LEASES_FILE_NAME);
     std::fs::write(&path, b"{").unwrap();
+    let repository = open(&dir);
+    assert_eq!(repository.leases(None).unwrap().len(), 1);
+    drop(repository);
+    std::fs::write(&path, b"{").unwrap();
+    std::fs::write(dir.path().join("leases.json.copy"), b"{").unwrap();
     let refused = Repository::open(dir.path(), Config::default()).err().unwrap();
     assert!(refused.to_string().contains("leases.json"), "{refused}");
 }

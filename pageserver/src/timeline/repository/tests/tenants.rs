@@ -28,7 +28,11 @@ fn ids_are_given_once_and_above_all_known_ones() {
     assert!(matches!(none_left, RepositoryError::Tenant(TenantError::NoTimelineIdLeft { .. })));
     let missing = repository.next_pg_timeline_id(TenantId::generate()).err().unwrap();
     assert!(matches!(missing, RepositoryError::Tenant(TenantError::Missing { .. })));
-    std::fs::write(repository.tenant_dir(other_tenant_id).join("tenant.json"), b"{\"format\": 2}").unwrap();
+    let path = repository.tenant_dir(other_tenant_id).join("tenant.json");
+    std::fs::write(&path, b"{\"format\": 2}").unwrap();
+    assert_eq!(repository.next_pg_timeline_id(other_tenant_id).unwrap(), PG_TIMELINE_ID_FIRST + 1);
+    std::fs::remove_file(path.with_extension("json.copy")).unwrap();
+    std::fs::write(&path, b"{\"format\": 2}").unwrap();
     let damaged = repository.next_pg_timeline_id(other_tenant_id).err().unwrap();
     assert!(matches!(damaged, RepositoryError::Tenant(TenantError::Damaged { .. })));
 }
