@@ -11,3 +11,4 @@ mod readers;
 mod rig;
 mod sizes;
 mod tenants;
+mod verifying;
