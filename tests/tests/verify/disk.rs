@@ -284,3 +284,29 @@ fn a_failed_change_of_metadata_changes_nothing() -> Result<()> {
     server.write()?;
     server.heal_and_compare()
 }
+
+/// A new file that has taken the old one's place is what the next start finds, whatever the command has said: so the old one takes it back.
+#[test]
+fn a_failed_change_of_metadata_does_not_come_back() -> Result<()> {
+    let Some(mut server) = start("disk-metadata-dir", LAZY)? else { return Ok(()) };
+    let pagectl = server.pageserver.pagectl()?;
+    server.catch_up()?;
+    let dir = format!("timelines/{}", server.pageserver.timeline("main", "id")?);
+    for (fault, state) in [
+        (Fault::new(Operation::FsyncDir, &dir, EIO).nth(1), "active"),
+        // Not even the old one is known to be on disk.
+        (Fault::new(Operation::FsyncDir, &dir, EIO), "stopped"),
+    ] {
+        let injected = server.disk.inject(fault);
+        let outcome = pagectl.outcome(&["branch", "rename", "main", "other"])?;
+        assert!(outcome.exit_code == 2 && outcome.stderr.contains("Input/output error"), "{outcome:?}");
+        assert!(injected.hits() > 0);
+        assert_eq!(server.pageserver.timeline("main", "state")?, state);
+        server.disk.heal();
+        super::files::assert_clean(&server.pageserver);
+        server.rig.pageserver.kill()?;
+        server.rig.pageserver.start()?;
+        server.wait_for("state", "active")?;
+    }
+    server.heal_and_compare()
+}
