@@ -378,12 +378,13 @@ impl Repository {
         pins
     }
 
-    /// Who keeps which LSNs of the timeline: branches that read there, directly or through others, and leases; as if `gone` were not there.
+    /// Who keeps which LSNs of the timeline, in no order: branches that read there, directly or through others, and leases; as if `gone` were not there.
     pub(super) fn named_pins(&self, timeline: &Timeline, gone: Option<&Arc<Timeline>>) -> Vec<Pin> {
         let leases = self.leases.all();
         let mut pins = Vec::new();
         let is_there = |other: &Arc<Timeline>| gone.is_none_or(|gone| !Arc::ptr_eq(gone, other));
-        for other in self.timelines().into_iter().filter(is_there) {
+        let all: Vec<Arc<Timeline>> = self.timelines.read().values().cloned().collect();
+        for other in all.into_iter().filter(is_there) {
             let metadata = other.metadata();
             let reads_up_to = if std::ptr::eq(&*other, timeline) {
                 Lsn::MAX
@@ -403,7 +404,9 @@ impl Repository {
 
     /// What is pinned below horizons that were set before the server was started.
     pub(super) fn restore_pins(&self) {
-        for timeline in self.timelines() {
+        // Each looks at all others.
+        let has_given_up = |timeline: &Arc<Timeline>| timeline.horizon.lsn() > Lsn::ZERO;
+        for timeline in self.timelines().into_iter().filter(has_given_up) {
             let horizon_lsn = timeline.horizon.lsn();
             let mut pins = self.pins_of(&timeline);
             pins.retain(|pin_lsn| *pin_lsn < horizon_lsn);

@@ -107,11 +107,12 @@ impl Repository {
         })
     }
 
-    /// Who keeps an LSN below the horizon of `timeline`.
+    /// Who keeps an LSN below the horizon of `timeline`, by LSN.
     fn pinned_by(&self, timeline: &Timeline) -> Vec<Pin> {
         let horizon_lsn = timeline.horizon.lsn();
         let mut pins = self.named_pins(timeline, None);
         pins.retain(|pin| pin.lsn < horizon_lsn);
+        pins.sort_by(|left, right| (left.lsn, &left.by).cmp(&(right.lsn, &right.by)));
         pins
     }
 
