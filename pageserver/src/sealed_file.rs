@@ -88,6 +88,11 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
 fn put_in_place(new: &Path, path: &Path, renamed: Option<Failpoint>) -> io::Result<()> {
     fs::rename(new, path)?;
     renamed.into_iter().for_each(Failpoint::pass);
+    sync_parent(path)
+}
+
+/// Makes durable that the file has come, gone or been renamed.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
@@ -121,8 +126,8 @@ pub(crate) struct KeptFile<T> {
 impl<T: Kept> KeptFile<T> {
     /// The file at `path`, which need not be there. Errors: [`io::ErrorKind::InvalidData`] if it is damaged, or of a format that is not known.
     pub(crate) fn load(path: PathBuf) -> io::Result<Self> {
-        copy::settle::<T>(&path)?;
-        let content = Mutex::new(read(&path)?.unwrap_or_default());
+        let file = copy::settle::<T>(&path)?;
+        let content = Mutex::new(content_of(file)?.unwrap_or_default());
         Ok(KeptFile { path, content })
     }
 
@@ -166,7 +171,11 @@ impl<T: Kept> KeptFile<T> {
 
 /// What is in the file at `path`. `None`: there is no file. Errors: [`io::ErrorKind::InvalidData`] if it is damaged, or of a format that is not known.
 pub(crate) fn read<T: Sealed>(path: &Path) -> io::Result<Option<T>> {
-    let bytes = match fs::read(path) {
+    content_of(fs::read(path))
+}
+
+fn content_of<T: Sealed>(file: io::Result<Vec<u8>>) -> io::Result<Option<T>> {
+    let bytes = match file {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         bytes => bytes?,
     };

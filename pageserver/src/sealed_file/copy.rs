@@ -5,7 +5,7 @@
 //!   the system's cache. (A file system that gives freed blocks to a new file before they are written, and then loses power, may show an old copy there: it would have to damage the file, too.)
 //! - It stands in for damage alone: not for a file that is not there (some are taken away by hand), that may not be read, or that a later build has written.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
-use super::{beside, put_in_place, unseal, write_new};
+use super::{beside, put_in_place, sync_parent, unseal, write_new};
 
 /// What stands in the file at `path`, or in its copy if the file is damaged. Errors: as of the file itself, if no copy can stand in.
 pub(crate) fn read_either<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<u8>> {
@@ -25,15 +25,19 @@ pub(crate) fn read_either<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<u8
 }
 
 /// Before a file is used: one that is damaged is replaced by its copy, durably; a copy that is missing or wrong is written. Without a copy that can stand in the file stays as it
-/// is. Errors: the file cannot be replaced, or a wrong copy not be taken away.
-pub(crate) fn settle<T: DeserializeOwned>(path: &Path) -> io::Result<()> {
+/// is. What reading the file gives then. Errors: the file cannot be replaced, or a wrong copy not be taken away.
+pub(crate) fn settle<T: DeserializeOwned>(path: &Path) -> io::Result<io::Result<Vec<u8>>> {
     let file = fs::read(path);
     let Some(wrong) = damage::<T>(&file) else {
-        return file.map_or(Ok(()), |bytes| settle_copy(path, &bytes));
+        if let Ok(bytes) = &file {
+            settle_copy(path, bytes)?;
+        }
+        return Ok(file);
     };
-    let Some(bytes) = intact_copy::<T>(path) else { return Ok(()) };
+    let Some(bytes) = intact_copy::<T>(path) else { return Ok(file) };
     warn!(path = %path.display(), wrong, "a damaged file is replaced by its copy");
-    put_in_place(&write_new(path, &bytes)?, path, None)
+    put_in_place(&write_new(path, &bytes)?, path, None)?;
+    Ok(Ok(bytes))
 }
 
 /// Err: there is a copy, and it says something else than the file.
@@ -69,7 +73,7 @@ fn settle_copy(path: &Path, bytes: &[u8]) -> io::Result<()> {
         return Ok(());
     }
     if remove(path)? {
-        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())?;
+        sync_parent(path)?;
     }
     if unseal(bytes).is_ok_and(|unsealed| unsealed.has_checksum) {
         write(path, bytes);
@@ -140,8 +144,9 @@ mod tests {
 
         /// What a start finds; `None`: nothing, or something damaged.
         fn start(&self) -> Option<u64> {
-            settle::<Content>(&self.path).expect("settled");
-            Some(parse::<Content>(&fs::read(&self.path).ok()?).ok()?.number)
+            let file = settle::<Content>(&self.path).expect("settled").ok();
+            assert_eq!(file, fs::read(&self.path).ok());
+            Some(parse::<Content>(&file?).ok()?.number)
         }
     }
 

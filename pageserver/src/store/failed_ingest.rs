@@ -149,7 +149,7 @@ fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::write(&new, bytes)?;
     File::open(&new)?.sync_all()?;
     fs::rename(&new, path)?;
-    path.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
+    sealed_file::sync_parent(path)
 }
 
 #[cfg(test)]

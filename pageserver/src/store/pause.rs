@@ -11,7 +11,7 @@
 //! {"crc32c": "...", "format": 1, "file": "000012.sst", "cause": "compaction failed: Corruption: block checksum mismatch ..."}
 //! ```
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -81,7 +81,7 @@ impl CompactionPause {
         let mut pause = self.pause.lock();
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => self.path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())?,
+            _ => sealed_file::sync_parent(&self.path)?,
         }
         *pause = None;
         Ok(())

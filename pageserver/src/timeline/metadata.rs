@@ -177,24 +177,29 @@ pub enum MetadataError {
 impl TimelineMetadata {
     /// The metadata in `dir`. Errors: unreadable, damaged, or of a later format.
     pub fn load(dir: &Path) -> Result<Self, MetadataError> {
-        Self::load_by(dir, |path| std::fs::read(path))
+        let path = dir.join(METADATA_FILE_NAME);
+        let file = std::fs::read(&path);
+        Self::of_file(path, file)
     }
 
     /// As [`TimelineMetadata::load`], from the file's copy if the file is damaged.
     pub fn load_either(dir: &Path) -> Result<Self, MetadataError> {
-        Self::load_by(dir, sealed_file::copy::read_either::<Self>)
+        let path = dir.join(METADATA_FILE_NAME);
+        let file = sealed_file::copy::read_either::<Self>(&path);
+        Self::of_file(path, file)
     }
 
-    /// Before a server loads it: a damaged file is replaced by its copy, or the copy is made. Errors: cannot be written.
-    pub(crate) fn settle(dir: &Path) -> Result<(), MetadataError> {
+    /// As [`TimelineMetadata::load`], for a server that starts: first a damaged file is replaced by its copy, or the copy is made. Errors: cannot be written, too.
+    pub(crate) fn load_settled(dir: &Path) -> Result<Self, MetadataError> {
         let path = dir.join(METADATA_FILE_NAME);
-        let settled = sealed_file::copy::settle::<Self>(&path);
-        settled.map_err(|source| MetadataError::Io { doing: "write", path, source })
+        match sealed_file::copy::settle::<Self>(&path) {
+            Ok(file) => Self::of_file(path, file),
+            Err(source) => Err(MetadataError::Io { doing: "write", path, source }),
+        }
     }
 
-    fn load_by(dir: &Path, read: impl FnOnce(&Path) -> std::io::Result<Vec<u8>>) -> Result<Self, MetadataError> {
-        let path = dir.join(METADATA_FILE_NAME);
-        let bytes = read(&path).map_err(|source| MetadataError::Io { doing: "read", path: path.clone(), source })?;
+    fn of_file(path: PathBuf, file: std::io::Result<Vec<u8>>) -> Result<Self, MetadataError> {
+        let bytes = file.map_err(|source| MetadataError::Io { doing: "read", path: path.clone(), source })?;
         let damaged = |message| MetadataError::Damaged { path: path.clone(), message };
         let metadata: TimelineMetadata = sealed_file::parse(&bytes).map_err(damaged)?;
         if metadata.format != FORMAT {

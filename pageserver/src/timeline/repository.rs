@@ -269,8 +269,7 @@ impl Repository {
                 Failpoint::OpenTakenAway.pass();
                 continue;
             }
-            TimelineMetadata::settle(&dir)?;
-            let metadata = TimelineMetadata::load(&dir)?;
+            let metadata = TimelineMetadata::load_settled(&dir)?;
             if dir.join(marks::RESETTING).exists() {
                 self.finish_reset(&dir, &metadata)?;
                 Failpoint::OpenResetFinished.pass();

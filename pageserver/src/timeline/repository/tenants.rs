@@ -106,7 +106,7 @@ impl Repository {
 pub(super) fn settle(dir: &Path) -> Result<(), RepositoryError> {
     let path = dir.join(FILE_NAME);
     let settled = sealed_file::copy::settle::<TenantFile>(&path);
-    settled.map_err(|source| RepositoryError::Io { doing: "write a tenant's file", path, source })
+    settled.map(drop).map_err(|source| RepositoryError::Io { doing: "write a tenant's file", path, source })
 }
 
 /// What `dir` holds; `None`: nothing yet.
