@@ -95,6 +95,16 @@ pub struct Follow {
     conninfo: String,
 }
 
+/// Takes no WAL any more; the replication slot is dropped as far as the primary lets us
+#[derive(Debug, clap::Args)]
+pub struct Unfollow {
+    /// Its name or id
+    timeline: String,
+    /// Leave the replication slot alone, because its primary is gone, say
+    #[arg(long)]
+    keep_slot: bool,
+}
+
 /// Keeps LSNs readable while somebody needs them
 #[derive(Debug, clap::Subcommand)]
 pub enum LeaseCommand {
@@ -173,9 +183,12 @@ impl Follow {
     }
 }
 
-/// `timeline unfollow`
-pub fn unfollow(timeline: &str, server: &ServerArgs, output: &mut Output) -> Result<()> {
-    change(server, &format!("TIMELINE UNFOLLOW {}", quote(timeline)), output)
+impl Unfollow {
+    /// Runs it.
+    pub fn run(&self, server: &ServerArgs, output: &mut Output) -> Result<()> {
+        let keep_slot = if self.keep_slot { " KEEP SLOT" } else { "" };
+        change(server, &format!("TIMELINE UNFOLLOW {}{keep_slot}", quote(&self.timeline)), output)
+    }
 }
 
 impl LeaseCommand {

@@ -9,7 +9,7 @@ use pageserver::client::quote;
 
 use crate::basebackup::BaseBackupArgs;
 use crate::bench_getpage::{self, BenchGetPageArgs};
-use crate::branch::{self, BranchCommand, Delete, Follow, LeaseCommand};
+use crate::branch::{BranchCommand, Delete, Follow, LeaseCommand, Unfollow};
 use crate::compare::Compare;
 use crate::compute::ComputeCommand;
 use crate::connect::ServerArgs;
@@ -106,11 +106,7 @@ enum TimelineCommand {
     },
     /// Takes the timeline's WAL from a primary or compute from now on
     Follow(Follow),
-    /// Takes no WAL any more; the replication slot is dropped as far as the primary lets us
-    Unfollow {
-        /// Its name or id
-        timeline: String,
-    },
+    Unfollow(Unfollow),
     /// Deletes a timeline that nothing branches off
     ///
     /// Without --confirm it only tells what it would do.
@@ -196,7 +192,7 @@ impl TimelineCommand {
             }
             TimelineCommand::Lag { timeline: None } => server.show("SHOW LAG", output),
             TimelineCommand::Follow(follow) => follow.run(server, output),
-            TimelineCommand::Unfollow { timeline } => branch::unfollow(timeline, server, output),
+            TimelineCommand::Unfollow(unfollow) => unfollow.run(server, output),
             TimelineCommand::Delete(delete) => delete.run("TIMELINE", server, output),
             TimelineCommand::Retention(retention) => retention.run(server, output),
         }

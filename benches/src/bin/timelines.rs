@@ -14,7 +14,7 @@ use benches::pgbench;
 use clap::Parser;
 use pageserver::config::Config;
 use pageserver::timeline::gc::{GcCounts, OwnRetention, RetentionTime, WalSize};
-use pageserver::timeline::{BranchPoint, Repository};
+use pageserver::timeline::{BranchPoint, Repository, SlotThen};
 use postgres_ffi::{Lsn, PgVersion};
 use tests::{Postgres, TestDir, wait_until};
 
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
     let branch_lsn = primary_end(&primary)?;
     wait_until("the page server to catch up", LIMIT, || Ok(main.last_record_lsn() >= branch_lsn))?;
     let branch_lsn = main.last_record_lsn();
-    repository.unfollow_primary("main")?;
+    repository.unfollow_primary("main", SlotThen::Dropped)?;
     let end_lsn = write_wal(&primary, branch_lsn, arguments.wal_kib << 10)?;
     drop(main);
     println!("| timelines | repository opens in | memory (RSS) | threads | SST files |");
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
         repository.create_branch(&name(n), "main", BranchPoint::Lsn(branch_lsn))?;
         let branch = repository.follow_primary(&name(n), &primary.conninfo())?.timeline;
         wait_until("a branch to catch up", LIMIT, || Ok(branch.last_record_lsn() >= end_lsn))?;
-        repository.unfollow_primary(&name(n))?;
+        repository.unfollow_primary(&name(n), SlotThen::Dropped)?;
     }
     let filled = begun.elapsed();
     let memory = status("VmRSS")?;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::backend::{BackendError, BackendErrorKind, ImportProgress, TimelineBackend, TimelineInfo};
 use super::command::Conninfo;
-use crate::timeline::{BranchError, BranchPoint, Repository};
+use crate::timeline::{BranchError, BranchPoint, Repository, SlotThen};
 
 /// What is to be done with which timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +25,12 @@ pub enum TimelineChange {
         /// Its primary from now on. May hold a password: never logged.
         conninfo: Conninfo,
     },
-    /// `TIMELINE UNFOLLOW name`
+    /// `TIMELINE UNFOLLOW name [KEEP SLOT]`
     Unfollow {
         /// The timeline.
         timeline: String,
+        /// What becomes of its slot.
+        slot: SlotThen,
     },
     /// `BRANCH DELETE name`, `TIMELINE DELETE name`
     Delete {
@@ -77,7 +79,7 @@ pub(super) fn apply(
     let changed = match change {
         TimelineChange::CreateBranch { name, timeline, point } => repository.create_branch(name, timeline, *point)?,
         TimelineChange::Follow { timeline, conninfo } => repository.follow_primary(timeline, &conninfo.0)?,
-        TimelineChange::Unfollow { timeline } => repository.unfollow_primary(timeline)?,
+        TimelineChange::Unfollow { timeline, slot } => repository.unfollow_primary(timeline, *slot)?,
         TimelineChange::Delete { timeline } => repository.delete_timeline(timeline)?,
         TimelineChange::Rename { timeline, new_name } => repository.rename_timeline(timeline, new_name)?,
         TimelineChange::Reset { timeline, point } => repository.reset_branch(timeline, *point)?,

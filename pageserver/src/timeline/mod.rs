@@ -41,7 +41,7 @@ pub use read_error::ReadError;
 pub(crate) use repository::FileCheck;
 pub use repository::{
     BranchError, BranchPoint, Changed, GcReport, GcState, GcStatus, ImportReport, LEASE_DEFAULT, LEASE_MAX, Lease,
-    LeaseError, OnCollected, OnDetached, PG_TIMELINE_ID_FIRST, PgHistory, Pin, Repository, RepositoryError,
+    LeaseError, OnCollected, OnDetached, PG_TIMELINE_ID_FIRST, PgHistory, Pin, Repository, RepositoryError, SlotThen,
     StoppedTimeline, TenantError, TimelineSizes, WalFileRequestError, store_of,
 };
 pub use sizes::{DatabaseSize, LogicalSize};

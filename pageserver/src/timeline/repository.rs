@@ -56,6 +56,7 @@ pub use branch_error::BranchError;
 pub use branching::{BranchPoint, Changed};
 pub use collecting::{GcReport, GcState, GcStatus, OnCollected};
 pub use detaching::OnDetached;
+pub use following::SlotThen;
 pub use importing::ImportReport;
 pub(super) use leases::Leases;
 pub use leases::{LEASE_DEFAULT, LEASE_MAX, Lease, LeaseError};

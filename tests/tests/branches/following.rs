@@ -92,6 +92,13 @@ fn the_first_clone_that_writes_is_the_branch_and_a_reset_begins_anew() -> Result
     assert_eq!(fourth.query_text("SELECT sum(n) FROM t")?, "21");
 
     // A restart of the page server between the base backup and the first record; then none follows any more.
+    let (_, notices) = rig.change("TIMELINE UNFOLLOW dev KEEP SLOT")?;
+    assert!(notices.is_empty(), "{notices:?}");
+    rig.server.kill()?;
+    rig.server.start()?;
+    assert_eq!((slots(&one)?.as_str(), rig.server.timeline("dev", "receiver")?.as_str()), ("1", ""));
+    follow(&rig, "dev", &one)?;
+    catch_up(&rig, "dev", &one)?;
     let (_, notices) = rig.change("TIMELINE UNFOLLOW dev")?;
     assert!(notices[0].contains("dropped"), "{notices:?}");
     assert_eq!((slots(&one)?.as_str(), rig.server.timeline("dev", "receiver")?.as_str()), ("0", ""));

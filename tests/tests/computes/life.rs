@@ -75,8 +75,10 @@ fn a_compute_is_stopped_started_asked_and_destroyed() -> Result<()> {
         let told = computes.run(&["destroy", "dev"])?;
         assert_eq!(told["done"], false);
         assert_eq!(computes.listed("dev")?["state"], "running");
-        computes.destroy("dev")?;
+        let destroyed = computes.outcome(&["destroy", "dev", "--confirm"])?;
+        assert!(destroyed.exit_code == 0 && destroyed.stderr.is_empty(), "{destroyed:?}");
         assert!(computes.listed("dev").is_err());
+        assert!(!server.data_dir().join("slots.json").exists(), "nobody looks for a slot that is gone with its server");
         wait_until("the branch to be nobody's", LIMIT, || Ok(server.timeline("main", "receiver")?.is_empty()))?;
         assert!(server.timeline("main", "last_record_lsn")?.parse::<Lsn>()? >= lsn);
         let again = computes.create("dev", "main", &["--no-sync"])?;

@@ -96,9 +96,9 @@ impl PageServer {
         self.run(&format!("TIMELINE FOLLOW {} FROM {}", quote(branch_id), quote(conninfo)))
     }
 
-    /// Has the branch follow nobody.
+    /// Has the branch follow nobody. The slot at the compute goes with the compute, or is used again when it is started.
     pub fn unfollow(&mut self, branch_id: &str) -> Result<()> {
-        let command = format!("TIMELINE UNFOLLOW {}", quote(branch_id));
+        let command = format!("TIMELINE UNFOLLOW {} KEEP SLOT", quote(branch_id));
         self.run_and_tell(&command, &mut |notice| eprintln!("pagectl: {notice}"))
     }
 

@@ -61,7 +61,10 @@ pub const FORMS: &[(&str, &str)] = &[
     ),
     ("BRANCH DETACH name", "copies what a branch reads from its ancestors, so that it needs them no more"),
     ("TIMELINE FOLLOW name FROM 'conninfo'", "takes the timeline's WAL from this primary from now on"),
-    ("TIMELINE UNFOLLOW name", "takes no WAL any more"),
+    (
+        "TIMELINE UNFOLLOW name [KEEP SLOT]",
+        "takes no WAL any more; the slot at the primary is dropped, or left alone: when the primary is gone, say",
+    ),
     ("TIMELINE DELETE name", "deletes a timeline that nothing branches off"),
     ("LEASE name AT lsn [FOR seconds]", "keeps an LSN readable for a while, 600 seconds unless told"),
     ("LEASE LIST [name]", "leases that are valid"),

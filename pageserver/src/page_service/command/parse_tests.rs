@@ -9,8 +9,8 @@ use crate::page_service::gc::GcCommand;
 use crate::page_service::lease::LeaseCommand;
 use crate::page_service::size::SizeCommand;
 use crate::page_service::timeline_change::TimelineChange;
-use crate::timeline::BranchPoint;
 use crate::timeline::gc::{OwnRetention, RetentionTime, WalSize};
+use crate::timeline::{BranchPoint, SlotThen};
 use crate::verify::VerifyOptions;
 
 fn check(text: &str, expect: Command) {
@@ -100,7 +100,9 @@ fn forms() {
     check("branch detach main", change(TimelineChange::Detach { timeline: timeline() }));
     let conninfo = Conninfo("host=/tmp".into());
     check("timeline follow main from 'host=/tmp'", change(TimelineChange::Follow { timeline: timeline(), conninfo }));
-    check("timeline unfollow main", change(TimelineChange::Unfollow { timeline: timeline() }));
+    let unfollow = |slot| change(TimelineChange::Unfollow { timeline: timeline(), slot });
+    check("timeline unfollow main", unfollow(SlotThen::Dropped));
+    check("timeline unfollow main keep slot", unfollow(SlotThen::Kept));
     let give = |timeline, seconds| Command::Lease(LeaseCommand::Give { timeline, lsn: Lsn::new(16), seconds });
     check("lease main at 0/10", give(main(), None));
     check("lease main at 0/10 for 30", give(main(), Some(30)));

@@ -27,6 +27,15 @@ use crate::wal_receiver::{KeptWal, ReceiverConfig, SinkError, WalReceiver, WalSi
 /// WAL read from our own files at once.
 const READ_BYTES: usize = 1 << 20;
 
+/// What becomes of the replication slot at a primary that is followed no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotThen {
+    /// It is dropped; as long as the primary does not let us, it is tried again for a week (`slots.json`).
+    Dropped,
+    /// It is left alone: its primary is gone or goes now, or somebody needs it. It keeps WAL there.
+    Kept,
+}
+
 impl Repository {
     /// Starts to follow the primary of every timeline that has one and that nobody feeds, those included that could not begin before. Errors: the thread of a branch that waits for its ancestors cannot be started.
     ///
@@ -125,8 +134,8 @@ impl Repository {
     }
 
     /// Follows nobody from now on. Everything that a primary was told is durable here is ingested and durable in the store by then, unless ingest had stopped:
-    /// then a notice says where. The slot at the primary is dropped as far as the primary lets us.
-    pub fn unfollow_primary(&self, name: &str) -> Result<Changed, RepositoryError> {
+    /// then a notice says where.
+    pub fn unfollow_primary(&self, name: &str, slot_then: SlotThen) -> Result<Changed, RepositoryError> {
         let changes = self.changes.lock();
         let timeline = self.timeline_named(name)?;
         let Some(primary) = timeline.metadata().primary.clone() else {
@@ -140,13 +149,22 @@ impl Repository {
         }
         let slot = self.left_slots.take(&primary);
         timeline.end_receiver(); // What it had in hand is on disk.
-        if let Err(error) = self.end_following(&timeline, &primary) {
+        if let Err(error) = self.end_following(&timeline, &primary, slot_then) {
             self.follow_again(&timeline);
             return Err(error);
         }
         info!(timeline = %timeline.metadata().name, last_record_lsn = %timeline.last_record_lsn(), "follows nobody any more");
         drop(changes); // Its primary may take its time.
-        let mut notices = vec![slot.drop_slot()];
+        let mut notices = Vec::new();
+        match slot_then {
+            SlotThen::Dropped => notices.push(slot.drop_slot()),
+            SlotThen::Kept => {
+                if let Err(error) = slot.keep() {
+                    let (slot, error) = (&primary.slot, one_line(&error));
+                    notices.push(format!("slot `{slot}` stays on the list of those that are to go: {error}"));
+                }
+            }
+        }
         if let TimelineState::Stopped { at_lsn, .. } = timeline.state() {
             let directory = self.wal_layout(&timeline).directory;
             notices.push(format!(
@@ -157,14 +175,21 @@ impl Repository {
         Ok(Changed { timeline, notices })
     }
 
-    fn end_following(&self, timeline: &Arc<Timeline>, primary: &Primary) -> Result<(), RepositoryError> {
+    fn end_following(
+        &self,
+        timeline: &Arc<Timeline>,
+        primary: &Primary,
+        slot_then: SlotThen,
+    ) -> Result<(), RepositoryError> {
         let _impatience = timeline.store.impatient(); // All changes wait for this one.
         self.ingest_wal_on_disk(timeline, &mut |_, _| Ok(()))?;
         if timeline.store.watermark().is_some() {
             timeline.store.flush(true)?;
         }
         Failpoint::UnfollowFlushed.pass();
-        self.left_slots.add(primary)?;
+        if slot_then == SlotThen::Dropped {
+            self.left_slots.add(primary)?;
+        }
         self.change_metadata(timeline, |metadata| metadata.primary = None)?;
         Failpoint::UnfollowSaved.pass();
         Ok(())

@@ -5,7 +5,7 @@ use crate::page_service::command::{Command, Conninfo};
 use crate::page_service::error::PgError;
 use crate::page_service::lease::LeaseCommand;
 use crate::page_service::timeline_change::TimelineChange;
-use crate::timeline::BranchPoint;
+use crate::timeline::{BranchPoint, SlotThen};
 
 impl Parser<'_> {
     /// Behind `BRANCH`.
@@ -56,7 +56,13 @@ impl Parser<'_> {
     /// Behind `TIMELINE UNFOLLOW`.
     pub(super) fn unfollow(&mut self) -> Result<Command, PgError> {
         let timeline = self.name("a timeline")?;
-        self.finish(Command::TimelineChange(TimelineChange::Unfollow { timeline }))
+        let mut slot = SlotThen::Dropped;
+        if self.at_keyword("keep") {
+            self.next += 1;
+            self.then("slot")?;
+            slot = SlotThen::Kept;
+        }
+        self.finish(Command::TimelineChange(TimelineChange::Unfollow { timeline, slot }))
     }
 
     /// Behind `TIMELINE DELETE`.

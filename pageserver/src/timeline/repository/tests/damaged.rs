@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::*;
 use super::rig::*;
-use crate::timeline::{BranchPoint, ReadError, TimelineState};
+use crate::timeline::{BranchPoint, ReadError, SlotThen, TimelineState};
 use crate::verify::{Finding, VerifyError, VerifyProgress, VerifySink};
 
 /// `main` with two branches, one of which has versions of its own, and `other`, all in files.
@@ -219,7 +219,7 @@ fn what_lacks_its_control_file_alone_stays_as_it_is() {
     let refused = repository.detach_branch("branch", &mut |_, _| ControlFlow::Continue(())).err().unwrap();
     assert!(matches!(refused, RepositoryError::Read(ReadError::Unopened { .. })), "{refused}");
     assert!(repository.timeline_named("branch").unwrap().metadata().ancestor.is_some());
-    assert!(repository.unfollow_primary("main").is_ok(), "it follows nobody");
+    assert!(repository.unfollow_primary("main", SlotThen::Dropped).is_ok(), "it follows nobody");
     assert!(repository.pinned_bytes("branch", &mut |_, _| ControlFlow::Continue(())).is_err());
     assert_eq!(repository.all_sizes(None).unwrap().len(), 4);
     repository.shutdown().unwrap();
@@ -271,7 +271,7 @@ fn who_finds_no_room_to_follow_does_when_there_is() {
         Ok(_) => false,
     };
     let follows = |timeline: &Timeline| timeline.receiver.read().is_some() && timeline.metadata().primary.is_some();
-    assert!(refused(repository.unfollow_primary("main")) && follows(&main));
+    assert!(refused(repository.unfollow_primary("main", SlotThen::Dropped)) && follows(&main));
     assert!(refused(repository.follow_primary("branch", nobody)) && !follows(&branch));
     assert!(matches!(branch.state(), TimelineState::Stopped { reason, .. } if reason.contains("no room")));
     assert!(refused(repository.detach_branch("branch", &mut |_, _| ControlFlow::Continue(()))));
@@ -286,7 +286,7 @@ fn who_finds_no_room_to_follow_does_when_there_is() {
 
     repository.resume_compaction().unwrap();
     assert!(follows(&branch) && matches!(branch.state(), TimelineState::Active), "{:?}", branch.state());
-    repository.unfollow_primary("main").unwrap();
+    repository.unfollow_primary("main", SlotThen::Dropped).unwrap();
     assert!(repository.store.timeline(gone.timeline_no()).unwrap().watermark().is_none());
     repository.shutdown().unwrap();
 }
