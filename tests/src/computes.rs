@@ -15,13 +15,13 @@ use serde_json::Value;
 
 use crate::postgres_server::query_text;
 use crate::process::{Watcher, descendants, is_running};
-use crate::{Outcome, PageServer, Pagectl, wait_until};
+use crate::{Outcome, PageServer, Pagectl, free_port, wait_until};
 
 /// Until a killed server is gone.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 
-/// In the log of every page server whose computes go away: the connection ends, and slots stay on servers that are no more.
-pub const EXPECTED_IN_LOG: [&str; 2] = ["connection to the primary", "a replication slot stays"];
+/// In the log of every page server whose computes go away.
+const EXPECTED_IN_LOG: &str = "connection to the primary";
 
 /// A directory of computes, and `pagectl` that works in it. Dropped: every server in it is killed.
 pub struct Computes {
@@ -33,7 +33,7 @@ pub struct Computes {
 impl Computes {
     /// No computes yet, below the directory of `server`'s test; they start from its branches.
     pub fn new(server: &mut PageServer) -> Result<Self> {
-        EXPECTED_IN_LOG.iter().for_each(|text| server.expect_in_log(text));
+        server.expect_in_log(EXPECTED_IN_LOG);
         let root = server.test_dir().path().join("computes");
         let pagectl = server.installed_pagectl()?.environment("PAGECTL_COMPUTES", &root);
         Ok(Computes { root, pagectl, watchers: Mutex::default() })
@@ -58,9 +58,11 @@ impl Computes {
         serde_json::from_str(&outcome.stdout).with_context(|| format!("not JSON: {}", outcome.stdout))
     }
 
-    /// `pagectl compute create NAME --branch BRANCH ARGUMENTS`.
+    /// `pagectl compute create NAME --branch BRANCH ARGUMENTS`, on a port that no other test of this process has.
     pub fn create(&self, name: &str, branch: &str, arguments: &[&str]) -> Result<Compute> {
-        let report = self.run(&[&["create", name, "--branch", branch], arguments].concat())?;
+        let port = free_port()?.to_string();
+        let port: &[&str] = if arguments.contains(&"--port") { &[] } else { &["--port", &port] };
+        let report = self.run(&[&["create", name, "--branch", branch], port, arguments].concat())?;
         Compute::new(self.root.join(name), report)
     }
 

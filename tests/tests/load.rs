@@ -28,7 +28,9 @@ fn disturb(version: PgVersion) {
     primary.restart(Stop::Immediate).unwrap();
     primary.kill().unwrap();
     primary.start().unwrap();
+    let backup = target.begin_backup();
     let mut standby = standby::start_standby(&primary).unwrap();
+    drop(backup);
     {
         let _quiet = target.quiesce();
         primary.stop(Stop::Fast).unwrap();

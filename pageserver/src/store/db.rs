@@ -424,6 +424,7 @@ impl Db {
         stats.block_cache_misses = ticker(Ticker::BlockCacheMiss);
         stats.block_cache_bytes = self.block_cache.get_usage() as u64;
         stats.rocksdb_seeks = ticker(Ticker::NumberDbSeek);
+        stats.rocksdb_file_opens = ticker(Ticker::NoFileOpens);
     }
 
     fn property(&self, name: &str) -> u64 {

@@ -91,18 +91,19 @@ fn flush(inner: &Inner, job: &FlushJob) -> Result<Outcome, IngestionError> {
     pass(has_pages, Failpoint::StoreBeforeIngest, Failpoint::StorePagesBeforeIngest);
     set.ingest()?;
     pass(has_pages, Failpoint::StoreIngested, Failpoint::StorePagesIngested);
-    // Dropped first: whoever knows the watermark finds no layer any more that it covers. See `gather`.
-    state.layers.drop_frozen(frozen);
-    if frozen.publish {
-        *state.watermark.lock() = Some(Watermark { last_record_lsn: frozen.last_record_lsn });
-    }
-    Failpoint::StoreFlushed.pass();
+    // Before it shows: whoever knows the watermark finds its flush counted.
     let counters = &inner.counters;
     counters.flushes.add(1);
     counters.flushed_versions.add(versions);
     counters.flushed_bytes.add(bytes);
     counters.cached_back_pages.add(extra.len().saturating_sub(usize::from(frozen.publish)) as u64);
     counters.flush_nanos.add(started_at.elapsed().as_nanos() as u64);
+    // Dropped first: whoever knows the watermark finds no layer any more that it covers. See `gather`.
+    state.layers.drop_frozen(frozen);
+    if frozen.publish {
+        *state.watermark.lock() = Some(Watermark { last_record_lsn: frozen.last_record_lsn });
+    }
+    Failpoint::StoreFlushed.pass();
     if !chains.is_empty() {
         inner.tell_long_chains(LongChains { timeline: state.timeline, chains });
     }

@@ -44,6 +44,8 @@ pub struct StoreStats {
     pub gather_seeks: u64,
     /// Seeks in RocksDB of all kinds, by RocksDB's own count.
     pub rocksdb_seeks: u64,
+    /// Files that RocksDB has opened, each time they were.
+    pub rocksdb_file_opens: u64,
     /// Versions that `gather` gave back.
     pub gathered_versions: u64,
     /// `gather` calls by number of versions given back: bucket 0 none, bucket n up to 2^(n-1), the last one all above.

@@ -189,20 +189,20 @@ fn killed_at_any_time_every_answer_is_right_or_an_error() {
         let mut random = SmallRng::seed_from_u64(2);
         let mut kills = 0;
         let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(4) {
+        // However long a start takes.
+        while started.elapsed() < Duration::from_secs(4) || kills <= 20 || engine.stats().deaths <= 10 {
+            assert!(started.elapsed() < Duration::from_secs(120), "only {kills} kills");
             std::thread::sleep(Duration::from_micros(random.random_range(0..30_000)));
             if let Some(pid) = engine.pid() {
                 kills += u32::from(kill(Pid::from_raw(pid as i32), Signal::SIGKILL).is_ok());
             }
         }
         ended.store(true, Ordering::Relaxed);
-        assert!(kills > 20, "only {kills} kills");
         let counts = askers.into_iter().map(|asker| asker.join().unwrap());
         counts.fold((0, 0), |(right, failed), counts| (right + counts.0, failed + counts.1))
     });
     // What was in flight was tried again on a process that nobody killed.
     assert!(right > 100 && failed == 0, "right {right}, failed {failed}, {:?}", engine.stats());
-    assert!(engine.stats().deaths > 10, "{:?}", engine.stats());
 }
 
 #[test]

@@ -121,6 +121,8 @@ fn wal_that_was_removed_is_named_and_reads_go_on() -> Result<()> {
     let (table, _) = rig.table()?;
     let before = rig.page(&format!("{table}/main/7"), before_lsn)?;
     rig.pageserver.stop()?;
+    let active = "SELECT count(*) FROM pg_replication_slots WHERE active";
+    wait_until("the primary to notice", LIMIT, || Ok(rig.primary.query_text(active)? == "0"))?;
     rig.primary.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")?;
     for _ in 0..5 {
         rig.write()?;

@@ -70,7 +70,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() -> Result<()> {
         (&["main", "--branch", "main"], "its name is taken"),
         // Made up to the very end, and then undone.
         (
-            &["new", "--branch", "main", "--user", "nobody-of-this-name", "--timeout", "2"],
+            &["new", "--branch", "main", "--user", "nobody-of-this-name", "--timeout", "10"],
             "does not follow the compute",
         ),
     ];

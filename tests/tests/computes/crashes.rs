@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use postgres_ffi::PgVersion;
 use tests::{Compute, Computes, PageServer, TestDir, wait_until};
 
@@ -147,7 +147,7 @@ fn a_branch_that_follows_another_server_is_left_to_it() -> Result<()> {
 fn a_branch_that_was_reset_does_not_count_as_what_its_compute_wrote() -> Result<()> {
     let dir = TestDir::new("compute-reset")?;
     let (mut server, computes) = rig(&dir, PgVersion::V15)?;
-    for text in ["diverged", "a clone that began at"] {
+    for text in ["diverged", "a clone that began at", "a replication slot stays"] {
         server.expect_in_log(text);
     }
     let pagectl = server.pagectl()?;
@@ -161,8 +161,7 @@ fn a_branch_that_was_reset_does_not_count_as_what_its_compute_wrote() -> Result<
 
     // Set back to before the compute began: what the compute has in front of its beginning is no WAL to go on with.
     pagectl.run(&["branch", "reset", "dev", "--lsn", &before_lsn, "--confirm"])?;
-    let refused = computes.outcome(&["start", "dev", "--timeout", "3"])?;
-    assert!(refused.exit_code == 2 && refused.stderr.contains("a clone that began at"), "{refused:?}");
+    start_until_told(&computes, "a clone that began at")?;
     let refused = computes.outcome(&["stop", "dev"])?;
     assert_eq!((refused.exit_code, computes.listed("dev")?["state"].as_str()), (1, Some("stopped")), "{refused:?}");
 
@@ -172,8 +171,7 @@ fn a_branch_that_was_reset_does_not_count_as_what_its_compute_wrote() -> Result<
     let text = "not with WAL of this compute";
     for is_followed in [false, true] {
         if is_followed {
-            let refused = computes.outcome(&["start", "dev", "--timeout", "3"])?;
-            assert!(refused.exit_code == 2 && refused.stderr.contains("left timeline"), "{refused:?}");
+            start_until_told(&computes, "left timeline")?;
         }
         let refused = computes.outcome(&["destroy", "dev", "--confirm"])?;
         assert!(refused.exit_code == 2 && refused.stderr.contains(text) && dev.root().exists(), "{refused:?}");
@@ -198,4 +196,13 @@ fn a_branch_that_was_reset_does_not_count_as_what_its_compute_wrote() -> Result<
     computes.run(&["start", "leased"])?;
     leased.execute("INSERT INTO t VALUES (5)")?;
     computes.destroy("leased").map(drop)
+}
+
+/// Starts `dev` until the page server has said why it does not follow. It may need more than a start's few seconds for that.
+fn start_until_told(computes: &Computes, text: &str) -> Result<()> {
+    wait_until(text, LIMIT, || {
+        let refused = computes.outcome(&["start", "dev", "--timeout", "3"])?;
+        ensure!(refused.exit_code == 2, "{refused:?}");
+        Ok(refused.stderr.contains(text))
+    })
 }

@@ -10,6 +10,9 @@ use tests::{CutProxy, Postgres, Stop, TestDir, wait_until};
 
 use super::follower::{Follower, LIMIT, Load, flush_lsn, main_versions};
 
+/// A stop that waits for nobody: far below every timeout.
+const PROMPT: Duration = Duration::from_secs(20);
+
 #[test]
 fn files_equal_the_servers_under_load() -> Result<()> {
     for version in PgVersion::ALL.into_iter().filter(|version| Postgres::is_installed(*version)) {
@@ -55,7 +58,7 @@ fn restarts_of_the_primary_are_survived() -> Result<()> {
         let end_lsn = follower.catch_up(&server)?;
         assert!(follower.compare(&server, follower.start_lsn, end_lsn)? > 0);
         assert!(follower.status()?.reconnect_count >= 4);
-        assert!(follower.stop()? < Duration::from_secs(5));
+        assert!(follower.stop()? < PROMPT);
     }
     Ok(())
 }
@@ -179,7 +182,7 @@ fn wal_that_is_gone_and_other_clusters_are_named() -> Result<()> {
     let ReceiverState::WalRemoved { next_lsn, reason } = status.state else { unreachable!() };
     assert_eq!(next_lsn, follower.start_lsn);
     assert!(reason.contains("removed"), "{reason}");
-    assert!(follower.stop()? < Duration::from_secs(5));
+    assert!(follower.stop()? < PROMPT);
 
     let other = Postgres::builder(PgVersion::V15).start(&TestDir::new("stream-other")?)?;
     let stranger_dir = TestDir::new("stream-stranger")?;
@@ -195,23 +198,24 @@ fn a_stop_is_prompt_wherever_the_receiver_is() -> Result<()> {
     let dir = TestDir::new("stream-stop")?;
     let server = Postgres::builder(PgVersion::V15).start(&dir)?;
     let mut follower = Follower::prepare(&dir, &server, &server.conninfo())?;
+    follower.config.receive_timeout = Duration::from_secs(120);
     // Nobody answers there: a listener whose queue nobody takes from.
     let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
     let port = silent.local_addr()?.port();
-    follower.config.conninfo = format!("host=127.0.0.1 port={port} user=postgres connect_timeout=60").parse()?;
+    follower.config.conninfo = format!("host=127.0.0.1 port={port} user=postgres connect_timeout=120").parse()?;
     follower.resume(follower.start_lsn)?;
     follower.wait_for_state("the attempt", |state| matches!(state, ReceiverState::Connecting))?;
-    assert!(follower.stop()? < Duration::from_secs(2));
+    assert!(follower.stop()? < PROMPT);
 
     follower.config.conninfo = "host=127.0.0.1 port=1 user=postgres".parse()?;
     follower.resume(follower.start_lsn)?;
     follower.wait_for_state("the pause", |state| matches!(state, ReceiverState::Waiting))?;
-    assert!(follower.stop()? < Duration::from_secs(2));
+    assert!(follower.stop()? < PROMPT);
 
     follower.config.conninfo = server.conninfo().parse()?;
     follower.resume(follower.start_lsn)?;
     follower.wait_for_state("streaming", |state| matches!(state, ReceiverState::Streaming))?;
-    assert!(follower.stop()? < Duration::from_secs(2));
+    assert!(follower.stop()? < PROMPT);
     Ok(())
 }
 

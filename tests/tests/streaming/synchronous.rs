@@ -22,7 +22,7 @@ fn the_primary_sees_write_flush_and_apply_advance() -> Result<()> {
         let sql = "SELECT least(write_lsn, flush_lsn, replay_lsn) FROM pg_stat_replication WHERE application_name = 'pageserver'";
         wait_until("the positions", LIMIT, || Ok(server.query_text(sql)?.parse::<Lsn>()? >= lsn))?;
         let slot = "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'follower' AND active";
-        assert!(server.query_text(slot)?.parse::<Lsn>()? >= lsn);
+        wait_until("the slot's position", LIMIT, || Ok(server.query_text(slot)?.parse::<Lsn>()? >= lsn))?;
 
         // A sink that stands still: durable goes on, readable does not.
         follower.seen.held.store(true, Ordering::SeqCst);

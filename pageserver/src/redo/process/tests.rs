@@ -18,13 +18,26 @@ const PAGE_HEADER: &str = r"printf 'AP\000\000\000\040\000\000\001\000\000\000\0
 /// Refuses request 1 with "no way.." .
 const REFUSE: &str = r"printf 'AP\001\000\010\000\000\000\001\000\000\000\000\000\000\000no way..';";
 
-const TIMEOUT: Duration = Duration::from_millis(400);
+/// More than anything here takes, and less than the scripts sleep.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Where the end of a timeout is waited for.
+const SHORT: Duration = Duration::from_millis(400);
 
+/// With time for everything.
 fn engine(script: &str) -> ProcessEngine {
+    engine_with(script, LIMIT, LIMIT)
+}
+
+/// With little time for an answer.
+fn impatient(script: &str) -> ProcessEngine {
+    engine_with(script, LIMIT, SHORT)
+}
+
+fn engine_with(script: &str, start_timeout: Duration, timeout: Duration) -> ProcessEngine {
     let args = vec!["-c".to_owned(), script.to_owned()];
     let mut config = ProcessConfig::new(Program::Other { path: "/bin/sh".into(), args }, PgVersion::V15);
-    config.timeout = TIMEOUT;
-    config.start_timeout = TIMEOUT;
+    config.start_timeout = start_timeout;
+    config.timeout = timeout;
     ProcessEngine::new(config)
 }
 
@@ -38,16 +51,15 @@ fn request() -> EngineRequest {
     request
 }
 
-/// Runs `script` and gives its answer to `count` equal requests, within `limit`.
-fn answers(script: &str, count: usize, limit: Duration) -> (Vec<Answer>, ProcessStats) {
-    let engine = engine(script);
+/// The answers to `count` equal requests, within the limit.
+fn answers(engine: ProcessEngine, count: usize) -> (Vec<Answer>, ProcessStats) {
     let started = Instant::now();
     let mut requests = vec![request(); count];
     for (block_no, request) in requests.iter_mut().enumerate() {
         request.block_no = block_no as u32;
     }
     let answers = engine.redo(&requests);
-    assert!(started.elapsed() < limit, "took {:?}", started.elapsed());
+    assert!(started.elapsed() < LIMIT, "took {:?}", started.elapsed());
     let stats = engine.stats();
     drop(engine);
     (answers, stats)
@@ -71,7 +83,7 @@ fn process_that_cannot_be_run_is_an_error_and_not_tried_again_at_once() {
 
 #[test]
 fn process_that_dies_at_once_tells_why() {
-    let (answers, stats) = answers("echo 'FATAL: no such thing' >&2; exit 3", 1, Duration::from_secs(5));
+    let (answers, stats) = answers(engine("echo 'FATAL: no such thing' >&2; exit 3"), 1);
     let text = message(&answers[0]);
     assert!(text.contains("exit code 3") && text.contains("FATAL: no such thing"), "{text}");
     assert_eq!((stats.starts, stats.start_failures), (0, 1));
@@ -85,7 +97,7 @@ fn process_that_is_killed_before_its_hello_is_started_once_more() {
         "if mkdir '{}' 2>/dev/null; then kill -9 $$; fi; {HELLO} {READ_ONE} {REFUSE} sleep 1000",
         mark.display()
     );
-    let (answers, stats) = answers(&script, 1, Duration::from_secs(5));
+    let (answers, stats) = answers(engine(&script), 1);
     assert!(message(&answers[0]).contains("no way"), "{answers:?}");
     assert!(mark.exists());
     assert_eq!((stats.starts, stats.start_failures), (1, 0));
@@ -93,21 +105,21 @@ fn process_that_is_killed_before_its_hello_is_started_once_more() {
 
 #[test]
 fn process_that_never_says_hello_is_killed() {
-    let (answers, _) = answers("sleep 1000", 1, TIMEOUT * 5);
+    let (answers, _) = answers(engine_with("sleep 1000", SHORT, LIMIT), 1);
     assert!(message(&answers[0]).contains("no hello in time"), "{answers:?}");
 }
 
 #[test]
 fn hello_of_something_else_is_refused() {
     for script in ["echo 'Welcome to this program, it is nothing for you'", "cat /dev/zero"] {
-        let (answers, _) = answers(script, 1, Duration::from_secs(5));
+        let (answers, _) = answers(engine(script), 1);
         assert!(message(&answers[0]).contains("no hello"), "{answers:?}");
     }
 }
 
 #[test]
 fn process_that_hangs_is_killed_and_the_request_tried_once_more_alone() {
-    let (answers, stats) = answers(&format!("{HELLO} sleep 1000"), 1, TIMEOUT * 6);
+    let (answers, stats) = answers(impatient(&format!("{HELLO} sleep 1000")), 1);
     assert!(message(&answers[0]).contains("no reply in time"), "{answers:?}");
     assert_eq!(answers[0].as_ref().unwrap_err().kind(), RedoErrorKind::Corrupt);
     let expected = ProcessStats { starts: 2, kills_timeout: 2, requests: 2, records: 2, batches: 2, ..stats };
@@ -119,13 +131,13 @@ fn process_that_hangs_is_killed_and_the_request_tried_once_more_alone() {
 fn process_that_does_not_even_read_is_killed() {
     // More than fits into the pipe.
     let script = format!("{HELLO} sleep 1000");
-    let engine = engine(&script);
+    let engine = impatient(&script);
     let mut long = request();
     long.records = vec![(Lsn::new(0x1000), vec![1; 900_000].into())];
     let started = Instant::now();
     let answer = engine.redo(&[long]).pop().unwrap();
     assert!(message(&answer).contains("no reply in time"), "{answer:?}");
-    assert!(started.elapsed() < TIMEOUT * 6);
+    assert!(started.elapsed() < LIMIT);
 }
 
 #[test]
@@ -135,7 +147,7 @@ fn process_that_dies_in_mid_batch_harms_one_request() {
         "{HELLO} while :; do set -- $(head -c 8272 | od -An -v -tu4); [ \"$8\" = 2 ] && exit 9;
          printf 'AP\\001\\000\\010\\000\\000\\000'; printf \"\\\\$(printf %o $3)\"; printf '\\000\\000\\000\\000\\000\\000\\000no way..'; done"
     );
-    let (answers, stats) = answers(&script, 5, Duration::from_secs(9));
+    let (answers, stats) = answers(engine(&script), 5);
     for (block_no, answer) in answers.iter().enumerate() {
         let expected = if block_no == 2 { "process ended (exit code 9)" } else { "no way.." };
         assert!(message(answer).contains(expected), "{answers:?}");
@@ -147,9 +159,9 @@ fn process_that_dies_in_mid_batch_harms_one_request() {
 
 #[test]
 fn answer_that_is_cut_short_is_no_page() {
-    for ending in ["exit 0", "sleep 1000"] {
+    for (ending, timeout) in [("exit 0", LIMIT), ("sleep 1000", SHORT)] {
         let script = format!("{HELLO} {READ_ONE} {PAGE_HEADER} head -c 8000 /dev/zero; {ending}");
-        let (answers, stats) = answers(&script, 1, TIMEOUT * 6);
+        let (answers, stats) = answers(engine_with(&script, LIMIT, timeout), 1);
         assert!(matches!(answers[0], Err(RedoError::EngineFailed { .. })), "{answers:?}");
         assert_eq!(stats.starts, 2);
     }
@@ -163,12 +175,12 @@ fn garbage_is_no_page() {
         // Right frame, but to request 0x7F01.
         format!(r"{HELLO} {READ_ONE} printf 'AP\001\000\010\000\000\000\001\177\000\000\000\000\000\000no way..'"),
         // Right frame, but the page is full of 'y'.
-        format!("{HELLO} {READ_ONE} {PAGE_HEADER} yes y | tr -d '\\n' | head -c 8192; sleep 1000"),
+        format!("{HELLO} {READ_ONE} {PAGE_HEADER} yes y | tr -d '\\n' | head -c 8192"),
         // A page of zeroes is not what comes of a page with an LSN: the base has none, but it is no answer to id 1 twice.
         format!("{HELLO} {READ_ONE} {REFUSE} {REFUSE} {REFUSE} sleep 1000"),
     ];
     for (no, script) in scripts.iter().enumerate() {
-        let (answers, stats) = answers(script, 2, TIMEOUT * 12);
+        let (answers, stats) = answers(engine(script), 2);
         for answer in &answers {
             assert!(answer.is_err(), "{no}: {answers:?}");
         }
@@ -204,10 +216,10 @@ fn processes_that_it_started_go_with_it() {
     assert!(group(pid) >= 1);
     let started = Instant::now();
     drop(engine);
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < LIMIT);
     // The child of the shell is init's to wait for; it may be seen dying for a moment.
     while group(pid) > 0 {
-        assert!(started.elapsed() < Duration::from_secs(5), "a process of the group survives");
+        assert!(started.elapsed() < LIMIT, "a process of the group survives");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -240,7 +252,7 @@ fn base_that_is_no_page_and_record_that_is_too_long_are_refused_unasked() {
 fn environment_and_descriptors_are_not_inherited() {
     let dir = tempfile::tempdir().unwrap();
     let held = std::fs::File::create(dir.path().join("held by us")).unwrap();
-    let (answers, _) = answers("env >&2; ls -l /proc/self/fd >&2; exit 1", 1, Duration::from_secs(5));
+    let (answers, _) = answers(engine("env >&2; ls -l /proc/self/fd >&2; exit 1"), 1);
     drop(held);
     let text = message(&answers[0]);
     for name in ["PATH=/", "HOME", "CARGO", "USER", "held by us"] {

@@ -320,7 +320,7 @@ fn scan_newest_skips_over_long_histories() {
 }
 
 #[test]
-fn open_is_quick_with_many_files() {
+fn an_open_looks_into_few_of_many_files() {
     let dir = tempfile::tempdir().expect("a directory");
     let config = StoreConfig { file_bytes: 4 << 10, open_files_max: 64, ..small_config() };
     let store = Store::open(dir.path(), &config).expect("the store opens");
@@ -333,10 +333,9 @@ fn open_is_quick_with_many_files() {
     let files: u64 = store.stats().levels.iter().map(|level| level.files).sum();
     assert!(files > 200, "{files} files");
     drop((timeline, store));
-    let started_at = Instant::now();
     let store = Store::open(dir.path(), &config).expect("the store opens");
-    assert!(started_at.elapsed() < Duration::from_secs(1), "{files} files in {:?}", started_at.elapsed());
-    println!("{files} files in {:?}", started_at.elapsed());
+    let opened = store.stats().rocksdb_file_opens;
+    assert!(opened <= u64::from(config.open_files_max), "{opened} of {files} files");
     let timeline = store.timeline(T1).expect("a timeline");
     (0..1500).for_each(|n| assert_eq!(gather(&timeline, &block(n), 8).map(|found| found.0.len()), Ok(1)));
 }
