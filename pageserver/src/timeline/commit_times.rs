@@ -84,7 +84,8 @@ impl Timeline {
                 Ok(LsnAtTime { lsn, commit_time: WallTime::from_postgres(known.time) })
             }
             _ => {
-                let at_shown = known.map(|known| (known_from(&known), shown_lsn));
+                let at_shown =
+                    known.map(|known| self.first_answer_from(&known, shown_lsn, last_record_lsn)).transpose()?;
                 let at_later = later.map(|(later_lsn, later)| (known_from(&later), later_lsn));
                 let at_later = at_later.filter(|(_, later_lsn)| first_readable_lsn <= *later_lsn);
                 let first = at_shown.into_iter().chain(at_later).min();
@@ -92,6 +93,25 @@ impl Timeline {
                 Err(TimeError::BeforeFirst { time, first_time, first_lsn })
             }
         }
+    }
+
+    /// The first time that is answered if `known` is the time at `shown_lsn`, and the LSN where it is the time.
+    ///
+    /// What can be read may begin behind the end of the last record before the next end of a transaction (inside that one's record, say): then
+    /// nobody can be where `known` was.
+    fn first_answer_from(
+        &self,
+        known: &CommitTime,
+        shown_lsn: Lsn,
+        last_record_lsn: Lsn,
+    ) -> Result<(WallTime, Lsn), ReadError> {
+        let known_from = known_from(known);
+        Ok(match self.first_end_after(known_from, last_record_lsn)? {
+            Some((next_lsn, next)) if next.before_lsn < Some(shown_lsn) => {
+                (WallTime::from_postgres(next.time), next_lsn)
+            }
+            _ => (known_from, shown_lsn),
+        })
     }
 
     /// What stands at or below `request_lsn`, here or in the ancestors.

@@ -23,6 +23,9 @@ pub fn check_start_log(clone: &Postgres) -> Result<()> {
         "the database system is not yet accepting connections",
         "terminating connection due to administrator command",
         "terminating walreceiver process due to administrator command",
+        // PostgreSQL's answer to a template that is in use, to a stop, and to a lock that somebody waits for.
+        "terminating autovacuum process due to administrator command",
+        "canceling autovacuum task",
     ];
     let is_ours = |line: &&str| OURS.iter().any(|text| line.contains(text));
     let lines: Vec<&str> = log.lines().filter(alarming).filter(|line| !is_ours(line)).collect();

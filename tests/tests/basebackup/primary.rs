@@ -36,11 +36,11 @@ impl Followed {
         Ok(Followed { page_server, primary, dir })
     }
 
-    /// Waits until the page server can show what the primary has written by now; its LSN.
+    /// Waits until the page server can show what the primary has written by now; its LSN, the end of a record.
     pub fn catch_up(&self) -> Result<Lsn> {
-        // The insert position may lie behind a page header that nothing has been written after; an LSN that was flushed is a record's end.
-        self.primary.execute("SELECT pg_logical_emit_message(true, 'test', 'catch up')")?;
-        let lsn: Lsn = self.primary.query_text("SELECT pg_current_wal_flush_lsn()")?.parse()?;
+        // The insert position may lie behind a page header, and the flushed one inside a record; the next one flushes this one.
+        let lsn: Lsn = self.primary.query_text("SELECT pg_logical_emit_message(false, 'test', 'catch up')")?.parse()?;
+        self.primary.execute("SELECT pg_logical_emit_message(true, 'test', 'flush')")?;
         wait_until("the page server to catch up", CATCH_UP_LIMIT, || {
             Ok(self.page_server.timeline("main", "last_record_lsn")?.parse::<Lsn>()? >= lsn)
         })?;

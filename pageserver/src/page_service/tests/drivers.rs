@@ -146,8 +146,11 @@ fn the_postgres_crate_cancels() {
     fixture.toy.slow_import.store(true, std::sync::atomic::Ordering::SeqCst);
     let mut client = connect(&fixture);
     let token = client.cancel_token();
+    let toy = fixture.toy.clone();
     let canceller = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(200));
+        while toy.imports_begun.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
         token.cancel_query(NoTls).expect("sent");
     });
     let error = client.simple_query("import x from 'host=/tmp user=''o''''neill'''").expect_err("cancelled");

@@ -84,6 +84,7 @@ pub struct Toy {
     pub shutting_down: AtomicBool,
     /// Sizes of the batches that were read.
     pub batches: Mutex<Vec<usize>>,
+    pub imports_begun: AtomicUsize,
     pub imports_cancelled: AtomicUsize,
     pub slow_import: AtomicBool,
     /// Pieces of an endless backup that were taken.
@@ -97,6 +98,7 @@ impl Toy {
             last_record_lsn: AtomicU64::new(LAST_RECORD),
             shutting_down: AtomicBool::new(false),
             batches: Mutex::default(),
+            imports_begun: AtomicUsize::new(0),
             imports_cancelled: AtomicUsize::new(0),
             slow_import: AtomicBool::new(false),
             backup_pieces: AtomicUsize::new(0),
@@ -173,6 +175,7 @@ impl RepositoryBackend for ToyRepository {
         progress: &mut dyn FnMut(&ImportProgress) -> ControlFlow<()>,
     ) -> Result<TimelineInfo, BackendError> {
         assert_eq!(conninfo, "host=/tmp user='o''neill'");
+        self.0.imports_begun.fetch_add(1, Ordering::SeqCst);
         let steps = if self.0.slow_import.load(Ordering::SeqCst) { 2_000 } else { 2 };
         for step in 1..=steps {
             let at = ImportProgress { phase: "base backup".into(), bytes_done: step * 5, bytes_total: Some(steps * 5) };

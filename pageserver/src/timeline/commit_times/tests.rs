@@ -216,9 +216,19 @@ fn a_time_gives_the_lsn_where_a_walk_over_all_records_stops() {
         let first_readable_lsn =
             lines.iter().map(|(end_lsn, _)| *end_lsn).find(|end_lsn| *end_lsn >= first_readable_lsn).unwrap();
         let count = |(a, b): (usize, usize), (c, d)| (a + c, b + d);
-        // The backup's end is the end of a record: the same timeline, opened as such.
-        let main = rig.timeline(no, first_readable_lsn, None);
-        main.last_record.advance(lines.last().unwrap().0);
+        // What garbage collection leaves begins anywhere: the same timeline, opened as such.
+        let opened = |first_readable_lsn| {
+            let main = rig.timeline(no, first_readable_lsn, None);
+            main.last_record.advance(lines.last().unwrap().0);
+            main
+        };
+        for _ in 0..10 {
+            let last_lsn = lines[lines.len() / 2].0.as_u64();
+            let first_readable_lsn = Lsn::new(rng.random_range(START_LSN.as_u64()..last_lsn)).align_up();
+            total = count(total, check(&opened(first_readable_lsn), &lines, imported, first_readable_lsn));
+        }
+        // The backup's end is the end of a record.
+        let main = opened(first_readable_lsn);
         total = count(total, check(&main, &lines, imported, first_readable_lsn));
 
         // A branch somewhere above, and its ancestor goes on.
