@@ -119,6 +119,12 @@ fn run_load(primary: &Postgres) {
             });
         }
     });
+    // However fast the machine: some that have a few milliseconds for themselves.
+    let mut alone = primary.connect().unwrap();
+    for n in 0..40 {
+        alone.batch_execute(&format!("INSERT INTO t VALUES (3, {n})")).unwrap();
+        alone.batch_execute("SELECT pg_sleep(0.003)").unwrap();
+    }
 }
 
 /// `pg_xact_commit_timestamp` of every row's transaction is the time of one of the ends.
